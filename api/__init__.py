@@ -1,0 +1,1 @@
+"""The HTTP side: it writes rows, rings the bell, and reads what the workers wrote. It never trains."""

@@ -1,0 +1,95 @@
+"""``python -m api``: the API under uvicorn, on an address or on a socket that is already bound."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from models.settings import Settings
+
+#: Seconds that open requests get when the server is told to end.
+_GRACE = 10
+
+
+class Server(uvicorn.Server):
+    """Ends the streams of events before it waits for open connections; by themselves they end with their jobs."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.services.streams.close()
+        await super().shutdown(sockets)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m api", description="Serve Limbeck's HTTP API.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--fd", type=int, help="a bound socket that was inherited; goes before --host and --port")
+    options = parser.parse_args(arguments)
+    settings = Settings()
+    configure_logging(settings)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        access_log=False,  # api/access.py writes a shorter one, with request ids
+        log_config=None,
+        timeout_graceful_shutdown=_GRACE,
+        server_header=False,
+    )
+    server = Server(config, app)
+    # uvicorn raises the signal that ended it once more when all is closed; being told to end is no failure.
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: sys.exit(0))
+    # uvicorn's own ``fd`` takes every socket for a UNIX one.
+    server.run(sockets=None if options.fd is None else [socket.socket(fileno=options.fd)])
+    return 0 if server.started else 1
+
+
+def configure_logging(settings: Settings) -> None:
+    """One line an event on stderr; JSON where the settings say so."""
+    shared: list[structlog.types.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    as_json = settings.log_format == "json"
+    last: list[structlog.types.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if as_json
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The application, put together from settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, FastAPI
+
+from api import errors, openapi
+from api.access import Observed
+from api.deps import Services, intake_limiter
+from api.downloads import Downloads
+from api.inference import Students
+from api.routes import datasets, events, files, health, jobs, methods, models, predict
+from api.streams import Streams
+from api.telemetry import Telemetry
+from models.db import Database
+from models.settings import Settings
+from models.storage import open_storage
+from worker.queue import Bell
+
+_ROUTERS: tuple[APIRouter, ...] = tuple(
+    module.router for module in (jobs, events, datasets, models, files, predict, methods, health)
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the API. The database, the storage and the rest are opened when it starts, and closed when it ends."""
+    telemetry = Telemetry()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _services(settings, telemetry) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="Limbeck",
+        summary="Distils BERT-family models into small students.",
+        description=openapi.DESCRIPTION,
+        version=_version(),
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=openapi.TAGS,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.add_middleware(Observed, telemetry=telemetry)
+    errors.register(app)
+    for router in _ROUTERS:
+        app.include_router(router)
+    openapi.install(app)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> dict[str, str]:
+        return {"name": "limbeck", "version": app.version, "docs": "/docs", "openapi": "/openapi.json"}
+
+    return app
+
+
+@asynccontextmanager
+async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[Services]:
+    assert settings.scratch_dir is not None  # Settings fills it in
+    async with AsyncExitStack() as stack:
+        database = Database(settings)
+        stack.callback(database.dispose)
+        if settings.environment == "embedded":  # in production a step of the deployment does it
+            await asyncio.to_thread(database.migrate)
+        telemetry.watch(database)
+        storage = open_storage(settings)
+        bell = Bell(settings)
+        stack.callback(bell.close)
+        streams = await stack.enter_async_context(Streams(database).running())
+        yield Services(
+            settings=settings,
+            database=database,
+            storage=storage,
+            bell=bell,
+            streams=streams,
+            students=Students(storage, settings),
+            downloads=Downloads(storage, settings.scratch_dir / "downloads", settings.download_cache_bytes),
+            telemetry=telemetry,
+            intake=intake_limiter(),
+        )
+
+
+def _version() -> str:
+    try:
+        return version("limbeck")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"

@@ -1,0 +1,201 @@
+"""From errors to HTTP: the one place where a status is chosen. Every error answer is an RFC 9457 problem."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+
+from limbeck import errors
+from limbeck.errors import LimbeckError, Problem
+from limbeck.spec import json_pointer, problems_in
+
+PROBLEM_JSON = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a class of errors leaves the house."""
+
+    status: int
+    title: str
+    retry_after: int | None = None  #: seconds
+
+
+#: The nearest class of an error's line of descent decides.
+ANSWERS: Mapping[type[LimbeckError], Answer] = {
+    LimbeckError: Answer(500, "The server failed"),
+    errors.InvalidInput: Answer(422, "The input is not valid"),
+    errors.NotFound: Answer(404, "Not found"),
+    errors.NotYet: Answer(404, "Not there yet"),
+    errors.Conflict: Answer(409, "The state does not allow it"),
+    errors.TooLarge: Answer(413, "Too large"),
+    errors.Unavailable: Answer(503, "A service is away", retry_after=5),
+    errors.QueueFull: Answer(429, "The queue is full", retry_after=30),
+    errors.StorageFull: Answer(507, "The storage is full"),
+}
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_CODES = {
+    400: "bad_request",
+    404: "no_such_route",
+    405: "method_not_allowed",
+    413: errors.TooLarge.code,
+    415: "unsupported_media_type",
+    416: "range_not_satisfiable",
+}
+
+
+def answer_for(error: LimbeckError) -> Answer:
+    return next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+
+
+def problem(
+    request: Request,
+    *,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    problems: Iterable[Mapping[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An ``application/problem+json`` answer."""
+    body: dict[str, Any] = {
+        "type": f"urn:limbeck:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+        "request_id": request.scope.get("request_id"),
+        "errors": list(problems),
+    }
+    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return Response(content, status_code=status, media_type=PROBLEM_JSON, headers=dict(headers or {}))
+
+
+def not_json() -> HTTPException:
+    """For a body whose Content-Type is not JSON."""
+    return HTTPException(415, "Send the body as JSON, with the header 'Content-Type: application/json'.")
+
+
+def unexpected(request: Request) -> Response:
+    """What a caller may know of an error that nobody expected: where to look in the log."""
+    return problem(
+        request,
+        status=500,
+        code=LimbeckError.code,
+        title=ANSWERS[LimbeckError].title,
+        detail="An unexpected error happened. The server's log has it under this request_id.",
+    )
+
+
+def register(app: FastAPI) -> None:
+    """Make ``app`` answer every error that it raises or meets with a problem."""
+    app.add_exception_handler(LimbeckError, _limbeck_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_exception)
+
+
+async def _limbeck_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LimbeckError)
+    answer = answer_for(error)
+    if answer.status == 500:
+        raise error  # not meant for a caller: the outermost layer logs it whole
+    return problem(
+        request,
+        status=answer.status,
+        code=error.code,
+        title=answer.title,
+        detail=error.message,
+        problems=_listed(error.problems),
+        headers={"Retry-After": str(answer.retry_after)} if answer.retry_after else None,
+    )
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    detail = error.detail if error.detail != title else _explained(request, error.status_code, title)
+    code = _CODES.get(error.status_code, title.lower().replace(" ", "_"))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return problem(request, status=error.status_code, code=code, title=title, detail=detail, headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes with this path; Starlette names those of the first one."""
+    routes = request.app.router.routes
+    scopes = {method: dict(request.scope, method=method) for method in _METHODS}
+    return [method for method in _METHODS if any(route.matches(scopes[method])[0] is Match.FULL for route in routes)]
+
+
+def _explained(request: Request, status: int, phrase: str) -> str:
+    if status == 404:
+        return f"There is no route {request.url.path}. /docs lists all of them."
+    if status == 405:
+        return f"{request.url.path} does not take {request.method}."
+    return phrase
+
+
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if found and found[0]["type"] == "json_invalid":
+        return _malformed_json(request, str(error.body), int(found[0]["loc"][1]), found[0]["ctx"]["error"])
+    if isinstance(error.body, bytes):
+        return await _http_exception(request, not_json())
+    listed = [one for item in found for one in _located(item, error.body)]
+    return problem(
+        request,
+        status=422,
+        code=errors.InvalidInput.code,
+        title=ANSWERS[errors.InvalidInput].title,
+        detail=_summary(listed),
+        problems=listed,
+    )
+
+
+def _malformed_json(request: Request, text: str, position: int, reason: str) -> Response:
+    line = text.count("\n", 0, position) + 1
+    column = position - (text.rfind("\n", 0, position) + 1) + 1
+    detail = f"The body is not JSON: line {line}, column {column}: {reason}."
+    return problem(
+        request,
+        status=400,
+        code="malformed_json",
+        title="Malformed JSON",
+        detail=detail,
+        problems=[{"pointer": "", "detail": detail}],
+    )
+
+
+def _located(item: Any, body: Any) -> list[dict[str, str]]:
+    """One of FastAPI's findings; those outside the body say in which part of the request they are."""
+    where, *path = item["loc"]
+    if where == "body" and not path and item["type"] == "missing":
+        return [{"pointer": "", "detail": "this request needs a body"}]
+    if where == "body":
+        return list(_listed(problems_in([item | {"loc": tuple(path)}], body)))
+    given = {path[0]: item.get("input")} if path else {}
+    detail = problems_in([item | {"loc": tuple(path)}], given)[0].detail
+    return [{"pointer": json_pointer(path[:1]), "in": str(where), "detail": detail}]
+
+
+def _listed(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"pointer": one.pointer, "detail": one.detail} for one in problems]
+
+
+def _summary(listed: list[dict[str, str]]) -> str:
+    lines = [f"{one.get('in', '')} {one['pointer'] or '/'}: {one['detail']}".strip() for one in listed]
+    return "The request is not valid: " + "; ".join(lines)

@@ -1,0 +1,338 @@
+"""Examples for the OpenAPI page. A test holds each against its schema, so that none goes stale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from limbeck.config import DistillConfig
+
+_JOB_ID = "job_019aa1f2-0b1c-7c3e-9d53-2f6c1f0a4b11"
+_STUDENT_ID = "mdl_019aa1f9-6f0e-7a44-8c6b-0d8a54c2e7f3"
+_BASELINE_ID = "mdl_019aa1f9-6f10-7b02-a3a6-7b1f5e9c0d42"
+_TEACHER_ID = "mdl_019aa1e0-1111-7d3b-b0a5-92d5c1a7e001"
+_DATASET_ID = "ds_019aa1ee-52aa-7e6d-8f11-0c9d8b7a6e55"
+_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+SMALLEST = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings", "method": "kd"}
+FULL = {
+    "name": "reviews, 3 layers",
+    "teacher": {"source": f"model:{_TEACHER_ID}", "finetune": {"epochs": 3, "learning_rate": 1e-4}},
+    "dataset": {"source": f"dataset:{_DATASET_ID}", "limit": 20000},
+    "student": {"layers": 3, "init": "uniform"},
+    "method": {"type": "kd", "temperature": 4.0},
+    "training": {"epochs": 3, "batch_size": 32, "learning_rate": 1e-4, "max_length": 128, "seed": 42},
+    "evaluation": {"baseline": True},
+    "export": ["onnx", "onnx-int8"],
+    "gate": {"min_retention": 0.95},
+    "metadata": {"team": "search"},
+    "priority": 5,
+}
+HUB = {
+    "teacher": "textattack/bert-base-uncased-SST-2",
+    "dataset": {"source": "stanfordnlp/sst2", "columns": {"text": "sentence"}},
+    "method": "kd",
+}
+#: For ``Body(openapi_examples=…)``.
+JOB_REQUESTS: dict[str, Any] = {
+    "smallest": {"summary": "The smallest request: needs no upload and no internet", "value": SMALLEST},
+    "full": {"summary": "Your own teacher and data, everything said", "value": FULL},
+    "hub": {"summary": "Names from the Hugging Face hub", "value": HUB},
+}
+
+JOB: dict[str, Any] = {
+    "id": _JOB_ID,
+    "object": "job",
+    "name": "kd: minilm-l6 on stdlib-docstrings",
+    "owner": "default",
+    "priority": 0,
+    "status": "running",
+    "stage": "distilling",
+    "created_at": "2026-11-24T02:13:26.031000Z",
+    "started_at": "2026-11-24T02:13:26.540000Z",
+    "finished_at": None,
+    "queue_position": None,
+    "attempt": 1,
+    "progress": {
+        "stage": "distilling",
+        "step": 412,
+        "total_steps": 940,
+        "percent": 46.5,
+        "examples_per_second": 211.4,
+        "eta_seconds": 88.0,
+    },
+    "config": DistillConfig.parse(SMALLEST).model_dump(mode="json"),
+    "metadata": {},
+    "provenance": {"seed": 42},
+    "error": None,
+    "result": None,
+}
+QUEUED: dict[str, Any] = JOB | {
+    "status": "queued",
+    "stage": None,
+    "started_at": None,
+    "attempt": 0,
+    "queue_position": 1,
+    "progress": None,
+    "provenance": {},
+}
+ENDED: dict[str, Any] = JOB | {
+    "status": "succeeded",
+    "stage": None,
+    "finished_at": "2026-11-24T02:16:48.902000Z",
+    "result": {"model_id": _STUDENT_ID, "baseline_id": _BASELINE_ID, "verdict": {"passed": True, "reasons": []}},
+}
+CANCELLING: dict[str, Any] = JOB | {"status": "cancelling"}
+
+
+def listing(*items: Any) -> dict[str, Any]:
+    return {"object": "list", "data": list(items), "has_more": False, "next_cursor": None}
+
+
+VALIDATION = {
+    "object": "validation",
+    "valid": True,
+    "config": JOB["config"],
+    "teacher": {
+        "architecture": "BertModel",
+        "layers": 6,
+        "hidden_size": 384,
+        "has_head": False,
+        "parameters": 22713216,
+    },
+    "notes": [],
+}
+EVENT = {
+    "sequence": 4,
+    "kind": "teacher.evaluated",
+    "message": "The teacher has an accuracy of 76.8 % on the test split.",
+    "at": "2026-11-24T02:14:31.220000Z",
+    "data": {"accuracy": 0.768},
+}
+EVENT_STREAM = (
+    "id: 4\nevent: teacher.evaluated\n"
+    'data: {"sequence":4,"kind":"teacher.evaluated","message":"…","at":"2026-11-24T02:14:31.220000Z","data":{}}\n\n'
+    "event: progress\n"
+    'data: {"status": "running", "stage": "distilling", "attempt": 1, "progress": {"percent": 46.5}}\n\n'
+    ": still there\n\n"
+)
+ATTEMPT = {
+    "number": 1,
+    "fence": 1,
+    "worker": "worker-1",
+    "host": "gpu-03",
+    "pid": 4711,
+    "started_at": "2026-11-24T02:13:26.540000Z",
+    "ended_at": None,
+    "resumed_from_step": 0,
+    "last_step": 412,
+    "outcome": None,
+    "reason": None,
+    "message": None,
+}
+METRICS = {
+    "object": "metrics",
+    "series": {"distilling/loss": [{"step": 410, "value": 0.71, "at": "2026-11-24T02:14:55.100000Z"}]},
+}
+
+
+def _estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": round(value - 0.02, 4), "high": round(value + 0.02, 4)}
+
+
+def _latency(milliseconds: float) -> list[dict[str, float]]:
+    return [
+        {
+            "batch_size": size,
+            "p50_ms": milliseconds * size,
+            "p95_ms": milliseconds * size * 1.5,
+            "examples_per_second": 1000 / milliseconds,
+        }
+        for size in (1, 32)
+    ]
+
+
+def _model_card(name: str, layers: int, accuracy: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "layers": layers,
+        "hidden_size": 384,
+        "parameters": 12_000_000 + 1_775_000 * layers,
+        "bytes": 48_000_000 + 7_100_000 * layers,
+        "metrics": {"accuracy": _estimate(accuracy), "macro_f1": _estimate(accuracy - 0.03)},
+        "validation": {"accuracy": accuracy, "macro_f1": accuracy - 0.03},
+        "latency": _latency(1.5 * layers),
+    }
+
+
+SCORECARD: dict[str, Any] = {
+    "version": 1,
+    "task": "sequence_classification",
+    "method": "kd",
+    "main_metric": "accuracy",
+    "seed": 42,
+    "dataset": {
+        "source": "builtin:stdlib-docstrings",
+        "sha256": _SHA256,
+        "train": 4600,
+        "validation": 600,
+        "test": 600,
+        "labels": ["networking", "text", "testing"],
+        "majority": 0.18,
+    },
+    "hardware": {
+        "cpu": "x86_64",
+        "threads": 2,
+        "device": "cpu",
+        "precision": "float32",
+        "torch": "2.9.0",
+        "transformers": "5.0.0",
+        "onnxruntime": "1.23.0",
+    },
+    "teacher": _model_card("builtin:minilm-l6", 6, 0.768),
+    "student": _model_card("student", 3, 0.731),
+    "baseline": _model_card("baseline", 3, 0.702),
+    "retention": _estimate(0.952),
+    "gap_recovery": _estimate(0.44),
+    "gap_recovery_note": None,
+    "speedup": {"1": 1.9, "32": 2.0},
+    "compression": 1.3,
+    "exports": [
+        {
+            "format": "onnx",
+            "bytes": 69_300_000,
+            "examples": 256,
+            "max_logit_difference": 0.000004,
+            "label_agreement": 1.0,
+            "metrics": {"accuracy": _estimate(0.731)},
+            "latency": _latency(2.1),
+        }
+    ],
+    "minutes": {"teacher": 1.4, "distilling": 1.1},
+    "verdict": {"passed": True, "reasons": []},
+}
+LOG = "02:13:27 preparing: 5,793 docstrings in 12 areas\n02:13:40 teacher: epoch 1 of 3\n"
+
+DATASET: dict[str, Any] = {
+    "id": _DATASET_ID,
+    "object": "dataset",
+    "name": "reviews",
+    "created_at": "2026-11-24T02:10:02.417000Z",
+    "splits": {
+        "train": {"rows": 8000, "bytes": 412300, "sha256": _SHA256},
+        "validation": {"rows": 1000, "bytes": 52110, "sha256": _SHA256},
+        "test": {"rows": 1000, "bytes": 51873, "sha256": _SHA256},
+    },
+    "profile": {
+        "columns": {"text": "review", "text_pair": None, "label": "stars"},
+        "labels": ["negative", "positive"],
+        "pair": False,
+        "warnings": [],
+    },
+    "bytes": 516283,
+    "sha256": _SHA256,
+}
+PREVIEW = {
+    "object": "preview",
+    "split": "train",
+    "rows": [{"text": "a gripping film", "label": "positive"}, {"text": "it never ends", "label": "negative"}],
+}
+FILE = {"path": "model.safetensors", "bytes": 49672184, "sha256": _SHA256}
+MODEL_SUMMARY: dict[str, Any] = {
+    "id": _STUDENT_ID,
+    "object": "model",
+    "kind": "student",
+    "name": "kd: minilm-l6 on stdlib-docstrings",
+    "created_at": "2026-11-24T02:16:48.902000Z",
+    "job_id": _JOB_ID,
+    "teacher": "builtin:minilm-l6",
+    "dataset": "builtin:stdlib-docstrings",
+    "method": "kd",
+    "task": "sequence_classification",
+    "labels": ["networking", "text", "testing"],
+    "architecture": "BertForSequenceClassification",
+    "layers": 3,
+    "parameters": 17394828,
+    "bytes": 121402311,
+}
+MODEL: dict[str, Any] = MODEL_SUMMARY | {"files": [FILE], "formats": ["safetensors", "onnx"], "scorecard": None}
+
+TEACHER: dict[str, Any] = MODEL | {
+    "id": _TEACHER_ID,
+    "kind": "teacher",
+    "name": "bert-base, our reviews",
+    "job_id": None,
+    "teacher": None,
+    "dataset": None,
+    "method": None,
+    "task": None,
+    "layers": 12,
+    "formats": ["safetensors"],
+}
+
+#: For ``Body(openapi_examples=…)``.
+PREDICT_REQUESTS: dict[str, Any] = {
+    "one": {"summary": "One text", "value": {"inputs": "Open a socket and listen on it."}},
+    "many": {
+        "summary": "Several texts, the three best labels of each",
+        "value": {"inputs": ["Parse a date.", "Run the tests."], "parameters": {"top_k": 3}},
+    },
+    "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
+}
+PREDICTION = [{"label": "networking", "score": 0.9731}]
+
+HEALTHY = {"status": "ok", "checks": {}}
+READY = {
+    "status": "ok",
+    "checks": {
+        "database": {"ok": True, "detail": "answers"},
+        "storage": {"ok": True, "detail": "answers"},
+        "broker": {"ok": True, "detail": "answers"},
+    },
+}
+FORM = {
+    "type": "kd",
+    "title": "KnowledgeDistillation",
+    "description": "Soft targets.",
+    "json_schema": {"type": "object", "properties": {"temperature": {"type": "number", "default": 4.0}}},
+}
+TASK = {
+    "type": "sequence_classification",
+    "title": "SequenceClassification",
+    "description": "One label for a text or a pair of texts.",
+    "json_schema": {"type": "object", "properties": {}},
+}
+
+_PROBLEM_TEXTS = {
+    404: ("not_found", "Not found", f"There is no job {_JOB_ID}."),
+    409: (
+        "conflict",
+        "The state does not allow it",
+        f"Job {_JOB_ID} is running; only jobs that have ended can be deleted.",
+    ),
+    413: ("too_large", "Too large", "The upload is larger than this server takes: at most 2147483648 bytes."),
+    416: ("range_not_satisfiable", "Range Not Satisfiable", "The range begins behind the end: there are 1024 bytes."),
+    422: (
+        "invalid_config",
+        "The input is not valid",
+        "The configuration is not valid: /method: found 'magic'; allowed: 'kd', 'none'",
+    ),
+    429: ("queue_full", "The queue is full", "10000 jobs wait already."),
+    503: ("unavailable", "A service is away", "The database does not answer."),
+    507: ("storage_full", "The storage is full", "The server's disk is full; nothing was stored."),
+}
+
+
+def problem(status: int) -> dict[str, Any]:
+    """A problem with this status."""
+    code, title, detail = _PROBLEM_TEXTS[status]
+    found = [{"pointer": "/method", "detail": "found 'magic'; allowed: 'kd', 'none'"}] if status == 422 else []
+    return {
+        "type": f"urn:limbeck:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": f"/v1/jobs/{_JOB_ID}",
+        "code": code,
+        "request_id": "req_5f0c8a6de1b94f3b8f1d0c7a9e2b4d66",
+        "errors": found,
+    }

@@ -1,0 +1,5 @@
+"""Students that answer over HTTP: their files on this machine, and the ones that are loaded."""
+
+from api.inference.students import Loaded, Students
+
+__all__ = ["Loaded", "Students"]

@@ -1,0 +1,128 @@
+"""The students that are loaded: as many as the memory limit allows, the least recently asked ones go first."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from api.inference.files import FileFacts, LocalFiles
+from limbeck.errors import Conflict
+from limbeck.runtime import Format, Predictor
+from limbeck.runtime.student import FILES, SIDE_FILES
+from models.settings import Settings
+from models.storage import Storage
+
+#: What a session takes beside its graph: weights that are packed for multiplication lie in memory twice. Measured at
+#: 1.5 times the file (fp32) and, with the tokenizer, 12 MB; see ``docs/performance.md``.
+_GRAPH_FACTOR = 1.5
+_BASE_BYTES = 12 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A student in memory."""
+
+    model_id: str
+    format: Format
+    bytes: int  #: estimated
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    facts: Loaded
+    predictor: Future[Predictor] = field(default_factory=Future)
+
+
+class Students:
+    """Predictors by model and format; every method may be called from several threads at once.
+
+    A student that is dropped while somebody asks it answers that call, and is freed behind it. One that is larger than
+    the limit is loaded all the same, alone.
+    """
+
+    def __init__(self, storage: Storage, settings: Settings) -> None:
+        assert settings.scratch_dir is not None  # Settings fills it in
+        self._files = LocalFiles(storage, settings.scratch_dir / "students", settings.predict_cache_bytes)
+        self._limit = settings.predict_memory_bytes
+        self._lock = threading.Lock()
+        self._places: OrderedDict[tuple[str, Format], _Place] = OrderedDict()
+
+    def get(self, model_id: str, files: Sequence[FileFacts], format: Format | None = None) -> Predictor:
+        """The student, loaded now if it is not yet; of several callers at once one loads and the others wait for it.
+
+        Args:
+            files: of the model, as ``models.repository.catalogue.model_files`` gives them.
+            format: default: ``onnx`` where there is one, else ``onnx-int8``.
+
+        Raises:
+            Conflict: the model has no such form.
+            InvalidModel, DamagedFile, NotFound, Unavailable: it cannot be loaded; the next call tries again.
+        """
+        found, needed = files_of(model_id, files, format)
+        key = model_id, found
+        with self._lock:
+            place = self._places.get(key)
+            waiting = place is not None
+            if place is None:
+                place = _Place(Loaded(model_id, found, _estimate(needed)))
+                self._make_room(place.facts.bytes)
+                self._places[key] = place
+            self._places.move_to_end(key)
+        if not waiting:
+            self._load(key, place, needed)
+        return place.predictor.result()
+
+    def forget(self, model_id: str) -> None:
+        """Drop a model that was deleted."""
+        with self._lock:
+            for key in [key for key in self._places if key[0] == model_id]:
+                del self._places[key]
+
+    @property
+    def loaded(self) -> tuple[Loaded, ...]:
+        """What is loaded or being loaded, the least recently asked first."""
+        with self._lock:
+            return tuple(place.facts for place in self._places.values())
+
+    def _make_room(self, size: int) -> None:
+        total = size + sum(place.facts.bytes for place in self._places.values())
+        while self._places and total > self._limit:
+            _, dropped = self._places.popitem(last=False)
+            total -= dropped.facts.bytes
+
+    def _load(self, key: tuple[str, Format], place: _Place, needed: Sequence[FileFacts]) -> None:
+        try:
+            with self._files.laid_out(needed) as folder:
+                place.predictor.set_result(Predictor.load(folder, format=key[1]))
+        except BaseException as error:
+            with self._lock:
+                if self._places.get(key) is place:
+                    del self._places[key]
+            place.predictor.set_exception(error)
+
+
+def files_of(
+    model_id: str, files: Sequence[FileFacts], wanted: Format | None = None
+) -> tuple[Format, tuple[FileFacts, ...]]:
+    """The form that answers, and the files that it needs.
+
+    Raises:
+        Conflict: the model cannot answer, or not in that form.
+    """
+    by_path = {file.path: file for file in files}
+    forms = [form for form, path in FILES.items() if path in by_path]
+    if not forms or not all(path in by_path for path in SIDE_FILES):
+        raise Conflict(
+            f"Model {model_id} cannot answer: only students that a job exported (`export: [onnx]` or [onnx-int8]) can."
+        )
+    if wanted is not None and wanted not in forms:
+        raise Conflict(f"Model {model_id} has no form {wanted}; it has: {', '.join(forms)}.")
+    form = wanted or forms[0]
+    return form, tuple(by_path[path] for path in (*SIDE_FILES, FILES[form]))
+
+
+def _estimate(needed: Sequence[FileFacts]) -> int:
+    return _BASE_BYTES + int(_GRAPH_FACTOR * sum(file.bytes for file in needed))

@@ -1,0 +1,135 @@
+"""What can be known of a job before it runs: whether its sources are there, and whether the student fits the teacher.
+
+A submit looks only at what lies near: the database, the storage, the packages that are installed. ``:validate`` also
+asks the hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import httpx
+
+from api.deps import Services
+from limbeck import preflight, sources
+from limbeck.config import DistillConfig, Teacher
+from limbeck.errors import InvalidConfig, InvalidModel, NotFound, Problem
+from limbeck.sources import ModelFacts
+from models.repository import catalogue
+
+#: How long the hub may take: somebody waits.
+_HUB_SECONDS = 4.0
+_MODEL, _DATASET, _PATH, _BUILTIN = "model:", "dataset:", "path:", "builtin:"
+
+
+def require_possible(house: Services, config: DistillConfig) -> None:
+    """Refuse what is known to fail.
+
+    Raises:
+        InvalidConfig: naming each field.
+    """
+    facts, labels, problems = _look_near(house, config)
+    problems += preflight.check(config, teacher=facts, labels=labels)
+    _raise(problems)
+
+
+def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | None, list[str]]:
+    """The same with the hub's help: what is known of the teacher, and what could not be checked.
+
+    Raises:
+        InvalidConfig: naming each field.
+    """
+    facts, labels, problems = _look_near(house, config)
+    notes = []
+    if facts is None and not problems and not house.settings.hub_offline:
+        facts, note = _ask_hub(config.teacher)
+        notes += [note] if note else []
+    problems += preflight.check(config, teacher=facts, labels=labels)
+    _raise(problems)
+    if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
+        notes.append("The data set is read when the job runs.")
+    return (None if facts is None else asdict(facts)), notes
+
+
+def _look_near(
+    house: Services, config: DistillConfig
+) -> tuple[ModelFacts | None, Sequence[str] | None, tuple[Problem, ...]]:
+    problems = []
+    facts: ModelFacts | None = None
+    labels: Sequence[str] | None = None
+    try:
+        facts = _teacher(house, config.teacher)
+    except (NotFound, InvalidModel) as error:
+        problems.append(Problem("/teacher/source", f"found {config.teacher.source!r}: {error.message}"))
+    try:
+        labels = _labels(house, config.dataset.source)
+    except NotFound as error:
+        problems.append(Problem("/dataset/source", f"found {config.dataset.source!r}: {error.message}"))
+    for field, source in (("teacher", config.teacher.source), ("dataset", config.dataset.source)):
+        if source.startswith(_PATH):
+            problems.append(
+                Problem(f"/{field}/source", f"found {source!r}; a server takes no paths: upload it instead")
+            )
+    return facts, labels, tuple(problems)
+
+
+def _teacher(house: Services, teacher: Teacher) -> ModelFacts | None:
+    """None where only the hub knows."""
+    if teacher.source.startswith(_BUILTIN):
+        return _builtin(teacher.source)
+    if not teacher.source.startswith(_MODEL):
+        return None
+    with house.database.reading() as session:
+        model = catalogue.get_model(session, teacher.source.removeprefix(_MODEL))
+        file = catalogue.model_file(session, model.id, "config.json")
+    config = json.loads(b"".join(house.storage.open(file.key)))
+    return sources.config_facts(config, parameters=model.parameters or 0, bytes=model.bytes)
+
+
+def _labels(house: Services, source: str) -> Sequence[str] | None:
+    """None where only reading the data would tell."""
+    if not source.startswith(_DATASET):
+        return None
+    with house.database.reading() as session:
+        profile = catalogue.get_dataset(session, source.removeprefix(_DATASET)).profile
+    return list(profile["labels"])
+
+
+@lru_cache
+def _builtin(source: str) -> ModelFacts:
+    return sources.model_facts(sources.teacher_folder(Teacher(source=source), {}).path)
+
+
+def _ask_hub(teacher: Teacher) -> tuple[ModelFacts | None, str | None]:
+    """What the hub's ``config.json`` says, or a note why it could not be asked.
+
+    Raises:
+        InvalidConfig: the hub has no such model.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    url = hf_hub_url(teacher.source, "config.json", revision=teacher.revision)
+    try:
+        answer = httpx.get(url, headers=build_hf_headers(), timeout=_HUB_SECONDS, follow_redirects=True)
+        if answer.status_code in (401, 403, 404):
+            at = f" at revision {teacher.revision!r}" if teacher.revision else ""
+            detail = f"found {teacher.source!r}; the hub has no config.json of it{at}, or keeps it private"
+            _raise([Problem("/teacher/source", detail)])
+        config = answer.raise_for_status().json()
+        return sources.config_facts(config, parameters=0, bytes=0), None
+    except (httpx.HTTPError, ValueError) as error:
+        return None, f"The hub could not be asked for the teacher ({type(error).__name__}); the job asks again."
+    except InvalidModel as error:
+        _raise([Problem("/teacher/source", error.message)])
+        raise
+
+
+def _raise(problems: Sequence[Problem]) -> None:
+    if problems:
+        lines = "; ".join(f"{one.pointer or '/'}: {one.detail}" for one in problems)
+        raise InvalidConfig(f"The job cannot be done: {lines}", problems)

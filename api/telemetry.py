@@ -1,0 +1,62 @@
+"""What ``/metrics`` tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from models.db import Database
+from models.job import JobStatus
+from models.repository.overview import count_by_status
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
+
+
+class Telemetry:
+    """One application's counters; a registry of its own, so that two applications in a process do not mix."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "limbeck_http_requests", "Requests answered.", ("method", "route", "status"), registry=self._registry
+        )
+        self._seconds = Histogram(
+            "limbeck_http_request_seconds",
+            "From a request's first byte to its answer's last; streams of events last as long as they are watched.",
+            ("method", "route"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._streams = Gauge("limbeck_event_streams", "Open streams of events.", registry=self._registry)
+
+    def watch(self, database: Database) -> None:
+        """Count the jobs of ``database`` whenever somebody asks."""
+        self._registry.register(_Jobs(database))
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, status).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    def render(self, streams: int) -> bytes:
+        """The text exposition format, with the number of open streams."""
+        self._streams.set(streams)
+        return generate_latest(self._registry)
+
+
+class _Jobs(Collector):
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # registering must not ask the database
+
+    def collect(self) -> Iterable[Metric]:
+        with self._database.reading() as session:
+            counts = count_by_status(session)
+        family = GaugeMetricFamily("limbeck_jobs", "Jobs by status.", labels=("status",))
+        for status in JobStatus:
+            family.add_metric((status.value,), counts.get(status, 0))
+        yield family

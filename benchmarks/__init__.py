@@ -1,0 +1,1 @@
+"""What Limbeck claims about itself, measured: every module here prints its table and writes JSON beside it."""

@@ -1,0 +1,148 @@
+"""``limbeck download`` and ``limbeck predict``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from limbeck.cli.output import DEFAULT_URL, AsJson, Url, connect, err, print_json, say
+from limbeck.client import Client
+from limbeck.errors import InvalidInput
+
+_BATCH = 32
+
+#: Inputs and ``top_k`` in, answers in the shapes of Hugging Face pipelines out.
+_Ask = Callable[[list[Any], int | None], list[Any]]
+
+
+def download(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A job (its student), a model or an alias.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder, or a .tar.gz to keep packed.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="safetensors, onnx or onnx-int8.")] = "safetensors",
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Fetch a model. A download that broke off goes on."""
+    target = output or Path(model)
+    with connect(url) as client, _bar() as bar:
+        task = bar.add_task(f"{model}", total=None)
+        path = client.download(
+            resolve(client, model),
+            target,
+            format=format,
+            on_bytes=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    say(f"Saved as {path}.")
+
+
+def predict(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL TEXT…", help="A job, model or alias, and texts.", show_default=False),
+    ] = None,
+    pair: Annotated[str | None, typer.Option(help="The second text, for a student of text pairs.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="So many labels, best first.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="JSONL: texts, or objects with text and text_pair; - is stdin.")
+    ] = None,
+    local: Annotated[
+        Path | None, typer.Option(help="A downloaded student's folder; no server then, and no MODEL.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a student. With --file, each line of input becomes a line of JSON."""
+    texts = list(words or ())
+    model = None if local or not texts else texts.pop(0)
+    if model is None and local is None:
+        raise InvalidInput("Name a MODEL (a job, a model or an alias), or --local FOLDER.")
+    if bool(texts) == (file is not None):
+        raise InvalidInput("Give either texts or --file, and not both.")
+    with ExitStack() as stack:
+        ask = _local_student(local) if local else _remote_student(stack.enter_context(connect(url)), str(model))
+        if file is not None:
+            source = sys.stdin if str(file) == "-" else stack.enter_context(file.open(encoding="utf-8"))
+            for batch in _batches(_read_inputs(source)):
+                for given, answer in zip(batch, ask(batch, top_k), strict=True):
+                    print_json({"input": given, "prediction": answer})
+            return
+        inputs = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
+        for text, answer in zip(texts, ask(inputs, top_k), strict=True):
+            _show(text, answer, as_json=as_json, alone=len(texts) == 1)
+
+
+def resolve(client: Client, name: str) -> str:
+    """A job's id means its student."""
+    return client.job(name).student_id if name.startswith("job_") else name
+
+
+def _remote_student(client: Client, name: str) -> _Ask:
+    model = resolve(client, name)
+
+    def ask(inputs: list[Any], top_k: int | None) -> list[Any]:
+        answers: list[Any] = client.predict(model, inputs, top_k=top_k)
+        return answers
+
+    return ask
+
+
+def _local_student(folder: Path) -> _Ask:
+    from limbeck.runtime import Predictor
+
+    student = Predictor.load(folder)
+
+    def ask(inputs: list[Any], top_k: int | None) -> list[Any]:
+        answers: list[Any] = student.predict(inputs, top_k=top_k)
+        return answers
+
+    return ask
+
+
+def _read_inputs(lines: TextIO) -> Iterator[Any]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InvalidInput(f"Line {number} is not JSON: {error}") from error
+        if not isinstance(value, str) and not (isinstance(value, dict) and isinstance(value.get("text"), str)):
+            raise InvalidInput(
+                f"Line {number} is neither a text nor an object with a text in `text`: {line.strip()[:80]}"
+            )
+        yield value if isinstance(value, str) else {key: value[key] for key in ("text", "text_pair") if value.get(key)}
+
+
+def _batches(inputs: Iterator[Any]) -> Iterator[list[Any]]:
+    while batch := list(islice(inputs, _BATCH)):
+        yield batch
+
+
+def _show(text: str, answer: Any, *, as_json: bool, alone: bool) -> None:
+    if as_json:
+        print_json({"input": text, "prediction": answer})
+        return
+    labels = answer if isinstance(answer, list) else [answer]
+    for one in labels:
+        typer.echo(f"{one['label']}\t{one['score']:.4f}" + ("" if alone else f"\t{text}"))
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )

@@ -1,0 +1,182 @@
+"""``limbeck submit``: a configuration from a file, a recipe and options; local data goes up first."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from limbeck.cli.output import DEFAULT_URL, AsJson, Url, connect, print_json, say
+from limbeck.cli.watching import watch_to_the_end
+from limbeck.client import Client
+from limbeck.client.packing import ARCHIVES, TABLES
+from limbeck.config import Columns, Dataset, Student, Teacher
+from limbeck.errors import InvalidInput, Problem
+from limbeck.recipes import recipe as find_recipe
+from limbeck.spec import invalid_config
+
+#: What a bare value stands for, so that ``--set teacher.finetune.epochs=2`` works beside ``--teacher name``.
+_SHORTHAND = {
+    "teacher": Teacher.shorthand,
+    "dataset": Dataset.shorthand,
+    "student": Student.shorthand,
+    "method": "type",
+}
+
+Document = dict[str, Any]
+
+
+def submit(
+    teacher: Annotated[str | None, typer.Option(help="Hub name, builtin:…, model:mdl_…, or a local folder.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Hub name, builtin:…, dataset:ds_…, or a local file or folder of splits.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="How knowledge is passed, e.g. kd.")] = None,
+    student: Annotated[str | None, typer.Option(help="Layers: a count (3), or teacher layers (1,3,5).")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field, e.g. training.epochs=2.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A configuration in .json or .toml; options win over it.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A named configuration to start from, e.g. demo.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Your own notes on the job.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher goes first.")] = None,
+    key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key submits only once.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show its progress.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a distillation. A teacher or data set that is a local file or folder is uploaded first."""
+    document: Document = deepcopy(dict(find_recipe(recipe).document)) if recipe else {}
+    document |= read_document(file) if file else {}
+    for field, value in (("teacher", teacher), ("dataset", dataset), ("student", _layers(student))):
+        _put(document, field, value)
+    if method is not None:
+        document["method"] = method
+    for setting in settings or ():
+        set_field(document, *_pair(setting, "--set"))
+    notes = dict(_pair(one, "--metadata") for one in metadata or ())
+    with connect(url) as client:
+        _upload_what_is_local(client, document)
+        job = client.submit(document, name=name, metadata=notes, priority=priority, idempotency_key=key)
+        if as_json:
+            print_json(job)
+        else:
+            say(f"Job {job.id} is {job.status}.")
+            if not watch:
+                say(f"See it with `limbeck watch {job.id}`.", "dim")
+        if watch:
+            watch_to_the_end(client, job.id, as_json=as_json)
+
+
+def read_document(path: Path) -> Document:
+    """A configuration file.
+
+    Raises:
+        InvalidInput: it is not there, not JSON or TOML, or holds no object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        kind = "TOML" if path.suffix == ".toml" else "JSON"
+        raise InvalidInput(f"{path} is not valid {kind}: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidInput(f"{path} holds no object with the fields of a configuration.")
+    return document
+
+
+def set_field(document: Document, path: str, value: str) -> None:
+    """``training.epochs``, ``2``: values are JSON where they can be read so, else text."""
+    *parents, last = path.split(".")
+    here = document
+    for part in parents:
+        below = here.get(part)
+        if not isinstance(below, dict):
+            shorthand = _SHORTHAND.get(part) if here is document else None
+            below = {shorthand: below} if shorthand and below is not None else {}
+        here[part] = below = dict(below)
+        here = below
+    try:
+        here[last] = json.loads(value)
+    except ValueError:
+        here[last] = value
+
+
+def _put(document: Document, field: str, value: Any) -> None:
+    """Set what the shorthand stands for and keep what else the field holds."""
+    if value is None:
+        return
+    if isinstance(document.get(field), dict):
+        document[field] = document[field] | {_SHORTHAND[field]: value}
+    else:
+        document[field] = value
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise InvalidInput(f"{option} takes NAME=VALUE; found {text!r}.")
+    return name, value
+
+
+def _layers(text: str | None) -> int | list[int] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        detail = f"found {text!r}; allowed: a count such as 3, or teacher layers such as 1,3,5"
+        raise InvalidInput(f"--student: {detail}", [Problem("/student/layers", detail)]) from error
+    return numbers if "," in text else numbers[0]
+
+
+def _upload_what_is_local(client: Client, document: Document) -> None:
+    """Upload, and name in ``document`` what the server made of it."""
+    teacher = _local(_source(document, "teacher"), ARCHIVES)
+    dataset = _local(_source(document, "dataset"), (*TABLES, *(suffix + ".gz" for suffix in TABLES)))
+    if teacher is not None:
+        say(f"Uploading {teacher} …", "dim")
+        model = client.upload_model(teacher)
+        _put(document, "teacher", model.reference)
+        say(f"{teacher} is now {model.reference}.")
+    if dataset is not None:
+        say(f"Uploading {dataset} …", "dim")
+        uploaded = client.upload_dataset(dataset, columns=_take_columns(document))
+        _put(document, "dataset", uploaded.reference)
+        say(f"{dataset} is now {uploaded.reference}.")
+
+
+def _take_columns(document: Document) -> Columns | None:
+    """An upload is stored under the usual column names: its own ones are told to the upload, and not to the job."""
+    dataset = document["dataset"]
+    columns = dataset.pop("columns", None) if isinstance(dataset, dict) else None
+    try:
+        return None if columns is None else Columns.model_validate(columns)
+    except ValidationError as error:
+        raise invalid_config(error, columns) from error
+
+
+def _source(document: Document, field: str) -> str | None:
+    value = document.get(field)
+    source = value.get("source") if isinstance(value, dict) else value
+    return source if isinstance(source, str) else None
+
+
+def _local(value: str | None, suffixes: Sequence[str]) -> Path | None:
+    """The path that ``value`` means, if it means one: it is written like a path, or there is such a thing here."""
+    if value is None or value.startswith(("builtin:", "model:", "dataset:")):
+        return None
+    path = Path(value.removeprefix("path:")).expanduser()
+    written = value.startswith((".", "/", "~", "path:")) or value.lower().endswith(tuple(suffixes))
+    if written and not path.exists():
+        raise InvalidInput(f"There is no file or folder {value}.")
+    return path if path.exists() else None

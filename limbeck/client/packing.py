@@ -1,0 +1,104 @@
+"""What is uploaded and downloaded: model folders as archives, and the files of a data set."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from limbeck.errors import InvalidArchive, InvalidDataset, InvalidModel
+
+ARCHIVES = (".tar.gz", ".tgz", ".zip")
+SPLITS = ("train", "validation", "test")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+#: What a Hugging Face folder is made of. Pickles (``pytorch_model.bin``), optimizer states and logs stay at home.
+_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jinja", "onnx/*.onnx")
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def pack_model(folder: Path, archive: Path) -> None:
+    """Write what a server needs of a Hugging Face folder to ``archive``, a ``.tar.gz``.
+
+    Raises:
+        InvalidModel: the folder has no ``config.json`` or no safetensors.
+    """
+    if not (folder / "config.json").is_file():
+        raise InvalidModel(f"{folder} is not a Hugging Face model folder: it has no config.json.")
+    files = sorted({path for pattern in _WANTED for path in folder.glob(pattern) if path.is_file()})
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise InvalidModel(
+            f"{folder} has no *.safetensors file. Limbeck reads no pickles; convert the model with "
+            "`model.save_pretrained(folder)` of transformers 5."
+        )
+    # Weights hardly shrink, so the fastest level is the right one.
+    with tarfile.open(archive, "w:gz", compresslevel=1) as out:
+        for path in files:
+            out.add(path.resolve(), arcname=path.relative_to(folder).as_posix(), recursive=False)
+
+
+def unpack_model(archive: Path, folder: Path) -> None:
+    """Make ``folder`` of a downloaded model; it appears when it is whole. Members that climb out are refused.
+
+    Raises:
+        InvalidArchive: the archive is broken or hostile.
+    """
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as scratch:
+        root = Path(scratch)
+        try:
+            with tarfile.open(archive) as source:
+                source.extractall(root, filter="data")
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise InvalidArchive(f"{archive.name} cannot be unpacked: {error}") from error
+        inside = list(root.iterdir())
+        # The server packs one folder, named like the model.
+        whole = inside[0] if len(inside) == 1 and inside[0].is_dir() else root
+        if folder.exists():
+            folder.rmdir()
+        whole.rename(folder)
+
+
+def split_files(source: Path | str | Mapping[str, Path | str]) -> dict[str, Path]:
+    """Which file is which split; see :meth:`limbeck.client.Client.upload_dataset`.
+
+    Raises:
+        InvalidDataset: there is no such file, or none for ``train``.
+    """
+    if isinstance(source, Mapping):
+        files = {split: Path(path) for split, path in source.items()}
+    elif Path(source).is_dir():
+        files = _in_folder(Path(source))
+    else:
+        files = {"train": Path(source)}
+    for split, path in files.items():
+        if split not in SPLITS:
+            raise InvalidDataset(f"There is no split {split!r}; allowed: {', '.join(SPLITS)}.")
+        if not path.is_file():
+            raise InvalidDataset(f"There is no file {path}.")
+    if "train" not in files:
+        raise InvalidDataset(f"A data set needs a train split; found: {', '.join(files) or 'none'}.")
+    return files
+
+
+def _in_folder(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = path.name.split(".")[0]
+        if split not in SPLITS or not path.name.lower().removesuffix(".gz").endswith(TABLES):
+            continue
+        if split in files:
+            raise InvalidDataset(f"{folder} has two files for {split}: {files[split].name} and {path.name}.")
+        files[split] = path
+    if "train" not in files:
+        raise InvalidDataset(f"{folder} has no train file; it is named train{{{','.join(TABLES)}}}, or that with .gz.")
+    return files
+
+
+def stem(path: Path) -> str:
+    """A name to show: ``reviews`` for ``reviews.csv.gz``; a folder's name for ``train.csv`` in it."""
+    name = path.name.split(".")[0] or path.name
+    return path.resolve().parent.name or name if name in SPLITS else name

@@ -1,0 +1,81 @@
+"""From the tables that there are to three splits over one list of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from limbeck.config import Columns
+from limbeck.data.corpus import Corpus, Split, content_hash
+from limbeck.data.labelling import (
+    Chosen,
+    Named,
+    choose_columns,
+    label_order,
+    named_split,
+    require_known_labels,
+    unlabelled,
+)
+from limbeck.data.splits import cut
+from limbeck.data.table import Table
+
+
+def assemble(
+    tables: Mapping[str, Table], *, columns: Columns, source: str, revision: str | None = None
+) -> tuple[Corpus, Chosen]:
+    """Check the tables, cut the missing splits from train, and keep no training example that is tested on.
+
+    Args:
+        tables: ``train``, and ``validation`` and ``test`` where there are any.
+
+    Raises:
+        InvalidDataset: naming split, row and column.
+    """
+    chosen = choose_columns(tables["train"], columns, "train")
+    notes: list[str] = []
+    named = {"train": named_split(tables["train"], chosen, "train")}
+    for where in ("validation", "test"):
+        if where not in tables:
+            continue
+        choose_columns(tables[where], Columns(text=chosen.text, text_pair=chosen.text_pair, label=chosen.label), where)
+        if unlabelled(tables[where], chosen):
+            notes.append(f"The {where} split has no labels and is left out.")
+        else:
+            named[where] = named_split(tables[where], chosen, where)
+    if "test" not in named and "validation" in named:
+        named["test"] = named.pop("validation")
+        notes.append("There is no labelled test split: the validation split is reported on, and a new one is cut.")
+    labels = label_order(named["train"], tables["train"].names.get(chosen.label))
+    present = set(named["train"].labels)
+    for where, split in named.items():
+        require_known_labels(split, [label for label in labels if label in present], where)
+    splits = _over(labels, named)
+    train = _without_tested(splits.pop("train"), splits, notes)
+    for where in ("test", "validation"):
+        if where not in splits:
+            train, splits[where] = cut(train)
+            notes.append(f"The {where} split, {len(splits[where]):,} rows, is cut from train.")
+    digest = content_hash(labels, train, splits["validation"], splits["test"])
+    corpus = Corpus(train, splits["validation"], splits["test"], labels, source, digest, revision, tuple(notes))
+    return corpus, chosen
+
+
+def _over(labels: tuple[str, ...], named: Mapping[str, Named]) -> dict[str, Split]:
+    order = {name: index for index, name in enumerate(labels)}
+    return {where: split.with_labels(order) for where, split in named.items()}
+
+
+def _without_tested(train: Split, others: Mapping[str, Split], notes: list[str]) -> Split:
+    """Train without the texts that stand in another split: measuring on them would measure memory."""
+    tested = set[object]()
+    for split in others.values():
+        tested.update(split.keys())
+    kept = [row for row, key in enumerate(train.keys()) if key not in tested]
+    shared = len(train) - len(kept)
+    if not shared:
+        return train
+    left = train.take(kept)
+    if set(left.labels) != set(train.labels):
+        notes.append(f"Training texts that also stand in another split: {shared:,}, kept since a class has no others.")
+        return train
+    notes.append(f"Training texts that also stand in another split, and are left out of train: {shared:,}.")
+    return left

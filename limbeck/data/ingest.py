@@ -1,0 +1,132 @@
+"""Taking an upload in: read, check, cut, and write one normalised Parquet file for each split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limbeck.config import Columns
+from limbeck.data.assemble import assemble
+from limbeck.data.corpus import Corpus, Split
+from limbeck.data.labelling import Chosen
+from limbeck.data.readers import UNPACKED_LIMIT, read_table
+from limbeck.data.table import fault
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A data set that lies ready as ``{split}.parquet``."""
+
+    splits: dict[str, dict[str, Any]]  #: ``{"train": {"rows", "bytes", "sha256"}, …}``
+    profile: dict[str, Any]
+    sha256: str  #: of the normalised content, whatever the upload's format was
+
+
+def ingest(
+    files: Mapping[str, tuple[Path, str]],
+    out: Path,
+    *,
+    columns: Columns | None = None,
+    max_unpacked_bytes: int = UNPACKED_LIMIT,
+) -> Ingested:
+    """Turn uploaded files into a data set.
+
+    Args:
+        files: for ``train``, and ``validation`` and ``test`` where given, the file and the name that it was sent under.
+        out: an existing folder; on an error nothing is left in it.
+
+    Raises:
+        InvalidDataset: naming split, row and column.
+    """
+    if "train" not in files:
+        raise fault("train", "this file is required; validation and test are cut from it where they are not given")
+    tables = {
+        where: read_table(*files[where], where=where, max_unpacked_bytes=max_unpacked_bytes)
+        for where in SPLITS
+        if where in files
+    }
+    corpus, chosen = assemble(tables, columns=columns or Columns(), source="upload")
+    splits = {}
+    try:
+        for where in SPLITS:
+            splits[where] = _write(getattr(corpus, where), corpus.labels, out / f"{where}.parquet")
+    except BaseException:
+        for where in SPLITS:
+            (out / f"{where}.parquet").unlink(missing_ok=True)
+        raise
+    return Ingested(splits, profile(corpus, chosen), corpus.sha256)
+
+
+def _write(split: Split, labels: tuple[str, ...], path: Path) -> dict[str, Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns: dict[str, Any] = {"text": split.texts}
+    if split.pairs is not None:
+        columns["text_pair"] = split.pairs
+    columns["label"] = [labels[label] for label in split.labels]
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+    with path.open("rb") as stored:
+        digest = hashlib.file_digest(stored, "sha256").hexdigest()
+    return {"rows": len(split), "bytes": path.stat().st_size, "sha256": digest}
+
+
+def profile(corpus: Corpus, chosen: Chosen) -> dict[str, Any]:
+    """What a person wants to know before training: counts, lengths, and what should be looked at."""
+    return {
+        "columns": {"text": chosen.text, "text_pair": chosen.text_pair, "label": chosen.label},
+        "labels": list(corpus.labels),
+        "pair": corpus.train.pairs is not None,
+        "splits": {where: _split_profile(getattr(corpus, where), corpus.labels) for where in SPLITS},
+        "notes": list(corpus.notes),
+        "warnings": _warnings(corpus),
+    }
+
+
+def _split_profile(split: Split, labels: tuple[str, ...]) -> dict[str, Any]:
+    lengths = [len(text) for text in split.texts]
+    counts = Counter(split.labels)
+    keys = split.keys()
+    marks = np.percentile(lengths, [0, 50, 95, 100])
+    return {
+        "rows": len(split),
+        "labels": {name: counts[index] for index, name in enumerate(labels)},
+        "characters": dict(zip(("least", "median", "p95", "most"), map(int, marks), strict=True)),
+        "duplicates": len(keys) - len(set(keys)),
+    }
+
+
+def _warnings(corpus: Corpus) -> list[str]:
+    found = []
+    counts = Counter(corpus.train.labels)
+    rare = [name for index, name in enumerate(corpus.labels) if counts[index] < 10]
+    if rare:
+        found.append(f"{len(rare)} labels have fewer than 10 training examples, among them {rare[0]!r}.")
+    common = max(counts.values()) / len(corpus.train)
+    if common > 0.9:
+        found.append(f"{common:.0%} of the training examples have one label; accuracy says little here, read macro F1.")
+    if len(corpus.test) < 100:
+        found.append(f"The test split has {len(corpus.test)} rows; intervals will be wide.")
+    answers: dict[object, int] = {}
+    if any(
+        answers.setdefault(key, label) != label
+        for key, label in zip(corpus.train.keys(), corpus.train.labels, strict=True)
+    ):
+        found.append("Some texts stand in train more than once with different labels.")
+    return found
+
+
+def preview(parquet: Path, rows: int) -> list[dict[str, Any]]:
+    """The first rows of a stored split."""
+    import pyarrow.parquet
+
+    batch = next(pyarrow.parquet.ParquetFile(parquet).iter_batches(batch_size=rows), None)
+    return [] if batch is None else batch.to_pylist()

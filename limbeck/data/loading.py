@@ -1,0 +1,95 @@
+"""From a configuration's ``dataset`` to a :class:`Corpus`, wherever the data lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from limbeck.config import Dataset, Splits
+from limbeck.data.assemble import assemble
+from limbeck.data.corpus import Corpus
+from limbeck.data.ingest import SPLITS
+from limbeck.data.readers import FORMATS, read_table
+from limbeck.data.splits import limited
+from limbeck.data.stdlib_docstrings import SOURCE, load_docstrings
+from limbeck.data.table import Table, listed
+from limbeck.errors import InvalidDataset, Problem
+
+
+def load(spec: Dataset, *, seed: int, sources: Mapping[str, Path] | None = None) -> Corpus:
+    """Load a data set, checked and split.
+
+    Args:
+        seed: draws the training examples where ``spec.limit`` is set; the splits never depend on it.
+        sources: where the service has put ``dataset:ds_…``: a folder of ``{train,validation,test}.parquet``.
+
+    Raises:
+        InvalidDataset: it cannot be learned from; split, row and column are named.
+        Unavailable: the hub does not answer.
+    """
+    corpus = _whole(spec, sources or {})
+    if spec.limit is None or len(corpus.train) <= spec.limit:
+        return corpus
+    return corpus.with_train(limited(corpus.train, spec.limit, seed))
+
+
+def _whole(spec: Dataset, sources: Mapping[str, Path]) -> Corpus:
+    if spec.source == SOURCE:
+        return load_docstrings()
+    if spec.source in sources:
+        return _folder(sources[spec.source], spec)
+    if spec.source.startswith("path:"):
+        return _folder(Path(spec.source.removeprefix("path:")), spec)
+    if spec.source.startswith("dataset:"):
+        raise _not_there(f"{spec.source} is known to the service that stores it, not to the library")
+    from limbeck.data.hub import load_tables
+
+    tables, revision = load_tables(spec)
+    return assemble(tables, columns=spec.columns, source=spec.source, revision=revision)[0]
+
+
+def _folder(folder: Path, spec: Dataset) -> Corpus:
+    if not folder.is_dir():
+        raise _not_there(f"there is no folder {folder}")
+    files = _files(folder)
+    tables: dict[str, Table] = {}
+    for where, name in wanted_splits(spec.splits, files.keys()).items():
+        tables[where] = read_table(files[name], files[name].name, where=where)
+    return assemble(tables, columns=spec.columns, source=spec.source)[0]
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The split files of a folder by their names without endings."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        plain = path.name.removesuffix(".gz")
+        if path.is_file() and plain.endswith(FORMATS):
+            found.setdefault(plain.rpartition(".")[0], path)
+    if not found:
+        raise _not_there(f"{folder} has no file such as train.csv, train.jsonl.gz or train.parquet")
+    return found
+
+
+def wanted_splits(splits: Splits, present: Iterable[str]) -> dict[str, str]:
+    """Which split of the data set serves as ``train``, ``validation`` and ``test``.
+
+    ``validation`` and ``test`` are taken by their own names where nothing is said, unless the split that has that name
+    already serves as something else.
+
+    Raises:
+        InvalidDataset: a split that is asked for is not there.
+    """
+    names = set(present)
+    chosen = {where: name for where in SPLITS if (name := getattr(splits, where)) is not None}
+    for where, name in chosen.items():
+        if name not in names:
+            detail = f"found no split {name!r}; allowed: {listed(sorted(names))}"
+            raise InvalidDataset(f"splits.{where}: {detail}", [Problem(f"/dataset/splits/{where}", detail)])
+    for where in SPLITS:
+        if where not in chosen and where in names and where not in chosen.values():
+            chosen[where] = where
+    return chosen
+
+
+def _not_there(detail: str) -> InvalidDataset:
+    return InvalidDataset(f"dataset.source: {detail}", [Problem("/dataset/source", detail)])

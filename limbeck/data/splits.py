@@ -1,0 +1,69 @@
+"""Cutting splits: stratified, by a fixed seed, and with no text on both sides of a cut."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from limbeck.data.corpus import Split
+from limbeck.data.table import fault
+
+#: Cuts depend on the data alone, never on a training seed: every job on a data set is judged on the same examples.
+_CUT_SEED = 20_150_309
+_HELD_OUT = 0.1
+
+
+def cut(train: Split, share: float = _HELD_OUT) -> tuple[Split, Split]:
+    """Take ``share`` of each class out of ``train``.
+
+    Examples of the same text go together, so that what is held out was never trained on. A class with a single text
+    stays in train.
+
+    Returns:
+        What is left of train, and what was held out, each in the order of the rows.
+
+    Raises:
+        InvalidDataset: train is so small that nothing can be held out.
+    """
+    groups: dict[tuple[str, str | None], list[int]] = defaultdict(list)
+    for row, key in enumerate(train.keys()):
+        groups[key].append(row)
+    by_class: dict[int, list[list[int]]] = defaultdict(list)
+    for rows in groups.values():
+        by_class[train.labels[rows[0]]].append(rows)
+    draw = np.random.default_rng(_CUT_SEED)
+    held: list[int] = []
+    for label in sorted(by_class):
+        members = by_class[label]
+        take = min(max(1, round(share * len(members))), len(members) - 1)
+        for index in draw.permutation(len(members))[:take]:
+            held.extend(members[index])
+    if not held:
+        raise fault("train", f"{len(train)} rows are too few to hold out any; give more rows, or a file for each split")
+    chosen = set(held)
+    return train.take(row for row in range(len(train)) if row not in chosen), train.take(sorted(chosen))
+
+
+def limited(train: Split, limit: int | None, seed: int) -> Split:
+    """At most ``limit`` examples with the classes in their proportion, drawn by ``seed``, each class at least once."""
+    if limit is None or len(train) <= limit:
+        return train
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for row, label in enumerate(train.labels):
+        rows_of[label].append(row)
+    if limit < len(rows_of):
+        raise fault("train", f"a limit of {limit} is less than the {len(rows_of)} classes")
+    draw = np.random.default_rng(seed)
+    shares = {label: limit * len(rows) / len(train) for label, rows in rows_of.items()}
+    take = {label: max(1, int(share)) for label, share in shares.items()}
+    # What rounding left over goes to the classes that lost most by it, so that the sum is the limit exactly.
+    for label in sorted(shares, key=lambda one: take[one] - shares[one]):
+        if sum(take.values()) >= limit:
+            break
+        take[label] += take[label] < len(rows_of[label])
+    while sum(take.values()) > limit:
+        largest = max(take, key=lambda one: take[one])
+        take[largest] -= 1
+    kept = [row for label, rows in sorted(rows_of.items()) for row in draw.permutation(rows)[: take[label]].tolist()]
+    return train.take(sorted(kept))

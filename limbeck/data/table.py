@@ -1,0 +1,31 @@
+"""A table as it was read, column by column, and the words in which its faults are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from limbeck.errors import InvalidDataset, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns of equal length. Row 1 is the first record; a header is not counted."""
+
+    columns: dict[str, list[Any]]
+    rows: int
+    #: Names of integer labels, by column, where the file carries them (a Parquet file written by ``datasets``).
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def fault(where: str, detail: str) -> InvalidDataset:
+    """``where`` is a split's name; it is also the upload's form field, so that the pointer leads to the file."""
+    return InvalidDataset(f"{where}: {detail}", [Problem(f"/{where}", detail)])
+
+
+def listed(values: Iterable[object], most: int = 8) -> str:
+    """``'a', 'b' and 3 more``."""
+    names = [repr(value) for value in values]
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -1,0 +1,335 @@
+"""A distillation from its configuration to a student with a scorecard, in phases that are each done once.
+
+    preparing    data set and teacher are fetched, texts become token ids
+    teacher      a bare encoder is fine-tuned, any teacher is validated
+    distilling   the teacher answers the training split once; the student learns; then the baseline, without a teacher
+    evaluating   teacher, student and baseline answer the test split, once
+    exporting    folders that transformers loads, ONNX, model card and scorecard
+
+Whatever a phase ends with lies in ``workdir/state`` (``limbeck/checkpoint.py``); a run that is started again with the
+same folder goes on from there, and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from limbeck import evaluate
+from limbeck.cache import cache_key, predict, teacher_logits
+from limbeck.callbacks import Callbacks, Stage
+from limbeck.checkpoint import storage_errors
+from limbeck.config import DistillConfig, FineTune
+from limbeck.device import seed_everything
+from limbeck.errors import Diverged, Interrupted, OutOfMemory, TeacherUnfit
+from limbeck.loop import Fitted, Phase, train
+from limbeck.methods.base import Method, Models
+from limbeck.methods.none import FineTuning
+from limbeck.outcome import Evaluation, evaluate_model, export
+from limbeck.preparation import Prepared, prepare
+from limbeck.progress import TRAINING, Item, forward_work
+from limbeck.run import Run
+from limbeck.scorecard import Scorecard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Seconds that timing a model, and writing a form of the student, take on a small machine; for the estimate only.
+_TIMING_SECONDS = 3.0
+_EXPORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherFacts:
+    """What is known of the teacher."""
+
+    source: str
+    revision: str | None  #: the hub's commit
+    sha256: str  #: of its weights as they came
+    finetuned: bool
+    epoch: int | None  #: the fine-tuning epoch whose weights were kept
+    validation: float  #: main metric on validation
+
+
+@dataclass(frozen=True, slots=True)
+class DistillResult:
+    """What a distillation leaves behind."""
+
+    student: Path  #: a Hugging Face folder, with ``limbeck.json`` and ``onnx/``
+    baseline: Path | None
+    teacher: TeacherFacts
+    scorecard: Scorecard
+    provenance: dict[str, Any]  #: revisions, hashes, versions, device: what repeating the run needs
+
+
+def distill(
+    config: DistillConfig,
+    workdir: Path,
+    *,
+    callbacks: Callbacks | None = None,
+    sources: Mapping[str, Path] = MappingProxyType({}),
+    checkpoint_seconds: float = 60.0,
+) -> DistillResult:
+    """Distil a student as ``config`` says, in ``workdir``.
+
+    Args:
+        config: see ``limbeck/config.py``.
+        workdir: takes ``state/`` (what a later call goes on from) and ``output/`` (the result).
+        callbacks: hears of progress, and says when to stop.
+        sources: local folders of ``model:…`` and ``dataset:…`` references.
+        checkpoint_seconds: between two checkpoints within a phase.
+
+    Raises:
+        InvalidInput: the configuration, the data set or the teacher cannot be used.
+        JobFailed: training diverged, the teacher is unfit, memory or disk ran out, an export is wrong.
+        Interrupted: ``callbacks.should_stop()`` said so; call again to go on.
+    """
+    with failures_named():
+        run = Run(config, workdir, callbacks or Callbacks(), checkpoint_seconds)
+        try:
+            job = prepare(run, sources)
+            _plan(run, job)
+            teacher = _teacher(run, job)
+            models = {"teacher": teacher, "student": _student(run, job, "distilling", config.method, teacher)}
+            if _wants_baseline(config):
+                models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
+            evaluations = _evaluate(run, job, models)
+            return _export(run, job, workdir / "output", models, evaluations)
+        except Interrupted:
+            run.commit()
+            raise
+
+
+def _wants_baseline(config: DistillConfig) -> bool:
+    return config.evaluation.baseline and config.method.uses_teacher
+
+
+def _plan(run: Run, job: Prepared) -> None:
+    """Count the work of every phase, for the progress."""
+    training, tune = run.config.training, job.finetune
+    per_epoch = math.ceil(len(job.train) / training.batch_size)
+
+    def learn(layers: int, epochs: int) -> float:
+        once = forward_work(job.blueprint.config, layers, job.train.lengths) * TRAINING
+        return epochs * (once + forward_work(job.blueprint.config, layers, job.validation.lengths))
+
+    def read(layers: int) -> float:
+        return forward_work(job.blueprint.config, layers, job.test.lengths)
+
+    deep, shallow = job.blueprint.layers, len(job.layers)
+    items = {
+        "teacher": Item(
+            Stage.TEACHER,
+            learn(deep, tune.epochs) if tune else forward_work(job.blueprint.config, deep, job.validation.lengths),
+        ),
+        "distilling": Item(Stage.DISTILLING, learn(shallow, training.epochs)),
+        "evaluate-teacher": Item(Stage.EVALUATING, read(deep)),
+        "evaluate-student": Item(Stage.EVALUATING, read(shallow)),
+        "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
+    }
+    if any(part.teacher_logits for part in run.config.method.parts()):
+        items["cache"] = Item(Stage.DISTILLING, forward_work(job.blueprint.config, deep, job.train.lengths))
+    if _wants_baseline(run.config):
+        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, training.epochs))
+        items["evaluate-baseline"] = Item(Stage.EVALUATING, read(shallow))
+    learners = training.epochs * (2 if _wants_baseline(run.config) else 1) + (tune.epochs if tune else 0)
+    run.meter.plan(items, per_epoch * learners)
+
+
+Weights = dict[str, Tensor]
+
+
+def _teacher(run: Run, job: Prepared) -> Weights:
+    """The fine-tuned teacher's weights.
+
+    Raises:
+        Diverged: its logits are not finite.
+        TeacherUnfit: it is not better on validation than the most common class.
+    """
+    if run.store.has("teacher"):
+        return run.store.read_tensors("teacher")[0]
+    run.meter.begin("teacher")
+    seed_everything(run.config.training.seed)
+    model = run.device.place(job.blueprint.load_teacher(keep_head=job.keep_head))
+    if job.finetune:
+        fitted = train(_teacher_phase(run, job, job.finetune, model), run)
+        model, score, epoch = fitted.model, fitted.score, fitted.epoch
+    else:
+        logits = predict(model, job.validation, run)
+        if not torch.isfinite(torch.from_numpy(logits)).all():
+            raise Diverged("The teacher's logits hold NaN or infinite values on the validation split.")
+        score = evaluate.score(job.task.main_metric, logits.argmax(axis=1), job.validation.labels)
+        epoch = None
+    _require_fit(job, score)
+    run.facts["teacher"] = {"validation": score, "epoch": epoch}
+    run.event(
+        "teacher.evaluated",
+        f"{'Fine-tuned teacher' if job.finetune else 'Teacher'}: {100 * score:.1f} % on validation",
+        epoch=epoch,
+        **{job.task.main_metric: score},
+    )
+    return _keep(run, "teacher", model)
+
+
+def _teacher_phase(run: Run, job: Prepared, tune: FineTune, model: PreTrainedModel) -> Phase:
+    return _phase(
+        run, job, "teacher", FineTuning(), Models(model, lambda: model), None, tune.epochs, tune.learning_rate
+    )
+
+
+def _require_fit(job: Prepared, score: float) -> None:
+    guessing = evaluate.majority(job.validation.labels)
+    if score <= guessing:
+        raise TeacherUnfit(
+            f"The teacher has an {job.task.main_metric} of {100 * score:.1f} % on validation, and always answering "
+            f"with the most common class has {100 * guessing:.1f} %: there is nothing to learn from it. "
+            + (
+                "Give teacher.finetune more epochs or another learning rate."
+                if job.finetune
+                else "Let the job fine-tune it: teacher.finetune = true."
+            )
+        )
+
+
+def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weights) -> Weights:
+    """Train a student from the teacher's layers by ``method``; ``name`` is its phase."""
+    if run.store.has(name):
+        return run.store.read_tensors(name)[0]
+
+    def load() -> PreTrainedModel:
+        model = job.blueprint.build(job.blueprint.layers, teacher)
+        model.train(False).requires_grad_(False)
+        return run.device.place(model)
+
+    logits = None
+    if any(part.teacher_logits for part in method.parts()):
+        key = cache_key(run, job.teacher_sha256, job.card.sha256)
+        logits = teacher_logits(load, job.train, key, len(job.card.labels), run)
+    student = run.device.place(job.blueprint.cut(teacher, job.layers))
+    training = run.config.training
+    models = Models(student, load)
+    fitted = train(_phase(run, job, name, method, models, logits, training.epochs, training.learning_rate), run)
+    run.store.drop("cache")
+    _say_trained(run, job, name, fitted)
+    return _keep(run, name, fitted.model)
+
+
+def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:
+    who = "Student" if name == "distilling" else "Baseline, the same student without a teacher"
+    run.event(
+        f"{'student' if name == 'distilling' else 'baseline'}.trained",
+        f"{who}: {100 * fitted.score:.1f} % on validation (epoch {fitted.epoch} kept)",
+        epoch=fitted.epoch,
+        **{job.task.main_metric: fitted.score},
+    )
+
+
+def _phase(
+    run: Run,
+    job: Prepared,
+    name: str,
+    method: Method,
+    models: Models,
+    logits: Tensor | None,
+    epochs: int,
+    learning_rate: float,
+) -> Phase:
+    training = run.config.training
+    return Phase(
+        name=name,
+        method=method,
+        task=job.task,
+        models=models,
+        train=job.train,
+        validation=job.validation,
+        teacher_logits=logits,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=training.batch_size,
+        gradient_accumulation=training.gradient_accumulation,
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        seed=training.seed,
+    )
+
+
+def _keep(run: Run, name: str, model: PreTrainedModel) -> Weights:
+    """Make a finished model part of the state, in place of its training's."""
+    weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+    run.store.write_tensors(name, weights, {})
+    run.store.drop(f"{name}-training")
+    run.store.drop(f"{name}-best")
+    run.meter.finish(name)
+    run.commit()
+    return weights
+
+
+def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[str, Evaluation]:
+    """Each model on the test split; what an earlier attempt finished is read, not measured again."""
+    done: dict[str, Any] = run.facts.setdefault("evaluations", {})
+    for name, weights in models.items():
+        if name in done:
+            continue
+        run.meter.begin(f"evaluate-{name}")
+        done[name] = evaluate_model(name, run.device.place(_build(job, name, weights)), job, run).as_json()
+        run.meter.finish(f"evaluate-{name}")
+        run.commit()
+    return {name: Evaluation(**done[name]) for name in models}
+
+
+def _build(job: Prepared, name: str, weights: Weights) -> PreTrainedModel:
+    return job.blueprint.build(job.blueprint.layers if name == "teacher" else len(job.layers), weights)
+
+
+def _export(
+    run: Run, job: Prepared, output: Path, weights: Mapping[str, Weights], evaluations: Mapping[str, Evaluation]
+) -> DistillResult:
+    run.meter.begin("exporting")
+    models = {name: _build(job, name, found) for name, found in weights.items()}
+    scorecard = export(run, job, output, models, evaluations)
+    run.meter.finish("exporting")
+    teacher = TeacherFacts(
+        source=run.config.teacher.source,
+        revision=job.teacher_revision,
+        sha256=job.teacher_sha256,
+        finetuned=job.finetune is not None,
+        **run.facts["teacher"],
+    )
+    run.commit()
+    return DistillResult(
+        student=output / "student",
+        baseline=output / "baseline" if "baseline" in weights else None,
+        teacher=teacher,
+        scorecard=scorecard,
+        provenance=run.facts["provenance"],
+    )
+
+
+@contextmanager
+def failures_named() -> Iterator[None]:
+    """Memory and disk that run out, however a library words it, become errors that people understand."""
+    try:
+        with storage_errors():
+            yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _out_of_memory(error) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise _out_of_memory(error) from error
+        raise
+
+
+def _out_of_memory(error: BaseException) -> OutOfMemory:
+    first = (str(error).splitlines() or [""])[0]
+    return OutOfMemory(
+        "Memory ran out. A smaller training.batch_size or training.max_length, or training.gradient_accumulation, "
+        f"needs less. ({first})"
+    )

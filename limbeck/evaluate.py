@@ -1,0 +1,214 @@
+"""How good a model's answers are, and how sure that is: metrics, bootstrap intervals, retention and gap recovery.
+
+Needs numpy alone. A bootstrap over N examples draws N of them with replacement. Examples that agree in their label and
+in every model's prediction are the same to a metric, so their counts are drawn at once, from the multinomial
+distribution that the draws of single examples would give (Efron & Tibshirani, An Introduction to the Bootstrap, 1993).
+All models of a comparison share the resamples: what is hard for all of them cancels out of a ratio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from limbeck.errors import TeacherUnfit
+from limbeck.scorecard import Estimate
+
+RESAMPLES = 1_000
+#: A teacher that beats the baseline by less (as a share of 1) leaves no gap that could be divided by.
+SMALLEST_GAP = 0.005
+
+Counts = NDArray[np.float32]  # (resamples, cells)
+Classes = NDArray[np.int64]  # (cells,)
+_Metric = Callable[[Counts, Classes, Classes], NDArray[np.float64]]
+
+#: Counts that are held at one time, in numbers; bounds the memory to some 64 MB.
+_BLOCK = 1 << 24
+
+
+def _accuracy(counts: Counts, predictions: Classes, labels: Classes) -> NDArray[np.float64]:
+    right = counts @ (predictions == labels).astype(np.float32)
+    shares: NDArray[np.float64] = np.divide(right, counts.sum(axis=1), dtype=np.float64)
+    return shares
+
+
+def _macro_f1(counts: Counts, predictions: Classes, labels: Classes) -> NDArray[np.float64]:
+    """As scikit-learn: the mean over the classes that occur among labels or predictions; 0 for a class never hit."""
+    classes = np.arange(max(predictions.max(), labels.max()) + 1)
+    predicted = (predictions[:, None] == classes).astype(np.float32)  # (cells, classes)
+    actual = (labels[:, None] == classes).astype(np.float32)
+    hits = counts @ (predicted * actual)  # (resamples, classes)
+    seen = counts @ (predicted + actual)  # 2 · true positives + false positives + false negatives
+    f1 = np.divide(2 * hits, seen, out=np.zeros(seen.shape, dtype=np.float64), where=seen > 0)
+    means: NDArray[np.float64] = f1.sum(axis=1) / (seen > 0).sum(axis=1)
+    return means
+
+
+METRICS: Mapping[str, _Metric] = {"accuracy": _accuracy, "macro_f1": _macro_f1}
+
+
+class Resamples:
+    """Bootstrap resamples of test examples, shared by every model that answered them.
+
+    Args:
+        labels: the true class of each example, (N,) whole numbers from 0.
+        answers: for each model's name its predicted classes, (N,).
+
+    Raises:
+        ValueError: no examples, or lengths that differ.
+    """
+
+    def __init__(
+        self, labels: ArrayLike, answers: Mapping[str, ArrayLike], *, resamples: int = RESAMPLES, seed: int
+    ) -> None:
+        columns = [np.asarray(column, dtype=np.int64) for column in (labels, *answers.values())]
+        if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1 or not len(columns[0]):
+            shapes = [column.shape for column in columns]
+            raise ValueError(f"labels and predictions have to be (N,) with the same N > 0; found {shapes}")
+        cells, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
+        self._labels: Classes = cells[0]
+        self._answers: dict[str, Classes] = dict(zip(answers, cells[1:], strict=True))
+        self._observed: Counts = counts[None].astype(np.float32)
+        self._resamples, self._seed = resamples, seed
+
+    def value(self, metric: str, model: str) -> float:
+        """The metric on the examples as they are."""
+        return float(METRICS[metric](self._observed, self._answers[model], self._labels)[0])
+
+    def values(self, metric: str, models: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+        """The metric of each model on each resample, (resamples,)."""
+        models = tuple(models)
+        blocks = [
+            {model: METRICS[metric](counts, self._answers[model], self._labels) for model in models}
+            for counts in self._draws()
+        ]
+        return {model: np.concatenate([block[model] for block in blocks]) for model in models}
+
+    def estimate(self, metric: str, model: str) -> Estimate:
+        """The metric with its 95 % percentile interval."""
+        return _estimate(self.value(metric, model), self.values(metric, [model])[model])
+
+    def _draws(self) -> Iterable[Counts]:
+        # The same seed each time: every metric and every model sees the same resamples.
+        draw = np.random.default_rng(self._seed)
+        total = int(self._observed.sum(dtype=np.float64))
+        shares = self._observed[0].astype(np.float64) / total
+        rows = max(1, _BLOCK // len(shares))
+        for start in range(0, self._resamples, rows):
+            size = min(rows, self._resamples - start)
+            yield draw.multinomial(total, shares, size=size).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class GapRecovery:
+    """How much of what the baseline lacks the distillation won back: (student - baseline) / (teacher - baseline)."""
+
+    estimate: Estimate | None
+    note: str | None  #: why there is none, or why it should be read with care
+
+
+def score(metric: str, predictions: ArrayLike, labels: ArrayLike) -> float:
+    """One metric, ``accuracy`` or ``macro_f1``, as a share of 1."""
+    return Resamples(labels, {"model": predictions}, seed=0).value(metric, "model")
+
+
+def scores(metrics: Sequence[str], predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """Several metrics, without intervals."""
+    return {metric: score(metric, predictions, labels) for metric in metrics}
+
+
+def bootstrap(
+    metric: str, predictions: ArrayLike, labels: ArrayLike, *, resamples: int = RESAMPLES, seed: int
+) -> Estimate:
+    """One metric with its 95 % percentile interval by bootstrap over the examples."""
+    return Resamples(labels, {"model": predictions}, resamples=resamples, seed=seed).estimate(metric, "model")
+
+
+def estimates(
+    metrics: Sequence[str], predictions: ArrayLike, labels: ArrayLike, *, resamples: int = RESAMPLES, seed: int
+) -> dict[str, Estimate]:
+    """Several metrics with their intervals, as a :class:`~limbeck.scorecard.ModelCard` has them."""
+    drawn = Resamples(labels, {"model": predictions}, resamples=resamples, seed=seed)
+    return {metric: drawn.estimate(metric, "model") for metric in metrics}
+
+
+def retention(
+    metric: str,
+    *,
+    student: ArrayLike,
+    teacher: ArrayLike,
+    labels: ArrayLike,
+    resamples: int = RESAMPLES,
+    seed: int,
+) -> Estimate:
+    """Student / teacher with its paired 95 % interval; the arguments are predicted classes, (N,).
+
+    Raises:
+        TeacherUnfit: the teacher's metric is 0.
+    """
+    drawn = Resamples(labels, {"student": student, "teacher": teacher}, resamples=resamples, seed=seed)
+    whole = drawn.value(metric, "teacher")
+    if whole == 0:
+        raise TeacherUnfit(f"The teacher's {metric} on the test split is 0: there is nothing to retain.")
+    each = drawn.values(metric, ("student", "teacher"))
+    return _estimate(drawn.value(metric, "student") / whole, _ratio(each["student"], each["teacher"]))
+
+
+def gap_recovery(
+    metric: str,
+    *,
+    student: ArrayLike,
+    teacher: ArrayLike,
+    baseline: ArrayLike,
+    labels: ArrayLike,
+    resamples: int = RESAMPLES,
+    seed: int,
+) -> GapRecovery:
+    """(student - baseline) / (teacher - baseline) with its paired interval, or why that figure would mean nothing."""
+    answers = {"student": student, "teacher": teacher, "baseline": baseline}
+    drawn = Resamples(labels, answers, resamples=resamples, seed=seed)
+    start = drawn.value(metric, "baseline")
+    gap = drawn.value(metric, "teacher") - start
+    if gap <= SMALLEST_GAP:
+        return GapRecovery(
+            None,
+            f"The teacher's {metric} is {100 * gap:+.1f} points from that of the baseline, the same student trained"
+            f" without a teacher; with no more than {100 * SMALLEST_GAP:.1f} points there is no gap to recover.",
+        )
+    each = drawn.values(metric, answers)
+    gaps = each["teacher"] - each["baseline"]
+    recovered = _ratio(each["student"] - each["baseline"], gaps)
+    low, high = _interval(gaps)
+    note = None
+    if low <= 0:
+        note = (
+            f"Read with care: the gap between teacher and baseline is {100 * gap:.1f} points, but its 95 % interval"
+            f" ({100 * low:+.1f} to {100 * high:+.1f}) includes 0, so that the quotient may be anything."
+        )
+    return GapRecovery(_estimate((drawn.value(metric, "student") - start) / gap, recovered), note)
+
+
+def majority(labels: ArrayLike) -> float:
+    """The share of the most common class: what guessing gets."""
+    _, counts = np.unique(np.asarray(labels), return_counts=True)
+    return float(counts.max() / counts.sum())
+
+
+def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quotients of the resamples that have one."""
+    defined = below != 0
+    quotients: NDArray[np.float64] = above[defined] / below[defined]
+    return quotients
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _estimate(value: float, values: NDArray[np.float64]) -> Estimate:
+    low, high = _interval(values)
+    return Estimate(value=value, low=low, high=high)

@@ -1,0 +1,266 @@
+"""The student in forms that need no torch, each checked against torch before anybody gets it.
+
+``onnx``: float32, by ``limbeck/graph.py``. It has to answer as torch does: logits within 1e-3 of the largest logit (and
+of 1), and the same label for 99.9 % of the examples.
+
+``onnx-int8``: weights in 8 bits, one scale per output channel, of which 7 are used ("reduced range"), as the int16 sums
+of CPUs without VNNI overflow otherwise. Activations are quantised as they come, with one scale for a whole batch, so
+that an answer depends a little on its neighbours. Its logits do differ, so it is judged by what it gets right: it is
+refused when it surely loses more than two points of the main metric, that is, when the paired 95 % interval of
+(torch - int8) lies beyond 0.02 as a whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from limbeck.batches import Encoded
+from limbeck.errors import ExportFailed
+from limbeck.evaluate import Resamples
+from limbeck.graph import input_names, write_graph
+from limbeck.latency import Runner
+from limbeck.runtime.encoding import Feeds, Row, chunks, pad
+from limbeck.runtime.session import Session
+from limbeck.runtime.student import FILES, Format
+from limbeck.scorecard import ExportCard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Examples that an export is checked on: at most so many, and about so many tokens.
+CHECKED_EXAMPLES = 1_000
+_CHECKED_TOKENS = 50_000
+_FEWEST_CHECKED = 100
+#: The first so many in batches of these sizes in turn, unsorted, so that there is padding; the rest sorted by length.
+_MIXED_EXAMPLES = 100
+_SIZES = (1, 2, 7, 16)
+
+LOGIT_TOLERANCE = 1e-3
+LABEL_AGREEMENT = 0.999
+INT8_LOSS = 0.02
+#: A protobuf file cannot be larger.
+_LARGEST_FILE = 2**31
+
+
+def export_onnx(
+    folder: Path,
+    formats: Sequence[Format],
+    rows: Sequence[Row],
+    labels: ArrayLike,
+    *,
+    metrics: Sequence[str],
+    seed: int,
+    poll: Callable[[], None] = lambda: None,
+) -> tuple[ExportCard, ...]:
+    """Write ``onnx/…`` into a student's folder and compare it with torch.
+
+    Args:
+        folder: a Hugging Face folder with the student's weights.
+        formats: which forms.
+        rows: the test split as tokens of the folder's vocabulary (see :func:`rows_of`).
+        labels: its true classes, (examples,).
+        metrics: names of ``limbeck.evaluate``; the first one is the main metric, which judges int8.
+        seed: draws the examples that are compared where the split is large, and the bootstrap.
+        poll: called between steps; may raise to stop.
+
+    Returns:
+        A card for each format, in the order asked for; ``latency`` is empty, see ``limbeck.latency``.
+
+    Raises:
+        ExportFailed: a form does not answer as torch does; its file is gone.
+    """
+    if not formats:
+        return ()
+    model = _load(folder)
+    _write(model, folder, formats, poll)
+    chosen = _batches(rows, seed)
+    feeds = [pad([rows[i] for i in places], int(model.config.pad_token_id or 0)) for places in chosen]
+    expected = _answer(torch_runner(model), feeds, poll)
+    truth = np.asarray(labels, dtype=np.int64)[np.concatenate(chosen)]
+    cards = []
+    for name in formats:
+        path = folder / FILES[name]
+        try:
+            card = compare(name, path, _answer(Session(path), feeds, poll), expected, truth, metrics, seed)
+        except ExportFailed:
+            path.unlink()
+            raise
+        cards.append(card)
+    return tuple(cards)
+
+
+def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row]:
+    """A split as the rows that this module and ``limbeck.latency`` take.
+
+    ``kept`` are the original ids of a compact vocabulary (``limbeck.vocabulary.Vocabulary.kept``).
+    """
+    ids = data.ids if kept is None else kept[data.ids]
+    types = np.zeros(len(ids), dtype=np.int64) if data.segments is None else data.segments
+    spans = [slice(start, end) for start, end in zip(data.starts[:-1], data.starts[1:], strict=True)]
+    return [Row(ids[span].tolist(), types[span].tolist()) for span in spans]
+
+
+def torch_runner(
+    model: PreTrainedModel,
+    *,
+    kept: NDArray[np.int64] | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Runner:
+    """The model where it is, as a function of padded batches; puts it into ``eval()``.
+
+    ``kept`` as for :func:`rows_of`: the batches come in original ids, the model has only these.
+    """
+    model.train(False)
+    names = input_names(model)
+
+    @torch.inference_mode()
+    def run(feeds: Feeds) -> NDArray[np.float32]:
+        if kept is not None:
+            feeds = {**feeds, "input_ids": np.searchsorted(kept, feeds["input_ids"])}
+        inputs = {name: torch.from_numpy(feeds[name]).to(model.device) for name in names}
+        with autocast():
+            logits: NDArray[np.float32] = model(**inputs).logits.float().cpu().numpy()
+        return logits
+
+    return run
+
+
+def onnx_runner(folder: Path, format: Format, *, threads: int | None = None) -> Runner:
+    """An exported form as a function of padded batches."""
+    return Session(folder / FILES[format], threads=threads)
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    from transformers import AutoModelForSequenceClassification
+
+    from limbeck.students import quiet_transformers
+
+    with quiet_transformers():
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype="float32", use_safetensors=True, local_files_only=True
+        )
+    return model
+
+
+def _write(model: PreTrainedModel, folder: Path, formats: Sequence[Format], poll: Callable[[], None]) -> None:
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if size >= _LARGEST_FILE:
+        raise ExportFailed(f"The student has {size:,} bytes of weights; an ONNX file holds {_LARGEST_FILE:,} at most.")
+    whole = folder / FILES["onnx"]
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    poll()
+    write_graph(model, whole)
+    if "onnx-int8" in formats:
+        poll()
+        _quantise(whole, folder / FILES["onnx-int8"])
+    if "onnx" not in formats:
+        whole.unlink()
+
+
+def _quantise(whole: Path, target: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet_quantiser():
+        quantize_dynamic(whole, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _quiet_quantiser() -> Iterator[None]:
+    """Without its advice, through the root logger, to run shape inference first, which changes nothing here."""
+    root = logging.getLogger()
+    advice = _Advice()
+    root.addFilter(advice)
+    try:
+        yield
+    finally:
+        root.removeFilter(advice)
+
+
+class _Advice(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+
+def _batches(rows: Sequence[Row], seed: int) -> list[NDArray[np.int64]]:
+    """Places of the examples to compare, batch by batch: drawn at random where there are many."""
+    order = np.random.default_rng(seed).permutation(len(rows))[:CHECKED_EXAMPLES]
+    tokens = np.cumsum([len(rows[i]) for i in order])
+    order = order[: max(_FEWEST_CHECKED, int(np.searchsorted(tokens, _CHECKED_TOKENS)))]
+    batches: list[NDArray[np.int64]] = []
+    start = 0
+    while start < min(_MIXED_EXAMPLES, len(order)):
+        size = _SIZES[len(batches) % len(_SIZES)]
+        batches.append(order[start : start + size])
+        start += size
+    rest = order[start:]
+    return batches + [rest[places] for places in chunks([len(rows[i]) for i in rest])]
+
+
+def _answer(run: Runner, batches: Sequence[Feeds], poll: Callable[[], None]) -> NDArray[np.float32]:
+    logits = []
+    for feeds in batches:
+        poll()
+        logits.append(run(feeds))
+    return np.concatenate(logits)
+
+
+def compare(
+    name: Format,
+    path: Path,
+    logits: NDArray[np.float32],  # (examples, classes)
+    expected: NDArray[np.float32],  # torch's
+    labels: NDArray[np.int64],
+    metrics: Sequence[str],
+    seed: int,
+) -> ExportCard:
+    """Judge the answers of the form at ``path`` by those of torch.
+
+    Raises:
+        ExportFailed: they are not as good.
+    """
+    answers = {"export": logits.argmax(axis=1), "torch": expected.argmax(axis=1)}
+    difference = float(np.abs(logits - expected).max())
+    agreement = float((answers["export"] == answers["torch"]).mean())
+    drawn = Resamples(labels, answers, seed=seed)
+    if name == "onnx":
+        _require_equal(difference, agreement, float(np.abs(expected).max()))
+    else:
+        _require_quality(drawn, metrics[0], agreement)
+    return ExportCard(
+        format=name,
+        bytes=path.stat().st_size,
+        examples=len(labels),
+        max_logit_difference=difference,
+        label_agreement=agreement,
+        metrics={metric: drawn.estimate(metric, "export") for metric in metrics},
+        latency=(),
+    )
+
+
+def _require_equal(difference: float, agreement: float, scale: float) -> None:
+    allowed = LOGIT_TOLERANCE * max(1.0, scale)
+    if not difference <= allowed or agreement < LABEL_AGREEMENT:  # "not <=": NaN is refused as well
+        raise ExportFailed(
+            f"The ONNX student does not answer as the trained one: its logits differ by up to {difference:.2g} "
+            f"(allowed: {allowed:.2g}) and {agreement:.2%} of its labels are the same (needed: {LABEL_AGREEMENT:.1%})."
+        )
+
+
+def _require_quality(drawn: Resamples, metric: str, agreement: float) -> None:
+    each = drawn.values(metric, ("torch", "export"))
+    surely = float(np.quantile(each["torch"] - each["export"], 0.025))
+    if surely > INT8_LOSS:
+        lost = drawn.value(metric, "torch") - drawn.value(metric, "export")
+        raise ExportFailed(
+            f"The student loses {100 * lost:.1f} points of {metric} in 8 bits (at least {100 * surely:.1f} with 97.5 % "
+            f"certainty; allowed: {100 * INT8_LOSS:.0f}), and only {agreement:.1%} of its labels stay the same. "
+            "Leave onnx-int8 out of `export`."
+        )

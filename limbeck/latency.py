@@ -1,0 +1,84 @@
+"""How long models take on this machine: side by side, on real texts, tokenising left out.
+
+All models answer the same batches of test examples in the order in which they come, padded as they would be. They take
+turns in short blocks within one run: what else the machine does meets them alike, and only their ratios carry over to
+another machine. A block is long enough that a model finds its weights in the cache again, as in service.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from limbeck.runtime.encoding import Feeds, Row, pad
+from limbeck.scorecard import Latency
+
+BATCH_SIZES = (1, 32)
+Runner = Callable[[Feeds], Any]
+"""Answers a padded batch; returns when the logits are on the host."""
+
+_WARM_UP = 2
+_BLOCK = 5
+_FEWEST_BLOCKS, _MOST_BLOCKS = 2, 40
+
+
+def measure_latency(
+    runners: Mapping[str, Runner],
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    seconds: float = 1.5,
+    poll: Callable[[], None] = lambda: None,
+) -> dict[str, tuple[Latency, ...]]:
+    """Time every runner at every batch size.
+
+    Args:
+        runners: the models by name; all of them understand the ids in ``rows``.
+        rows: test examples in their own order; at least one.
+        pad_id: the padding token.
+        seconds: about as long each model is timed at each batch size; a slow model takes 12 calls at least.
+        poll: called between blocks; may raise to stop.
+    """
+    timed: dict[str, list[Latency]] = {name: [] for name in runners}
+    for size in batch_sizes:
+        for name, calls in _time(runners, _batches(rows, size, pad_id), seconds, poll).items():
+            p50, p95 = np.percentile(calls, (50, 95)) * 1000
+            timed[name].append(
+                Latency(
+                    batch_size=size,
+                    p50_ms=float(p50),
+                    p95_ms=float(p95),
+                    examples_per_second=size * len(calls) / sum(calls),
+                )
+            )
+    return {name: tuple(sizes) for name, sizes in timed.items()}
+
+
+def _batches(rows: Sequence[Row], size: int, pad_id: int) -> list[Feeds]:
+    """Batches of exactly ``size`` rows; where the rows run out, they come again."""
+    count = min(_BLOCK * _MOST_BLOCKS, -(-len(rows) // size))
+    return [pad([rows[(start + i) % len(rows)] for i in range(size)], pad_id) for start in range(0, count * size, size)]
+
+
+def _time(
+    runners: Mapping[str, Runner], batches: Sequence[Feeds], seconds: float, poll: Callable[[], None]
+) -> dict[str, list[float]]:
+    for run in runners.values():
+        for i in range(_WARM_UP):
+            run(batches[i % len(batches)])
+    calls: dict[str, list[float]] = {name: [] for name in runners}
+    until = time.perf_counter() + seconds * len(runners)
+    for block in range(_MOST_BLOCKS):
+        if block >= _FEWEST_BLOCKS and time.perf_counter() >= until:
+            break
+        for name, run in runners.items():
+            poll()
+            for i in range(_BLOCK * block, _BLOCK * (block + 1)):
+                start = time.perf_counter()
+                run(batches[i % len(batches)])
+                calls[name].append(time.perf_counter() - start)
+    return calls

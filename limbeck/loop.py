@@ -1,0 +1,315 @@
+"""The one training loop: a teacher that is fine-tuned, a student that is distilled and a baseline all pass it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck import evaluate
+from limbeck.batches import Collator, Encoded, training_batches
+from limbeck.cache import predict
+from limbeck.device import random_state, restore_random_state, seed_everything
+from limbeck.errors import Diverged, Interrupted
+from limbeck.methods.base import Method, Models, Objective
+from limbeck.run import Run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from limbeck.tasks.base import Task
+
+#: Gradients longer than this are scaled down to it (BERT's own setting).
+_GRADIENT_NORM = 1.0
+#: Losses are brought to the CPU and checked every so many steps on a GPU, where each look stops the pipeline.
+_GPU_CHECK = 16
+_POINTS = 200  # of a metrics series, about
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One training: who learns what from which data, and how."""
+
+    name: str  #: ``teacher``, ``distilling`` or ``baseline``: the prefix of its metrics and its item of the plan
+    method: Method
+    task: Task
+    models: Models
+    train: Encoded
+    validation: Encoded
+    teacher_logits: Tensor | None  # (training examples, classes)
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    gradient_accumulation: int
+    warmup_ratio: float
+    weight_decay: float
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train) / self.batch_size)
+
+    def part_steps(self) -> list[int]:
+        """How the steps are shared among the method's parts."""
+        shares = np.cumsum([part.share for part in self.method.parts()])
+        ends = [round(self.steps * float(share / shares[-1])) for share in shares]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a training is: with the tensors, all that a resumed run needs to go on as if nothing had happened."""
+
+    part: int = 0
+    step: int = 0  #: within the part
+    validated: int = 0  #: the last step after which the student was validated
+    best_score: float = -1.0
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    window: dict[str, float] = field(default_factory=dict)  #: sums of the losses since the last metrics point
+    window_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A finished training."""
+
+    model: PreTrainedModel  #: with the weights of the best epoch
+    score: float  #: main metric on validation
+    epoch: int
+    history: list[dict[str, float]]
+
+
+#: The tensors of an interrupted training, and its generators' states.
+_Saved = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def train(phase: Phase, run: Run) -> Fitted:
+    """Train, keeping the best validated weights.
+
+    Raises:
+        Diverged: the loss or the gradient became NaN or infinite; the step is named.
+        Interrupted: the position is staged in the run's state.
+    """
+    run.meter.begin(phase.name)
+    position, saved = _restore(phase, run)
+    if saved is None:
+        seed_everything(phase.seed)
+    best = run.store.read_tensors(f"{phase.name}-best")[0] if run.store.has(f"{phase.name}-best") else None
+    objective: Objective | None = None
+    for index, (part, steps) in enumerate(zip(phase.method.parts(), phase.part_steps(), strict=True)):
+        if index < position.part:
+            continue
+        if index > position.part:
+            position.part, position.step, position.validated, position.best_score = index, 0, 0, -1.0
+        objective = phase.method.build(part, phase.models, phase.task)
+        objective.module.to(run.device.torch)
+        optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
+        if saved is not None:
+            _load(saved, objective, optimizer)
+            saved = None
+        losses: list[tuple[int, dict[str, Tensor]]] = []
+        batches: list[NDArray[np.int64]] = []
+        collate = Collator(
+            phase.train,
+            objective.student.config.pad_token_id or 0,
+            run.device.torch,
+            phase.teacher_logits if part.teacher_logits else None,
+        )
+        try:
+            while True:
+                epoch, place = divmod(position.step, phase.steps_per_epoch)
+                ended = position.step == steps
+                if position.validated < position.step and (place == 0 or ended):
+                    _check(losses, position, phase, run)
+                    score = _validate(objective, phase, position, run)
+                    if not part.selects or score > position.best_score:
+                        position.best_score, position.best_epoch = (
+                            score,
+                            math.ceil(position.step / phase.steps_per_epoch),
+                        )
+                        best = {
+                            name: value.detach().cpu().clone() for name, value in objective.student.state_dict().items()
+                        }
+                        run.store.write_tensors(f"{phase.name}-best", best, {"step": position.step, "score": score})
+                    position.validated = position.step
+                if ended:
+                    break
+                run.poll()
+                if run.save_due():
+                    _check(losses, position, phase, run)
+                    _stage(objective, optimizer, position, phase, run)
+                    run.commit()
+                if place == 0 or not batches:
+                    batches = training_batches(phase.train.lengths, phase.batch_size, seed=phase.seed, epoch=epoch)
+
+                objective.train_mode()
+                rate = phase.learning_rate * part.learning_rate * schedule(position.step, steps, phase.warmup_ratio)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                rows = batches[place]
+                values = backward(objective, collate, rows, phase.gradient_accumulation, position.step, steps, run)
+                values["gradient_norm"] = nn.utils.clip_grad_norm_(_trainable(objective.module), _GRADIENT_NORM)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                position.step += 1
+                losses.append((position.step, values))
+
+                _advance(phase, rows, run)
+                if run.device.torch.type == "cpu" or len(losses) >= _GPU_CHECK:
+                    _check(losses, position, phase, run)
+        except Interrupted:
+            _check(losses, position, phase, run)
+            _stage(objective, optimizer, position, phase, run)
+            raise
+        if best is not None:
+            objective.student.load_state_dict(best)
+    assert objective is not None
+    model = phase.method.finish(objective)
+    run.meter.finish(phase.name)
+    return Fitted(model, position.best_score, position.best_epoch, position.history)
+
+
+def schedule(step: int, steps: int, warmup_ratio: float) -> float:
+    """The learning rate's factor: from 0 up to 1 over the warm-up, then in a line down to 0 at ``steps``."""
+    warmup = math.ceil(steps * warmup_ratio)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return (steps - step) / (steps - warmup)
+
+
+def backward(
+    objective: Objective,
+    collate: Collator,
+    rows: NDArray[np.int64],
+    accumulation: int,
+    step: int,
+    steps: int,
+    run: Run,
+) -> dict[str, Tensor]:
+    """Add the gradient of the batch's loss, computed in ``accumulation`` parts; return the loss and its terms.
+
+    Each part's mean counts by its share of the batch's units (examples, tokens …): the gradient is that of the batch.
+    """
+    parts = [collate(part) for part in np.array_split(rows, accumulation) if len(part)]
+    whole: dict[str, int] = {}
+    for part in parts:
+        for unit, count in part.counts.items():
+            whole[unit] = whole.get(unit, 0) + count
+    sums: dict[str, Tensor] = {}
+    for part in parts:
+        with run.device.autocast():
+            terms = objective.losses(part, step, steps)
+        shares = {name: term.value * (part.counts[term.unit] / whole[term.unit]) for name, term in terms.items()}
+        loss = torch.stack([shares[name] * term.weight for name, term in terms.items()]).sum()
+        torch.autograd.backward(loss)
+        for name, value in {"loss": loss, **shares}.items():
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+    return sums
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _adamw(module: nn.Module, student: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
+    """Biases and norms do not decay, as usual, and the embedding table does not either: rows that the data never uses
+    would shrink, and could then not be left out of the step (``limbeck/vocabulary.py``)."""
+    table = student.get_input_embeddings().weight
+    free = [p for p in _trainable(module) if p.dim() < 2 or p is table]
+    decaying = [p for p in _trainable(module) if p.dim() >= 2 and p is not table]
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+
+
+def _validate(objective: Objective, phase: Phase, position: Position, run: Run) -> float:
+    logits = predict(objective.student, phase.validation, run)
+    if not np.isfinite(logits).all():
+        raise Diverged(f"After step {position.step} of {phase.name} the model's logits hold NaN or infinite values.")
+    name = phase.task.main_metric
+    score = evaluate.score(name, logits.argmax(axis=1), phase.validation.labels)
+    position.history.append({"step": position.step, name: score})
+    run.metrics({f"{phase.name}/validation_{name}": score})
+    epoch = math.ceil(position.step / phase.steps_per_epoch)
+    run.event(
+        "epoch.finished",
+        f"{_TITLES[phase.name]}, epoch {epoch} of {phase.epochs}: {100 * score:.1f} % on validation",
+        phase=phase.name,
+        epoch=epoch,
+        **{name: score},
+    )
+    return score
+
+
+_TITLES = {"teacher": "Teacher", "distilling": "Student", "baseline": "Baseline"}
+
+
+def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phase: Phase, run: Run) -> None:
+    """Bring the losses since the last look to the CPU; refuse NaN; report a metrics point now and then."""
+    every = max(1, phase.steps // _POINTS)
+    for step, values in losses:
+        numbers = {name: float(value) for name, value in values.items()}
+        broken = [name for name, number in numbers.items() if not math.isfinite(number)]
+        if broken:
+            raise Diverged(
+                f"At step {step} of {phase.name} the {broken[0].replace('_', ' ')} became {numbers[broken[0]]}. "
+                f"A lower learning rate than {phase.learning_rate:g} may help."
+            )
+        for name, number in numbers.items():
+            position.window[name] = position.window.get(name, 0.0) + number
+        position.window_steps += 1
+        if step % every == 0:
+            means = {f"{phase.name}/{name}": total / position.window_steps for name, total in position.window.items()}
+            run.metrics(means, steps_ago=position.step - step)
+            position.window, position.window_steps = {}, 0
+    losses.clear()
+
+
+def _advance(phase: Phase, rows: NDArray[np.int64], run: Run) -> None:
+    share = float(phase.train.lengths[rows].sum() / phase.train.lengths.sum()) / phase.epochs
+    run.meter.advance(share, examples=len(rows), steps=1)
+
+
+def _stage(objective: Objective, optimizer: torch.optim.Optimizer, position: Position, phase: Phase, run: Run) -> None:
+    """Put the whole training into the run's store: weights, optimizer, position, random state."""
+    tensors, random = random_state()
+    tensors |= {f"model.{name}": value for name, value in objective.module.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    facts = {"position": _as_json(position), "random": random}
+    run.store.write_tensors(f"{phase.name}-training", tensors, facts)
+
+
+def _as_json(position: Position) -> dict[str, Any]:
+    return {name: getattr(position, name) for name in Position.__dataclass_fields__}
+
+
+def _restore(phase: Phase, run: Run) -> tuple[Position, _Saved | None]:
+    role = f"{phase.name}-training"
+    if not run.store.has(role):
+        return Position(), None
+    tensors, facts = run.store.read_tensors(role)
+    return Position(**facts["position"]), (tensors, facts["random"])
+
+
+def _load(saved: _Saved, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
+    tensors, random = saved
+    inside = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    objective.module.load_state_dict(inside)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, kind = name.split(".")
+            state.setdefault(int(number), {})[kind] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    # Last: building the objective may have drawn.
+    restore_random_state(tensors, random)

@@ -1,0 +1,123 @@
+"""What a method is: a few options, and the objectives that it trains the student with.
+
+The loop (``limbeck/loop.py``) knows no method by name. It asks the method for its :meth:`Method.parts` and runs each of
+them in turn: build the objective, then steps with a fresh AdamW over whatever the objective leaves trainable. A method
+never writes a loop; this is how those of ``docs/methods.md`` say what they need:
+
+===========  ==========================================================================================================
+kd           one part, cached teacher logits; terms ``soft_loss`` and ``hard_loss``
+patient      ``build`` takes ``models.teacher()`` and runs it under ``inference_mode`` with ``output_hidden_states``; a
+             third term, the MSE of the normalised CLS states
+distilbert   the student carries a masked-LM head as a submodule; the masked batch is drawn in ``losses`` from torch's
+             RNG (which checkpoints hold), its term counts ``masked`` positions (``Term.unit`` from ``batch.counts``)
+tinybert     two parts. The first (``share=0.5, learning_rate=5.0, selects=False``: its student answers nothing yet)
+             hooks Q/K/V of both models and adds the projection W as a second child of ``Objective.module``; the
+             second is kd with T = 1. Terms count ``tokens``, so padding and accumulation weigh right
+minilm       hooks Q/K/V of one layer pair; then a kd part
+theseus      ``module`` wraps the student's layers and the frozen predecessor's; ``losses`` computes p from ``step`` and
+             draws once per module from torch's RNG; ``student`` stays the successor alone, which validation and the
+             result use; everything but the successor's layers gets ``requires_grad_(False)`` in ``build``
+fastbert     part one is fine-tuning; part two attaches the branches to the student as a submodule, freezes the rest and
+             keeps it in ``eval()`` by ``Objective.train_mode``; terms are the KLs to the last head. ``finish`` attaches
+             the small loader
+dynabert     ``losses`` runs the sub-networks one after the other and returns a term for each
+auto         a minilm part of a third of the steps, then a kd part
+===========  ==========================================================================================================
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from limbeck.errors import Problem
+from limbeck.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from limbeck.batches import Batch
+    from limbeck.tasks.base import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a method's training with one objective and one learning-rate schedule."""
+
+    name: str = "main"
+    share: float = 1.0  #: of the phase's steps; the shares of all parts sum to 1
+    teacher_logits: bool = False  #: whether each batch carries the teacher's logits (computed once, cached)
+    learning_rate: float = 1.0  #: factor on the configured one
+    selects: bool = True  #: whether the best validated epoch of this part is kept, rather than its last step
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What an objective is built from."""
+
+    student: PreTrainedModel
+    teacher: Callable[[], PreTrainedModel]  #: loads it, frozen and in ``eval()``; not called, it costs no memory
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand of a loss: the *mean* over its units in a (micro-)batch, and its weight in the sum.
+
+    The unit is a key of ``Batch.counts``; with gradient accumulation the loop weighs each micro-batch's mean by its
+    share of the whole batch's units, so that the gradient is that of the whole batch.
+    """
+
+    value: Tensor  # scalar, float32
+    weight: float = 1.0
+    unit: str = "examples"
+
+
+class Objective(ABC):
+    """What the loop minimises during one part."""
+
+    #: Everything that takes part in training; its parameters with ``requires_grad`` are optimised and checkpointed.
+    module: nn.Module
+    #: The model that is validated, kept and returned; part of ``module``.
+    student: PreTrainedModel
+
+    @abstractmethod
+    def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+        """The terms whose weighted sum is the loss of ``batch``, at ``step`` (from 0) of this part's ``steps``."""
+
+    def train_mode(self) -> None:
+        """Put the modules into the mode that this objective trains in."""
+        self.module.train()
+
+
+class Method(Spec, ABC):
+    """The options of a method (the fields), and what it does with them.
+
+    Methods never import torch at module level: the API process reads their schemas.
+    """
+
+    shorthand: ClassVar[str | None] = "type"
+    #: Whether the method learns from a teacher at all.
+    uses_teacher: ClassVar[bool] = True
+    #: The paper, for people.
+    paper: ClassVar[str | None] = None
+
+    type: Any
+
+    def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
+        """What forbids this method for such a teacher and data set; pointers start at ``/method``."""
+        return ()
+
+    def parts(self) -> tuple[Part, ...]:
+        """The parts, in order."""
+        return (Part(teacher_logits=self.uses_teacher),)
+
+    @abstractmethod
+    def build(self, part: Part, models: Models, task: Task) -> Objective:
+        """The objective of ``part``; called again when a run resumes in the middle of it."""
+
+    def finish(self, objective: Objective) -> PreTrainedModel:
+        """The student to save, once the last part's best weights are loaded."""
+        return objective.student

@@ -1,0 +1,208 @@
+"""The README that travels with a student: what it is, what it was measured at, how to use it, and what it cannot do."""
+
+from __future__ import annotations
+
+import re
+from string import Template
+
+from limbeck.runtime.student import FILES
+from limbeck.scorecard import Estimate, ExportCard, Latency, ModelCard, Scorecard
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LABELS_SHOWN = 30
+
+_WITH_TORCH = """\
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="this/folder")
+print(classify($question, truncation=True))
+```"""
+
+_WITHOUT_TORCH = """
+
+Without torch and transformers (`pip install 'limbeck[runtime]'`):
+
+```python
+from pathlib import Path
+from limbeck.runtime import Predictor
+
+student = Predictor.load(Path("this/folder"))
+print(student.predict($question))
+```
+
+With ONNX Runtime alone:
+
+```python
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokens = Tokenizer.from_file("this/folder/tokenizer.json").encode($texts)
+named = {
+    "input_ids": tokens.ids,
+    "attention_mask": tokens.attention_mask,
+    "token_type_ids": tokens.type_ids,
+}
+session = onnxruntime.InferenceSession("this/folder/$graph")
+feeds = {one.name: np.array([named[one.name]]) for one in session.get_inputs()}
+print(session.run(["logits"], feeds)[0])
+```"""
+
+
+def model_card(card: Scorecard, name: str, *, teacher: str, dataset: str, pair: bool = False) -> str:
+    """The model card, in Markdown, of the scorecard's ``name``: ``student`` or ``baseline``.
+
+    Args:
+        teacher: the source that the job named, e.g. a hub name.
+        dataset: likewise.
+        pair: whether an example is two texts.
+    """
+    is_student = name == "student"
+    parts = [
+        _front_matter(teacher, dataset),
+        f"# A {card.student.layers}-layer {name} of `{teacher}`",
+        _origin(card, is_student, teacher, dataset),
+        "## What it is worth",
+        _quality(card, name),
+        _worth(card),
+    ]
+    if is_student and card.exports:
+        parts += [_exports(card)]
+    parts += ["## How to use it", _usage(card, is_student, pair), "## What to mind", _limits(card)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(teacher: str, dataset: str) -> str:
+    lines = ["library_name: transformers", "pipeline_tag: text-classification"]
+    if _HUB_NAME.fullmatch(teacher):
+        lines += [f"base_model: {teacher}"]
+    if _HUB_NAME.fullmatch(dataset):
+        lines += [f"datasets: [{dataset}]"]
+    return "\n".join(["---", *lines, "tags: [limbeck, distillation]", "---"])
+
+
+def _origin(card: Scorecard, is_student: bool, teacher: str, dataset: str) -> str:
+    how = (
+        f"Distilled from `{teacher}` by Limbeck with the method `{card.method}`."
+        if is_student
+        else f"The baseline of a distillation from `{teacher}`: the student's twin, from the same start, with the same "
+        "steps and data, trained without the teacher's answers. It is here to be compared with; the student is the one "
+        "to use, where it is better."
+    )
+    labels = [f"`{label}`" for label in card.dataset.labels[:_LABELS_SHOWN]]
+    if len(card.dataset.labels) > _LABELS_SHOWN:
+        labels.append(f"and {len(card.dataset.labels) - _LABELS_SHOWN} more")
+    return (
+        f"{how}\n\nIt was trained on {card.dataset.train:,} examples of `{dataset}` "
+        f"(sha256 `{card.dataset.sha256[:12]}…`, seed {card.seed}); {card.dataset.validation:,} others chose the "
+        "epoch that was kept. "
+        f"It answers with one of {len(card.dataset.labels)} labels: {', '.join(labels)}."
+    )
+
+
+def _quality(card: Scorecard, name: str) -> str:
+    rows = {"teacher": card.teacher, "student": card.student, "baseline": card.baseline}
+    metrics = list(card.student.metrics)
+    batches = [latency.batch_size for latency in card.student.latency]
+    head = ["", "layers", "parameters", *(_words(metric) for metric in metrics), *(f"ms for {n}" for n in batches)]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row, model in rows.items():
+        if model is not None:
+            lines.append(_line(_model_cells(f"**{row}** (this)" if row == name else row, model, metrics)))
+    hardware = card.hardware
+    return (
+        f"On the {card.dataset.test:,} examples of the test split, which chose nothing, with 95 % intervals; times are "
+        f"medians in torch on {hardware.cpu}, {hardware.threads} threads, {hardware.device}, {hardware.precision}, "
+        "tokenising left out: on another machine only their ratios hold.\n\n" + "\n".join(lines)
+    )
+
+
+def _model_cells(name: str, model: ModelCard, metrics: list[str]) -> list[str]:
+    quality = [_percent(model.metrics[metric]) for metric in metrics]
+    return [name, str(model.layers), f"{model.parameters:,}", *quality, *(_ms(time) for time in model.latency)]
+
+
+def _worth(card: Scorecard) -> str:
+    metric = _words(card.main_metric)
+    lines = [
+        f"- Retention ({metric} of the student / of the teacher): {_percent(card.retention)}",
+        f"- Always answering the most common label gets {card.dataset.majority:.1%} right.",
+    ]
+    if card.gap_recovery is not None:
+        lines.insert(
+            1,
+            "- Gap recovery (how much of what the baseline lacks the teacher's answers brought): "
+            f"{_percent(card.gap_recovery)}",
+        )
+    if card.gap_recovery_note is not None:
+        lines.insert(-1, f"- {card.gap_recovery_note}")
+    if card.verdict.reasons:
+        lines += [f"- The job's gate was missed: {reason}" for reason in card.verdict.reasons]
+    return "\n".join(lines)
+
+
+def _exports(card: Scorecard) -> str:
+    metrics = list(card.student.metrics)
+    batches = [latency.batch_size for latency in card.exports[0].latency]
+    head = [
+        "form",
+        "file",
+        "MB",
+        "same label as torch",
+        "logits within",
+        *(_words(metric) for metric in metrics),
+        *(f"ms for {n}" for n in batches),
+    ]
+    lines = [_line(head), _line(["---"] * len(head)), *(_line(_export_cells(one, metrics)) for one in card.exports)]
+    return f"Without torch, compared with it on {card.exports[0].examples:,} of the test examples:\n\n" + "\n".join(
+        lines
+    )
+
+
+def _export_cells(export: ExportCard, metrics: list[str]) -> list[str]:
+    return [
+        export.format,
+        f"`{FILES[export.format]}`",
+        f"{export.bytes / 1e6:.1f}",
+        f"{export.label_agreement:.1%}",
+        f"{export.max_logit_difference:.1g}",
+        *(_percent(export.metrics[metric]) for metric in metrics),
+        *(_ms(time) for time in export.latency),
+    ]
+
+
+def _usage(card: Scorecard, is_student: bool, pair: bool) -> str:
+    names = {
+        "question": '{"text": "a text", "text_pair": "another"}' if pair else '"a text"',
+        "texts": '"a text", "another"' if pair else '"a text"',
+        "graph": FILES[card.exports[0].format] if card.exports else "",
+    }
+    return Template(_WITH_TORCH + (_WITHOUT_TORCH if is_student and card.exports else "")).substitute(names)
+
+
+def _limits(card: Scorecard) -> str:
+    return f"""\
+- It gives every text one of its labels, also a text that none of them fits, and its scores are not calibrated: 0.9 does
+  not mean right nine times in ten.
+- The figures are of texts like those of its data set. Other kinds of text, other languages and later times were not
+  tested.
+- What its teacher and its data have wrong, or weigh unfairly, it has learned as well; that was not examined.
+- This is one run with one seed ({card.seed}). The intervals say how far another draw of test examples may move the
+  figures, not how far another seed may."""
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{estimate.value:.1%} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
+
+def _ms(latency: Latency) -> str:
+    return f"{latency.p50_ms:.1f}"
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ").replace("f1", "F1")
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,221 @@
+"""The last phases: what the models are worth on the test split, the folders that they leave in, and the scorecard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from limbeck import evaluate
+from limbeck.cache import predict
+from limbeck.config import DistillConfig, Gate
+from limbeck.errors import Diverged
+from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
+from limbeck.latency import measure_latency
+from limbeck.modelcard import model_card
+from limbeck.preparation import Prepared, load_tokenizer
+from limbeck.run import Run
+from limbeck.scorecard import Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
+from limbeck.students import read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Seconds that each model is timed at each batch size.
+_TIMED = 1.0
+#: Share of the exporting phase that is over once the exported forms are checked; for the progress only.
+_EXPORTED = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One model's answers to the test split, and its shape."""
+
+    layers: int
+    hidden_size: int
+    parameters: int
+    predictions: list[int]  #: class of each test example
+    validation: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -> Evaluation:
+    """Answer the test split, once.
+
+    Raises:
+        Diverged: a logit is NaN or infinite.
+    """
+    logits = predict(
+        model, job.test, run, done=lambda examples: run.meter.advance(examples / len(job.test), examples=examples)
+    )
+    if not np.isfinite(logits).all():
+        raise Diverged(f"The {name}'s logits hold NaN or infinite values on the test split.")
+    predictions = logits.argmax(axis=1)
+    quality = evaluate.scores(job.task.metrics, predictions, job.test.labels)
+    shown = ", ".join(f"{metric.replace('_', ' ')} {100 * value:.1f} %" for metric, value in quality.items())
+    run.event(f"{name}.tested", f"{name.capitalize()} on the test split: {shown}", **quality)
+    table: Any = model.get_input_embeddings().weight
+    unused = job.blueprint.vocabulary.full_size - len(job.blueprint.vocabulary)
+    return Evaluation(
+        layers=int(model.config.num_hidden_layers),
+        hidden_size=int(model.config.hidden_size),
+        parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
+        predictions=predictions.tolist(),
+        validation=evaluate.scores(
+            job.task.metrics, predict(model, job.validation, run).argmax(axis=1), job.validation.labels
+        ),
+    )
+
+
+def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: DistillConfig) -> None:
+    """A model as a Hugging Face folder with its tokenizer, and ``limbeck.json`` for the runtime."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    job.blueprint.save(model, folder)
+    # safetensors keeps it to the owner; whoever may read the folder may read all of it.
+    (folder / "model.safetensors").chmod(0o644)
+    tokenizer = load_tokenizer(job.blueprint.folder, read_config(job.blueprint.folder))
+    tokenizer.model_max_length = config.training.max_length
+    tokenizer.save_pretrained(folder)
+    described = {
+        "version": 1,
+        "task": job.task.type,
+        "labels": list(job.card.labels),
+        "max_length": config.training.max_length,
+        "pair": job.pair,
+    }
+    (folder / "limbeck.json").write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def export(
+    run: Run, job: Prepared, output: Path, models: Mapping[str, PreTrainedModel], evaluations: Mapping[str, Evaluation]
+) -> Scorecard:
+    """Write the student's and the baseline's folders, export and check the student, time everything, and sum it up.
+
+    Args:
+        models: ``teacher``, ``student`` and perhaps ``baseline``.
+
+    Raises:
+        ExportFailed: an exported form does not answer as the student does.
+    """
+    written = [name for name in models if name != "teacher"]
+    for name in written:
+        run.poll()
+        write_folder(models[name], output / name, job, run.config)
+    student, kept = output / "student", job.blueprint.vocabulary.kept
+    rows = rows_of(job.test, kept)
+    exports = export_onnx(
+        student,
+        run.config.export,
+        rows,
+        job.test.labels,
+        metrics=job.task.metrics,
+        seed=run.config.training.seed,
+        poll=run.poll,
+    )
+    run.meter.advance(_EXPORTED)
+    for card in exports:
+        run.event(
+            "student.exported",
+            f"Student as {card.format}: {card.bytes:,} bytes, the same label as torch for {100 * card.label_agreement:.1f} % "
+            f"of {card.examples:,} examples, logits within {card.max_logit_difference:.1g}",
+            **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
+        )
+    runners = {
+        name: torch_runner(run.device.place(model), kept=kept, autocast=run.device.autocast)
+        for name, model in models.items()
+    }
+    runners |= {card.format: onnx_runner(student, card.format) for card in exports}
+    latency = measure_latency(
+        runners, rows, pad_id=job.blueprint.config.pad_token_id or 0, seconds=_TIMED, poll=run.poll
+    )
+    exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
+    scorecard = _scorecard(run, job, evaluations, latency, exports)
+    for name in written:
+        text = model_card(scorecard, name, teacher=run.config.teacher.source, dataset=job.card.source, pair=job.pair)
+        (output / name / "README.md").write_text(text, encoding="utf-8")
+    (output / "scorecard.json").write_text(scorecard.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return scorecard
+
+
+def _scorecard(
+    run: Run,
+    job: Prepared,
+    evaluations: Mapping[str, Evaluation],
+    latency: Mapping[str, tuple[Latency, ...]],
+    exports: tuple[ExportCard, ...],
+) -> Scorecard:
+    seed, labels = run.config.training.seed, job.test.labels
+    cards = {name: _card(name, found, latency[name], job, seed) for name, found in evaluations.items()}
+    answers = {name: found.predictions for name, found in evaluations.items()}
+    retention = evaluate.retention(
+        job.task.main_metric, student=answers["student"], teacher=answers["teacher"], labels=labels, seed=seed
+    )
+    recovery, note = _gap_recovery(job, answers, seed)
+    return Scorecard(
+        task=job.task.type,
+        method=run.config.method.type,
+        main_metric=job.task.main_metric,
+        seed=seed,
+        dataset=job.card,
+        hardware=run.device.hardware(),
+        teacher=cards["teacher"],
+        student=cards["student"],
+        baseline=cards.get("baseline"),
+        retention=retention,
+        gap_recovery=recovery,
+        gap_recovery_note=note,
+        speedup={
+            str(slow.batch_size): slow.p50_ms / fast.p50_ms
+            for slow, fast in zip(latency["teacher"], latency["student"], strict=True)
+        },
+        compression=cards["teacher"].bytes / cards["student"].bytes,
+        exports=exports,
+        minutes={stage: round(seconds / 60, 3) for stage, seconds in run.meter.state()["seconds"].items()},
+        verdict=_verdict(run.config.gate, retention, latency["student"]),
+    )
+
+
+def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepared, seed: int) -> ModelCard:
+    return ModelCard(
+        name=name,
+        layers=found.layers,
+        hidden_size=found.hidden_size,
+        parameters=found.parameters,
+        bytes=found.parameters * 4,
+        metrics=evaluate.estimates(job.task.metrics, found.predictions, job.test.labels, seed=seed),
+        validation=found.validation,
+        latency=latency,
+    )
+
+
+def _gap_recovery(job: Prepared, answers: Mapping[str, Sequence[int]], seed: int) -> tuple[Estimate | None, str | None]:
+    if "baseline" not in answers:
+        return None, "There is no baseline: the job was told not to train one, or its method is the baseline's own."
+    found = evaluate.gap_recovery(
+        job.task.main_metric,
+        student=answers["student"],
+        teacher=answers["teacher"],
+        baseline=answers["baseline"],
+        labels=job.test.labels,
+        seed=seed,
+    )
+    return found.estimate, found.note
+
+
+def _verdict(gate: Gate, retention: Estimate, latency: Sequence[Latency]) -> Verdict:
+    """Whether the student reaches what the gate asks for, in torch on this machine."""
+    reasons = []
+    if gate.min_retention is not None and retention.value < gate.min_retention:
+        reasons.append(f"The student keeps {retention.value:.1%} of its teacher; asked for: {gate.min_retention:.1%}.")
+    single = next(found.p95_ms for found in latency if found.batch_size == 1)
+    if gate.max_p95_ms is not None and single > gate.max_p95_ms:
+        reasons.append(f"One text takes {single:.1f} ms at the 95th percentile; allowed: {gate.max_p95_ms:g} ms.")
+    return Verdict(passed=not reasons, reasons=tuple(reasons))

@@ -1,0 +1,74 @@
+"""What can be known to be wrong before any training, from the teacher's configuration and the data set's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from limbeck.config import DistillConfig
+from limbeck.errors import Problem
+from limbeck.sources import ModelFacts
+
+
+def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence[str] | None) -> tuple[Problem, ...]:
+    """Hold a configuration against its teacher and its data set, each where it is known.
+
+    Returns:
+        One problem for each thing that cannot work, with the JSON pointer of the field to change.
+    """
+    found: list[Problem] = []
+    if teacher is not None:
+        found += _depth(config, teacher)
+        found += _length(config, teacher)
+        found += _finetuning(config, teacher)
+        if labels is not None:
+            found += _labels(config, teacher, labels)
+            layers = config.student.layers
+            count = len(layers) if isinstance(layers, tuple) else layers or max(1, teacher.layers // 2)
+            found += config.method.problems(classes=len(labels), teacher_layers=teacher.layers, student_layers=count)
+    return tuple(dict.fromkeys(found))
+
+
+def _depth(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
+    layers = config.student.layers
+    if isinstance(layers, int) and layers > teacher.layers:
+        yield Problem(
+            "/student/layers",
+            f"found {layers}; the teacher has {teacher.layers} layers, so 1 to {teacher.layers} are allowed",
+        )
+    if isinstance(layers, tuple) and layers[-1] >= teacher.layers:
+        yield Problem(
+            "/student/layers", f"found layer {layers[-1]}; the teacher has the layers 0 to {teacher.layers - 1}"
+        )
+
+
+def _length(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
+    wanted, most = config.training.max_length, teacher.max_positions
+    if most is not None and wanted > most:
+        yield Problem("/training/max_length", f"found {wanted}; the teacher reads at most {most} tokens")
+
+
+def _finetuning(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
+    if config.teacher.finetune is False and not teacher.has_head:
+        yield Problem(
+            "/teacher/finetune",
+            f"found false, but the teacher ({teacher.architecture}) has no classification head to use as it is; "
+            "leave it out, or set true",
+        )
+
+
+def _labels(config: DistillConfig, teacher: ModelFacts, labels: Sequence[str]) -> Iterator[Problem]:
+    """A head that is used as it is has to answer with the data set's labels."""
+    if config.teacher.finetune or teacher.labels is None:
+        return
+    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(teacher.labels))
+    same = {name.casefold() for name in teacher.labels} == {name.casefold() for name in labels}
+    if len(teacher.labels) != len(labels) or not (unnamed or same):
+        yield Problem(
+            "/teacher/source",
+            f"the teacher answers with {_shown(teacher.labels)}; the data set has {_shown(labels)}; "
+            "set teacher.finetune to train a new head",
+        )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,6 @@
+"""A finished student in use: tokenizers, ONNX Runtime and numpy, nothing of training and no torch."""
+
+from limbeck.runtime.predictor import Predictor
+from limbeck.runtime.student import Format
+
+__all__ = ["Format", "Predictor"]

@@ -1,0 +1,88 @@
+"""Texts to token ids to padded batches, as transformers does it, by its tokenizers' Rust library alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from limbeck.errors import InvalidModel
+from limbeck.runtime.student import StudentFacts
+
+Feeds = Mapping[str, NDArray[np.int64]]
+"""``input_ids``, ``attention_mask`` and ``token_type_ids``, each (examples, tokens)."""
+
+#: Rows that a chunk has at least, however their lengths differ, and at most.
+_FEW, _MANY = 8, 32
+#: How much longer than its shortest row the longest of a chunk of more than a few may be.
+_STRETCH = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example as tokens, not padded."""
+
+    ids: Sequence[int]
+    types: Sequence[int]  #: 1 in the second text of a pair
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Encoder:
+    """A student's tokenizer; encoding from several threads at once is safe."""
+
+    def __init__(self, tokenizer: Tokenizer, facts: StudentFacts) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(facts.max_length, strategy="longest_first")
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, folder: Path, facts: StudentFacts) -> Encoder:
+        """
+        Raises:
+            InvalidModel: there is no tokenizer.json, or it is broken.
+        """
+        path = folder / "tokenizer.json"
+        try:
+            # from_file would take the path; its errors do not tell a missing file from a broken one.
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), facts)
+        except Exception as error:  # the Rust library raises nothing narrower
+            raise InvalidModel(f"{path} cannot be used as a tokenizer: {error}") from error
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
+        """Token ids of each text, or pair of texts, cut to the student's ``max_length``."""
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        return [Row(found.ids, found.type_ids) for found in self._tokenizer.encode_batch_fast(inputs)]
+
+
+def pad(rows: Sequence[Row], pad_id: int) -> Feeds:
+    """One batch, as long as its longest row."""
+    shape = len(rows), max(map(len, rows))
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    types = np.zeros(shape, dtype=np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row.ids
+        mask[place, : len(row)] = 1
+        types[place, : len(row)] = row.types
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def chunks(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+    """Places of rows to run together: every one once, sorted by length, so that little is padded."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for end in range(1, len(order) + 1):
+        size = end - start
+        if (
+            end == len(order)
+            or size == _MANY
+            or (size >= _FEW and lengths[order[end]] > _STRETCH * lengths[order[start]])
+        ):
+            yield order[start:end]
+            start = end

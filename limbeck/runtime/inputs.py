@@ -1,0 +1,106 @@
+"""What a student is asked: the inputs of transformers' text-classification pipeline, checked by name and place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from limbeck.errors import InvalidInput, Problem
+
+TopK = int | Literal["all"] | None
+
+_FORMS = 'a text, {"text": …, "text_pair": …}, or a list of either'
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Checked inputs."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    #: How they were given: one text, one object, or a list.
+    form: Literal["text", "object", "list"]
+
+
+def read_question(inputs: Any, *, pair: bool) -> Question:
+    """Check inputs; ``pair`` says whether the student reads pairs of texts.
+
+    Raises:
+        InvalidInput: with a pointer (``/inputs/3/text_pair``) for each input that is wrong.
+    """
+    alone = isinstance(inputs, str | Mapping)
+    if not alone and not (isinstance(inputs, Sequence) and not isinstance(inputs, bytes | bytearray)):
+        raise _invalid([Problem("/inputs", f"found {_kind(inputs)}; allowed: {_FORMS}")])
+    if not alone and not inputs:
+        raise _invalid([Problem("/inputs", "the list is empty; give at least one text")])
+    problems: list[Problem] = []
+    read = [
+        _read_one(one, "/inputs" if alone else f"/inputs/{place}", pair, problems)
+        for place, one in enumerate([inputs] if alone else inputs)
+    ]
+    if problems:
+        raise _invalid(problems)
+    form: Literal["text", "object", "list"] = "list"
+    if alone:
+        form = "text" if isinstance(inputs, str) else "object"
+    return Question([text for text, _ in read], [second for _, second in read] if pair else None, form)
+
+
+def check_top_k(top_k: Any) -> None:
+    """
+    Raises:
+        InvalidInput: at ``/parameters/top_k``.
+    """
+    if top_k is None or top_k == "all" or (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1):
+        return
+    raise _invalid([Problem("/parameters/top_k", f"found {top_k!r}; allowed: a whole number from 1 on, or 'all'")])
+
+
+def _read_one(value: Any, pointer: str, pair: bool, problems: list[Problem]) -> tuple[str, str]:
+    """Text and second text (empty where the student reads one); what is wrong is added to ``problems``."""
+    if isinstance(value, str):
+        value = {"text": value}
+        place = pointer
+    elif isinstance(value, Mapping):
+        place = f"{pointer}/text"
+    else:
+        problems.append(Problem(pointer, f"found {_kind(value)}; allowed: a text, or an object with the field text"))
+        return "", ""
+    problems += [
+        Problem(f"{pointer}/{name}", "there is no such field; allowed: text, text_pair")
+        for name in value
+        if name not in ("text", "text_pair")
+    ]
+    text = _read_text(value.get("text"), place, problems)
+    second = value.get("text_pair")
+    if pair:
+        return text, _read_text(second, f"{pointer}/text_pair", problems, "this student compares two texts; ")
+    if second is not None:
+        problems.append(Problem(f"{pointer}/text_pair", "this student reads one text; leave text_pair out"))
+    return text, ""
+
+
+def _read_text(value: Any, pointer: str, problems: list[Problem], why: str = "") -> str:
+    if value is None:
+        problems.append(Problem(pointer, f"{why}this field is required"))
+    elif not isinstance(value, str):
+        problems.append(Problem(pointer, f"found {_kind(value)}; allowed: a text"))
+    elif any("\ud800" <= character <= "\udfff" for character in value):
+        problems.append(Problem(pointer, "the text holds half of a surrogate pair, which is no character"))
+    else:
+        return value
+    return ""
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _invalid(problems: list[Problem]) -> InvalidInput:
+    shown = "; ".join(f"{p.pointer}: {p.detail}" for p in problems[:5])
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return InvalidInput(f"The inputs cannot be read: {shown}{more}", problems)

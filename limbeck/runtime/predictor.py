@@ -1,0 +1,104 @@
+"""A student that answers: texts in, labels and scores out, in the shapes of transformers' pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limbeck.runtime.encoding import Encoder, chunks, pad
+from limbeck.runtime.inputs import TopK, check_top_k, read_question
+from limbeck.runtime.session import Session
+from limbeck.runtime.student import Format, StudentFacts, exported
+
+
+class Predictor:
+    """A loaded student; calls from several threads at once are safe.
+
+    >>> student = Predictor.load(Path("student"))  # doctest: +SKIP
+    >>> student.predict("Parse an RFC 822 header.")  # doctest: +SKIP
+    [{'label': 'networking', 'score': 0.97}]
+    """
+
+    def __init__(self, facts: StudentFacts, encoder: Encoder, session: Session, format: Format) -> None:
+        self._facts = facts
+        self._encoder = encoder
+        self._session = session
+        self.format = format
+
+    @classmethod
+    def load(cls, folder: Path, *, format: Format | None = None, threads: int | None = None) -> Predictor:
+        """Load a student's folder.
+
+        Args:
+            folder: with ``limbeck.json``, ``config.json``, ``tokenizer.json`` and ``onnx/``.
+            format: default: ``onnx`` where there is one, else ``onnx-int8``.
+            threads: that one call computes with; default: as many as the machine has cores.
+
+        Raises:
+            InvalidModel: the folder is no student's, lacks the form, or holds a broken file.
+        """
+        facts = StudentFacts.read(folder)
+        found, path = exported(folder, format)
+        return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads), found)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self._facts.labels
+
+    @property
+    def pair(self) -> bool:
+        """Whether it reads pairs of texts."""
+        return self._facts.pair
+
+    def predict(self, inputs: Any, *, top_k: TopK = None) -> Any:
+        """Labels with their probabilities, in the shapes of transformers' ``TextClassificationPipeline``.
+
+        ==================  ==================  ==========================================
+        inputs              ``top_k=None``      ``top_k=n``, or ``"all"``: best first
+        ==================  ==================  ==========================================
+        a text              ``[{label}]``       ``[{label}, …]``
+        an object           ``{label}``         ``[{label}, …]``
+        a list of either    ``[{label}, …]``    ``[[{label}, …], …]``
+        ==================  ==================  ==========================================
+
+        ``{label}`` stands for ``{"label": str, "score": float}``, an object is ``{"text": …, "text_pair": …}``.
+        ``None`` is the pipeline called without ``top_k``, ``"all"`` is its ``top_k=None``.
+
+        Raises:
+            InvalidInput: with a pointer for each input that is wrong.
+        """
+        check_top_k(top_k)
+        question = read_question(inputs, pair=self.pair)
+        scores = softmax(self.logits(question.texts, question.pairs))
+        if top_k is None:
+            best = scores.argmax(axis=1)
+            answers = [self._answer(row, place) for row, place in zip(scores, best.tolist(), strict=True)]
+            return answers[0] if question.form == "object" else answers
+        kept = len(self.labels) if top_k == "all" else top_k
+        # Stable, so that equal scores stand in the order of the labels, as in the pipeline.
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :kept]
+        ranked = [[self._answer(row, i) for i in places] for row, places in zip(scores, order.tolist(), strict=True)]
+        return ranked if question.form == "list" else ranked[0]
+
+    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """Logits of each text, or pair of texts: (examples, classes), in the order given; no examples, no rows."""
+        rows = self._encoder.encode(texts, pairs)
+        logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
+        for places in chunks([len(row) for row in rows]):
+            logits[places] = self._session(pad([rows[i] for i in places], self._facts.pad_id))
+        return logits
+
+    def _answer(self, scores: NDArray[np.float64], place: int) -> dict[str, Any]:
+        return {"label": self.labels[place], "score": float(scores[place])}
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Over the last axis, in float64."""
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    shares: NDArray[np.float64] = raised / raised.sum(axis=-1, keepdims=True)
+    return shares

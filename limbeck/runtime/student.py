@@ -1,0 +1,78 @@
+"""What a student's folder says about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from limbeck.errors import InvalidModel
+
+Format = Literal["onnx", "onnx-int8"]
+
+#: Where a student's folder has which exported form, the preferred one first.
+FILES: Mapping[Format, str] = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
+#: The files beside it that a :class:`~limbeck.runtime.Predictor` reads.
+SIDE_FILES = ("limbeck.json", "config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True, slots=True)
+class StudentFacts:
+    """What is to be known of a student before it can answer."""
+
+    labels: tuple[str, ...]
+    max_length: int  #: tokens; longer texts are cut
+    pair: bool  #: whether it was trained on pairs of texts
+    pad_id: int
+
+    @classmethod
+    def read(cls, folder: Path) -> StudentFacts:
+        """
+        Raises:
+            InvalidModel: the folder is no student's, or one of a later version of Limbeck.
+        """
+        described = _read_json(folder / "limbeck.json", "this is no student of Limbeck's")
+        found = described.get("version"), described.get("task")
+        if found != (1, "sequence_classification"):
+            raise InvalidModel(
+                f"limbeck.json in {folder} has version {found[0]!r} and task {found[1]!r}; "
+                "this version of Limbeck reads version 1 and 'sequence_classification'."
+            )
+        config = _read_json(folder / "config.json", "a student's folder has the model's configuration")
+        try:
+            return cls(
+                labels=tuple(str(label) for label in described["labels"]),
+                max_length=int(described["max_length"]),
+                pair=bool(described["pair"]),
+                pad_id=int(config.get("pad_token_id") or 0),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidModel(f"limbeck.json in {folder} is not complete: {error!r}") from error
+
+
+def exported(folder: Path, wanted: Format | None) -> tuple[Format, Path]:
+    """The exported form to run, and its file; without a wish the exact one where there is one.
+
+    Raises:
+        InvalidModel: there is no such file.
+    """
+    found = {name: folder / file for name, file in FILES.items() if (folder / file).is_file()}
+    for name, file in found.items():
+        if wanted in (None, name):
+            return name, file
+    has = " and ".join(found) or "none"
+    raise InvalidModel(f"The student in {folder} has no exported form {wanted or 'at all'}; it has: {has}.")
+
+
+def _read_json(path: Path, expected: str) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read ({error.strerror}); {expected}.") from error
+    except ValueError as error:
+        raise InvalidModel(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidModel(f"{path} holds no JSON object.")
+    return document

@@ -1,0 +1,41 @@
+"""One label for a text, or for a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from limbeck.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+
+class SequenceClassification(Task):
+    """Choose one of the data set's labels for a text or a pair of texts."""
+
+    main_metric: ClassVar[str] = "accuracy"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+
+    type: Literal["sequence_classification"] = "sequence_classification"
+
+    def model_class(self) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    def configure(self, config: PreTrainedConfig, labels: Sequence[str]) -> None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+
+    def hard_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        from limbeck.losses import hard_loss
+
+        return hard_loss(logits, labels)
+
+    def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        from limbeck.losses import soft_loss
+
+        return soft_loss(student_logits, teacher_logits, temperature)

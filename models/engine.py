@@ -1,0 +1,82 @@
+"""Engines as Limbeck needs them: real transactions on SQLite, bounded waits on PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
+
+from limbeck.errors import InvalidInput
+from models.text import to_json
+
+_READ_ONLY = "limbeck_read_only"
+
+_SQLITE_BUSY_SECONDS = 15
+
+#: More threads than the overflow allows wait for a connection, ten seconds at most.
+_SHARED: dict[str, Any] = {"pool_size": 8, "max_overflow": 32, "pool_timeout": 10, "json_serializer": to_json}
+
+#: libpq's parameters: a server that is gone is noticed within seconds, also in the middle of a query (a network that
+#: was cut sends no reset), and a process that was stopped within a transaction does not hold its row locks for ever.
+_POSTGRES: dict[str, str] = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "application_name": "limbeck",
+    "options": "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=30s",
+}
+
+
+def open_engine(address: str) -> Engine:
+    """Build an engine, without connecting yet. ``postgres://`` and ``postgresql://`` mean psycopg 3.
+
+    Parameters in the address go before Limbeck's own.
+
+    Raises:
+        InvalidInput: the address is of another database.
+    """
+    url = make_url(address)
+    if url.get_backend_name() == "sqlite":
+        return _open_sqlite(url)
+    if url.get_backend_name() not in ("postgres", "postgresql"):
+        raise InvalidInput(
+            f"LIMBECK_DATABASE_URL begins with {url.drivername!r}; allowed: sqlite:///… and postgresql+psycopg://…"
+        )
+    return _open_postgres(url.set(drivername="postgresql+psycopg"))
+
+
+def read_only(engine: Engine) -> Engine:
+    """The same pool, with transactions that cannot write."""
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(postgresql_readonly=True)
+    return engine.execution_options(**{_READ_ONLY: True})
+
+
+def _open_postgres(url: URL) -> Engine:
+    arguments = {name: value for name, value in _POSTGRES.items() if name not in url.query}
+    return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_recycle=1800, **_SHARED)
+
+
+def _open_sqlite(url: URL) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": _SQLITE_BUSY_SECONDS}, **_SHARED)
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, record: PoolProxiedConnection) -> None:
+    # sqlite3 would begin only at the first INSERT, UPDATE or DELETE and leave SELECT and DDL outside of it.
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys = ON")
+    # With WAL this loses at most the last commits when the power fails, and never corrupts.
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reading = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if reading else 'OFF'}")
+    # A deferred transaction that has read cannot become a writer once another process has written: SQLite answers
+    # SQLITE_BUSY at once, whatever the timeout. So writers are writers from the start.
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

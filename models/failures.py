@@ -1,0 +1,45 @@
+"""Which errors of a driver mean that the database is away or full, and which are our own mistake."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import psycopg
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from limbeck.errors import LimbeckError, StorageFull, Unavailable
+
+
+def failure_of(error: DBAPIError | PoolTimeout) -> LimbeckError | None:
+    """The error to raise instead of ``error``; ``None`` where the statement itself is at fault."""
+    if isinstance(error, PoolTimeout):
+        return Unavailable("The database is busy: no connection became free in time.")
+    cause = error.orig
+    if isinstance(cause, sqlite3.Error):
+        return _of_sqlite(cause)
+    if isinstance(cause, psycopg.errors.DiskFull):
+        return StorageFull("The database's disk is full.")
+    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+        return Unavailable(f"The database does not answer: {_first_line(cause)}")
+    return None
+
+
+def _of_sqlite(cause: sqlite3.Error) -> LimbeckError | None:
+    code = getattr(cause, "sqlite_errorcode", None)
+    if code is None:
+        return None
+    match code & 0xFF:  # the primary code; the bits above say which kind of it
+        case sqlite3.SQLITE_FULL:
+            return StorageFull("The database's disk is full.")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return Unavailable("The database is busy: another process holds its write lock.")
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_IOERR:
+            return Unavailable(f"The database file cannot be used: {cause}")
+        case _:
+            return None
+
+
+def _first_line(cause: object) -> str:
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__

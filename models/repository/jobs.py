@@ -1,0 +1,264 @@
+"""Jobs: submitting, reading, and everything that a user may ask of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, insert, null, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from limbeck.errors import Conflict, IdempotencyKeyReused, NotFound
+from models.base import db_now, has_item, new_id
+from models.job import TERMINAL, Job, JobStatus
+from models.repository import pages, sources, telemetry
+from models.repository.catalogue import delete_model, models_of_job
+from models.repository.pages import Page
+from models.repository.queue import claim_order, queue_position
+from models.repository.transitions import CANCEL, PAUSE, RESUME, Action
+from models.text import refuse_unstorable
+
+__all__ = [
+    "checkpoint_keys",
+    "claim_order",
+    "delete",
+    "get",
+    "list_page",
+    "queue_position",
+    "request_cancel",
+    "request_pause",
+    "rerun",
+    "resume",
+    "submit",
+]
+
+
+_REPEATED = ("name", "owner", "priority", "method", "labels", "webhook_url", "request_hash", "gpus", "max_attempts")
+_SOURCES = ("teacher", "dataset")
+
+
+def submit(
+    session: Session,
+    *,
+    name: str,
+    owner: str,
+    priority: int,
+    config: Mapping[str, Any],
+    method: str,
+    labels: Mapping[str, str],
+    webhook_url: str | None,
+    idempotency_key: str | None,
+    request_hash: str,
+    gpus: int,
+    max_attempts: int,
+) -> tuple[Job, bool]:
+    """Put a job into the queue; True says that it is new, False that this key and body have made it before.
+
+    Args:
+        config: the DistillConfig as JSON data, defaults filled in.
+        labels: the user's ``metadata``.
+        request_hash: of the body; tells a repeat from another request under the same key.
+        gpus: how many the job needs; 0 runs on a CPU slot.
+
+    Raises:
+        IdempotencyKeyReused: the key came with another body before.
+        InvalidInput: the config names a data set or model that is not there, or a text cannot be stored.
+    """
+    earlier = _earlier(session, idempotency_key, request_hash)
+    if earlier is not None:
+        return earlier, False
+    values = {
+        "name": name,
+        "owner": owner,
+        "priority": priority,
+        "config": dict(config),
+        "method": method,
+        "labels": dict(labels),
+        "webhook_url": webhook_url,
+        "idempotency_key": idempotency_key,
+        "request_hash": request_hash,
+        "gpus": gpus,
+        "max_attempts": max_attempts,
+    }
+    try:
+        with session.begin_nested():
+            return _create(session, values, "The job is in the queue."), True
+    except IntegrityError:  # the same request in another process was faster
+        earlier = _earlier(session, idempotency_key, request_hash)
+        if earlier is None:
+            raise
+        return earlier, False
+
+
+def get(session: Session, job_id: str) -> Job:
+    """The job as the database has it now.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    job = session.get(Job, job_id, populate_existing=True)
+    if job is None:
+        raise NotFound(f"There is no job {job_id!r}.")
+    return job
+
+
+def list_page(
+    session: Session,
+    *,
+    limit: int,
+    cursor: str | None,
+    status: JobStatus | None = None,
+    method: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Page[Job]:
+    """Jobs, newest first; a job has to carry all of ``labels``.
+
+    Raises:
+        InvalidInput: the cursor is not one of this list's.
+    """
+    query = select(Job)
+    if status is not None:
+        query = query.where(Job.status == status)
+    if method is not None:
+        query = query.where(Job.method == method)
+    for key, value in (labels or {}).items():
+        query = query.where(has_item(Job.labels.expression, key, value))
+    return pages.fetch(session, query, Job, limit=limit, cursor=cursor)
+
+
+def request_cancel(session: Session, job_id: str) -> Job:
+    """Cancel: at once where no worker holds the job, else the worker is told. Asking twice changes nothing.
+
+    Raises:
+        NotFound, Conflict: the job has ended otherwise.
+    """
+    return _act(session, job_id, CANCEL)
+
+
+def request_pause(session: Session, job_id: str) -> Job:
+    """Pause: at once where no worker holds the job, else it writes a checkpoint first.
+
+    Raises:
+        NotFound, Conflict: the job is being cancelled, or has ended.
+    """
+    return _act(session, job_id, PAUSE)
+
+
+def resume(session: Session, job_id: str) -> Job:
+    """Put a paused job back into the queue.
+
+    Raises:
+        NotFound, Conflict: the job is still pausing, is being cancelled, or has ended.
+    """
+    return _act(session, job_id, RESUME)
+
+
+def rerun(session: Session, job_id: str) -> Job:
+    """A new job with the same config, and so the same seed, pinned to the revisions and data of the old one.
+
+    Raises:
+        NotFound, Conflict: the job has not ended yet.
+        InvalidInput: its data set or teacher has been deleted.
+    """
+    old = get(session, job_id)
+    if not old.status.terminal:
+        raise _refusal(old, "rerun", TERMINAL)
+    values = {field: getattr(old, field) for field in _REPEATED}
+    values["config"] = _pinned(old)
+    # Under a key of its own: the run writes what it finds under ``dataset`` and ``teacher``, to be compared with this.
+    values["provenance"] = {"rerun_of": {"job": old.id} | {part: old.provenance.get(part) for part in _SOURCES}}
+    return _create(session, values, f"The job is in the queue; it repeats {old.id}.")
+
+
+def delete(session: Session, job_id: str, *, keep_models: bool = False) -> list[str]:
+    """Delete a job that has ended, with what it told and, unless they are kept, its models.
+
+    Returns:
+        The storage keys that no row names any more; delete them after the commit.
+
+    Raises:
+        NotFound, Conflict: the job has not ended, or a job that has not ended learns from one of its models.
+    """
+    job = get(session, job_id)
+    if not job.status.terminal:
+        raise _refusal(job, "delete", TERMINAL)
+    keys = checkpoint_keys(job.checkpoint)
+    if not keep_models:
+        for model in models_of_job(session, job_id):
+            keys += delete_model(session, model.id)
+    session.delete(job)
+    session.flush()
+    return keys
+
+
+def checkpoint_keys(checkpoint: Mapping[str, Any] | None) -> list[str]:
+    """Where the storage has a job's resumable state; ``checkpoint`` is the column of that name."""
+    files = (checkpoint or {}).get("files", {})
+    return [file["key"] for file in files.values() if "key" in file]
+
+
+def _earlier(session: Session, key: str | None, request_hash: str) -> Job | None:
+    if key is None:
+        return None
+    job = session.scalar(select(Job).where(Job.idempotency_key == key))
+    if job is not None and job.request_hash != request_hash:
+        raise IdempotencyKeyReused(
+            f"The Idempotency-Key {key!r} came with another request before, which made {job.id}. "
+            "Send the same body, or another key."
+        )
+    return job
+
+
+def _create(session: Session, values: Mapping[str, Any], message: str) -> Job:
+    refuse_unstorable({field: values[field] for field in ("name", "owner", "labels", "config")})
+    sources.hold(session, values["config"])
+    job_id = new_id("job")
+    session.execute(insert(Job).values(id=job_id, created_at=db_now(), **values))
+    telemetry.append_event(session, job_id, "job.queued", message, {})
+    return get(session, job_id)
+
+
+def _act(session: Session, job_id: str, action: Action) -> Job:
+    # One statement decides, so that a worker's write in between cannot be overwritten.
+    unheld = Job.status.in_((JobStatus.QUEUED, JobStatus.PAUSED))
+    moved = session.scalar(
+        update(Job)
+        .where(Job.id == job_id, Job.status.in_(action.moves))
+        .values(
+            status=case(action.moves, value=Job.status),
+            finished_at=case((_ends(action), db_now()), else_=Job.finished_at),
+            checkpoint=case((_ends(action), null()), else_=Job.checkpoint),
+            lease_expires_at=case((unheld, null()), else_=Job.lease_expires_at),
+            version=Job.version + 1,
+        )
+        .returning(Job.status)
+        .execution_options(synchronize_session=False)
+    )
+    if moved is not None:
+        kind, message = action.events[moved]
+        telemetry.append_event(session, job_id, kind, message, {})
+    job = get(session, job_id)
+    if moved is None and job.status not in action.settled:
+        raise _refusal(job, action.name, action.allowed)
+    return job
+
+
+def _ends(action: Action) -> ColumnElement[bool]:
+    """Whether the action ends the job in the state that it is in."""
+    return Job.status.in_([before for before, after in action.moves.items() if after.terminal])
+
+
+def _pinned(old: Job) -> dict[str, Any]:
+    """The old job's config with the revisions that it resolved to."""
+    config = dict(old.config)
+    for part in _SOURCES:
+        revision = (old.provenance.get(part) or {}).get("revision")
+        if revision is not None:
+            config[part] = {**config[part], "revision": revision}
+    return config
+
+
+def _refusal(job: Job, action: str, allowed: Any) -> Conflict:
+    names = ", ".join(state for state in JobStatus if state in allowed)
+    return Conflict(f"{job.id} is {job.status}; {action} is possible while it is: {names}.")

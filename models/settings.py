@@ -1,0 +1,89 @@
+"""The one reader of the environment: every ``LIMBECK_…`` variable, its default, and what it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Embedded by default (SQLite, file-system broker, a folder); production differs in these values alone."""
+
+    model_config = SettingsConfigDict(env_prefix="LIMBECK_", frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    environment: Literal["embedded", "production"] = "embedded"
+    data_dir: Path = Path(".limbeck")
+    """Everything embedded lies below: database, broker, storage, scratch, logs."""
+    database_url: str = ""
+    """SQLAlchemy URL; default: ``sqlite:///{data_dir}/limbeck.db``. PostgreSQL: ``postgresql+psycopg://…``."""
+    broker_url: str = ""
+    """Celery broker; default: the file-system transport below ``data_dir``. Redis: ``redis://…``."""
+    storage_url: str = ""
+    """``file:///folder`` or ``s3://bucket/prefix``; default: ``{data_dir}/storage``."""
+    s3_endpoint: str | None = None
+    """For S3-compatible stores other than AWS."""
+    s3_region: str = "us-east-1"
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+    scratch_dir: Path | None = None
+    """Where attempts work; local to the machine. Default: ``{data_dir}/scratch``."""
+
+    slots: int = Field(default=1, ge=1, le=64)
+    """Jobs that one worker runs at a time; with GPUs, one per GPU."""
+    lease_seconds: float = Field(default=60, gt=0)
+    heartbeat_seconds: float = Field(default=15, gt=0)
+    grace_seconds: float = Field(default=30, gt=0)
+    """How long an attempt that is told to stop may take to write its checkpoint."""
+    checkpoint_seconds: float = Field(default=60, gt=0)
+    """Between two checkpoints of a running attempt."""
+    reconcile_min_seconds: float = Field(default=30, gt=0)
+    reconcile_max_seconds: float = Field(default=600, gt=0)
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    retry_seconds: float = Field(default=10, ge=0)
+    """After a fault that may pass (memory, disk, a crash) the job waits so long, and three times as long each time."""
+
+    max_upload_bytes: int = Field(default=2 * 1024**3, gt=0)
+    max_unpacked_bytes: int = Field(default=4 * 1024**3, gt=0)
+    max_log_bytes: int = Field(default=4 * 1024**2, gt=0)
+    """Per job; what an attempt prints beyond it is dropped, and that is said."""
+    max_queued_jobs: int = Field(default=10_000, gt=0)
+    predict_memory_bytes: int = Field(default=1024**3, gt=0)
+    """Students kept loaded for ``/predict`` take at most about this much; the least recently used goes first."""
+    predict_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
+    """Students' files that ``/predict`` fetched from a bucket to ``scratch_dir``; the oldest goes first."""
+    download_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
+    """Packed ``.tar.gz`` downloads kept in ``scratch_dir`` take at most about this much; the oldest goes first."""
+    keep_jobs_days: float | None = Field(default=None, gt=0)
+    """``limbeck gc`` removes ended jobs, and their artifacts, that are older."""
+    max_storage_gb: float | None = Field(default=None, gt=0)
+    """``limbeck gc`` removes the oldest ended jobs until the storage is below."""
+    hub_offline: bool = False
+    """Never ask the hub; use what its local cache has."""
+    log_format: Literal["text", "json"] = "text"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_urls(cls, values: dict[str, object]) -> dict[str, object]:
+        folder = Path(str(values.get("data_dir") or ".limbeck")).absolute()
+        filled = dict(values, data_dir=folder)
+        if values.get("environment") == "production":
+            missing = [name for name in ("database_url", "broker_url", "storage_url") if not values.get(name)]
+            if missing:
+                names = ", ".join("LIMBECK_" + name.upper() for name in missing)
+                raise ValueError(f"in production these have no default and have to be set: {names}")
+        filled["database_url"] = values.get("database_url") or f"sqlite:///{folder / 'limbeck.db'}"
+        filled["broker_url"] = values.get("broker_url") or f"limbeck-filesystem://{folder / 'broker'}"
+        filled["storage_url"] = values.get("storage_url") or (folder / "storage").as_uri()
+        filled["scratch_dir"] = values.get("scratch_dir") or folder / "scratch"
+        return filled
+
+    @model_validator(mode="after")
+    def _beats_fit_the_lease(self) -> Settings:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                "heartbeat_seconds has to be at most half of lease_seconds, so that one beat may be missed"
+            )
+        return self

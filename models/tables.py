@@ -1,0 +1,12 @@
+"""Every table in one place: importing this module fills the metadata."""
+
+from models.attempt import Attempt
+from models.base import Base
+from models.dataset import Dataset
+from models.event import Event, LogChunk, MetricPoint
+from models.job import Job
+from models.model import Model, ModelFile
+
+METADATA = Base.metadata
+
+__all__ = ["METADATA", "Attempt", "Dataset", "Event", "Job", "LogChunk", "MetricPoint", "Model", "ModelFile"]

@@ -1,0 +1,75 @@
+"""Health, readiness and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from api.deps import Services
+from limbeck.errors import Unavailable
+from models.job import JobStatus
+from tests.api.conftest import become
+
+
+def test_a_service_that_works_is_alive_and_ready(client: TestClient) -> None:
+    assert client.get("/healthz").json()["status"] == "ok"
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+    assert set(ready.json()["checks"]) == {"database", "storage", "broker"}
+
+
+def test_a_database_without_its_tables_is_not_ready_and_says_why(client: TestClient, house: Services) -> None:
+    house.database.dispose()
+    for file in Path(house.settings.data_dir).glob("limbeck.db*"):
+        file.unlink()
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+    assert not answer.json()["checks"]["database"]["ok"]
+    assert answer.json()["checks"]["database"]["detail"]
+    assert client.get("/healthz").status_code == 200
+
+
+def test_a_storage_that_is_away_is_not_ready(client: TestClient, house: Services) -> None:
+    class Away:
+        def exists(self, key: str) -> bool:
+            raise Unavailable("The bucket does not answer.")
+
+    object.__setattr__(house, "storage", Away())
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["checks"]["storage"] == {"ok": False, "detail": "The bucket does not answer."}
+
+
+def test_a_broker_that_is_away_is_told_and_keeps_the_service_ready(client: TestClient, house: Services) -> None:
+    """Submit works without it; a load balancer that took the API out would turn a small fault into an outage."""
+    house.bell.fault = "Connection refused"
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert "Connection refused" in answer.json()["checks"]["broker"]["detail"]
+
+
+def test_metrics_count_jobs_by_status_and_requests_by_route(
+    client: TestClient, house: Services, submit: Callable[..., dict[str, Any]]
+) -> None:
+    """Ids in the labels would make a new series of every job."""
+    jobs = [submit()["id"] for _ in range(3)]
+    become(house, jobs[0], JobStatus.RUNNING)
+    for job in jobs:
+        client.get(f"/v1/jobs/{job}")
+    client.get("/nowhere")
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = answer.text.splitlines()
+    assert 'limbeck_jobs{status="queued"} 2.0' in lines
+    assert 'limbeck_jobs{status="running"} 1.0' in lines
+    assert 'limbeck_jobs{status="paused"} 0.0' in lines
+    assert 'limbeck_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="200"} 3.0' in lines
+    assert 'limbeck_http_requests_total{method="GET",route="none",status="404"} 1.0' in lines
+    assert not any(job in answer.text for job in jobs)
+
+
+def test_the_front_door_says_where_things_are(client: TestClient) -> None:
+    assert client.get("/").json()["docs"] == "/docs"

@@ -1,0 +1,280 @@
+"""Jobs over HTTP: what a submit promises, what lists leave out, and which state allows what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.deps import Services
+from models.job import JobStatus
+from models.repository import jobs
+from tests.api.conftest import SMALLEST, add_model, become
+
+Submit = Callable[..., dict[str, Any]]
+
+
+def pointers(answer: Any) -> list[str]:
+    return [one["pointer"] for one in answer.json()["errors"]]
+
+
+def test_a_submit_answers_202_with_the_place_of_the_job_and_every_default_filled_in(client: TestClient) -> None:
+    answer = client.post("/v1/jobs", json={**SMALLEST, "metadata": {"team": "a"}, "priority": 3})
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert job["object"] == "job"
+    assert (job["status"], job["queue_position"], job["owner"], job["priority"]) == ("queued", 1, "default", 3)
+    assert job["config"]["method"]["type"] == "kd"
+    assert job["config"]["training"]["seed"] == 42
+    assert "name" not in job["config"]
+    assert "metadata" not in job["config"]
+    assert client.get(answer.headers["location"]).json() == job
+
+
+def test_a_job_without_a_name_gets_one_that_people_can_tell_apart(submit: Submit) -> None:
+    assert submit()["name"] == "kd: minilm-l6 on stdlib-docstrings"
+    assert submit(name="  mine ")["name"] == "mine"
+
+
+def test_the_bell_rings_after_the_commit(submit: Submit, house: Services) -> None:
+    """A worker that is woken before the commit finds nothing, and the job waits for the next look."""
+    seen = []
+
+    class Listening:
+        fault = None
+
+        def ring(self) -> None:
+            with house.database.reading() as session:
+                seen.append(len(jobs.list_page(session, limit=10, cursor=None).items))
+
+        def close(self) -> None: ...
+
+    object.__setattr__(house, "bell", Listening())
+    submit()
+    assert seen == [1]
+
+
+def test_a_repeated_key_answers_the_first_job_and_never_makes_a_second(client: TestClient) -> None:
+    key = {"Idempotency-Key": "k"}
+    first = client.post("/v1/jobs", json=SMALLEST, headers=key)
+    again = client.post("/v1/jobs", json=dict(reversed(SMALLEST.items())), headers=key)
+    assert again.status_code == 202
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["location"] == first.headers["location"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert len(client.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_a_key_with_another_body_is_refused(client: TestClient) -> None:
+    key = {"Idempotency-Key": "k"}
+    client.post("/v1/jobs", json=SMALLEST, headers=key)
+    answer = client.post("/v1/jobs", json={**SMALLEST, "name": "other"}, headers=key)
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def test_every_problem_of_a_config_is_named_at_once_with_what_is_allowed(client: TestClient) -> None:
+    body = {**SMALLEST, "method": "magic", "training": {"epochs": 0}, "shape": 1}
+    answer = client.post("/v1/jobs", json=body)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "invalid_config"
+    assert sorted(pointers(answer)) == ["/method", "/shape", "/training/epochs"]
+    details = {one["pointer"]: one["detail"] for one in answer.json()["errors"]}
+    assert "'kd'" in details["/method"]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"teacher": "path:/etc"}, "/teacher/source"),
+        ({"dataset": {"source": "path:/etc"}}, "/dataset/source"),
+        ({"teacher": "model:mdl_none"}, "/teacher/source"),
+        ({"dataset": "dataset:ds_none"}, "/dataset/source"),
+        ({"student": {"layers": 9}}, "/student/layers"),
+        ({"metadata": {"bad key!": "x"}}, "/metadata/bad key!"),
+        ({"metadata": {"k": "x" * 501}}, "/metadata/k"),
+        ({"webhook_url": "https://example.org"}, "/webhook_url"),
+        ({"priority": 101}, "/priority"),
+        ({"name": ""}, "/name"),
+        ({"name": "a\x00b"}, "/name"),
+        ({"dataset": {"source": "org/name", "subset": "\ud800"}}, "/dataset/subset"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_it_waits_in_the_queue(
+    client: TestClient, change: dict[str, Any], pointer: str
+) -> None:
+    body = json.dumps({**SMALLEST, **change})  # not json=, which cannot send half of a surrogate pair
+    answer = client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert pointers(answer) == [pointer]
+    assert client.get("/v1/jobs").json()["data"] == []
+
+
+def test_hub_names_are_taken_without_asking_the_hub(submit: Submit) -> None:
+    assert submit(teacher="no-such-org/no-such-model", dataset="no-such-org/no-such-data")["status"] == "queued"
+
+
+def test_a_full_queue_says_so_and_takes_nothing(client: TestClient, house: Services, submit: Submit) -> None:
+    object.__setattr__(house, "settings", house.settings.model_copy(update={"max_queued_jobs": 2}))
+    submit()
+    submit()
+    answer = client.post("/v1/jobs", json=SMALLEST)
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert int(answer.headers["retry-after"]) > 0
+    assert len(client.get("/v1/jobs").json()["data"]) == 2
+
+
+def test_validate_answers_with_the_resolved_config_and_stores_nothing(client: TestClient) -> None:
+    answer = client.post("/v1/jobs:validate", json=SMALLEST)
+    assert answer.status_code == 200
+    assert answer.json()["valid"] is True
+    assert answer.json()["config"]["training"]["epochs"] == 3
+    assert answer.json()["teacher"]["layers"] == 6
+    assert client.get("/v1/jobs").json()["data"] == []
+    assert client.post("/v1/jobs:validate", json={**SMALLEST, "student": 9}).status_code == 422
+
+
+def test_the_etag_changes_with_the_job_and_with_its_place(client: TestClient, house: Services, submit: Submit) -> None:
+    """A watcher that is told 304 while its job moves up the queue would show a stale place for ever."""
+    first, second = submit(), submit()
+    url = f"/v1/jobs/{second['id']}"
+    etag = client.get(url).headers["etag"]
+    unchanged = client.get(url, headers={"If-None-Match": etag})
+    assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
+    become(house, first["id"], JobStatus.FAILED)
+    moved = client.get(url, headers={"If-None-Match": etag})
+    assert (moved.status_code, moved.json()["queue_position"]) == (200, 1)
+    become(house, second["id"], JobStatus.FAILED)
+    assert client.get(url, headers={"If-None-Match": moved.headers["etag"]}).json()["status"] == "failed"
+
+
+def test_pages_give_every_job_once_newest_first(client: TestClient, submit: Submit) -> None:
+    made = [submit()["id"] for _ in range(7)]
+    seen: list[str] = []
+    cursor: str | None = None
+    for _ in range(3):
+        page = client.get("/v1/jobs", params={"limit": 3} | ({"cursor": cursor} if cursor else {})).json()
+        seen += [job["id"] for job in page["data"]]
+        cursor = page["next_cursor"]
+        assert page["has_more"] == (cursor is not None)
+    assert cursor is None
+    assert seen == made[::-1]
+
+
+def test_lists_tell_the_same_place_in_the_queue_as_the_jobs_themselves(client: TestClient, submit: Submit) -> None:
+    for priority, owner in ((0, "a"), (5, "a"), (0, "b"), (5, "b")):
+        submit(priority=priority, owner=owner)
+    for job in client.get("/v1/jobs").json()["data"]:
+        assert client.get(f"/v1/jobs/{job['id']}").json()["queue_position"] == job["queue_position"]
+
+
+def test_filters_leave_only_what_matches(client: TestClient, house: Services, submit: Submit) -> None:
+    plain = submit()["id"]
+    tagged = submit(metadata={"team": "a", "run": "1"}, method="none")["id"]
+    become(house, plain, JobStatus.RUNNING)
+
+    def ids(**params: str) -> list[str]:
+        return [job["id"] for job in client.get("/v1/jobs", params=params).json()["data"]]
+
+    assert ids(status="running") == [plain]
+    assert ids(method="none") == [tagged]
+    assert ids(**{"metadata[team]": "a", "metadata[run]": "1"}) == [tagged]
+    assert ids(**{"metadata[team]": "a", "metadata[run]": "2"}) == []
+    assert ids(status="paused") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("state=running", "/state"),
+        ("status=runing", "/status"),
+        ("limit=0", "/limit"),
+        ("limit=101", "/limit"),
+        ("cursor=nonsense", "/cursor"),
+        ("metadata[a]=1&metadata[a]=2", "/metadata[a]"),
+    ],
+)
+def test_a_filter_that_is_not_understood_is_refused_and_not_passed_over(
+    client: TestClient, query: str, pointer: str
+) -> None:
+    answer = client.get(f"/v1/jobs?{query}")
+    assert answer.status_code == 422
+    assert pointers(answer) == [pointer]
+
+
+def test_cancel_pause_and_resume_answer_by_the_state_they_lead_to(
+    client: TestClient, house: Services, submit: Submit
+) -> None:
+    def post(job_id: str, verb: str) -> tuple[int, str]:
+        answer = client.post(f"/v1/jobs/{job_id}/{verb}")
+        return answer.status_code, answer.json()["status"]
+
+    job = submit()["id"]
+    assert post(job, "pause") == (200, "paused")
+    assert post(job, "pause") == (200, "paused")
+    assert post(job, "resume") == (202, "queued")
+    become(house, job, JobStatus.RUNNING)
+    assert post(job, "pause") == (202, "pausing")
+    assert post(job, "cancel") == (202, "cancelling")
+    assert post(job, "cancel") == (202, "cancelling")
+    become(house, job, JobStatus.CANCELLED)
+    assert post(job, "cancel") == (200, "cancelled")
+    waiting = submit()["id"]
+    assert post(waiting, "cancel") == (200, "cancelled")
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume"])
+def test_a_wrong_state_is_named(client: TestClient, house: Services, submit: Submit, verb: str) -> None:
+    job = submit()["id"]
+    become(house, job, JobStatus.SUCCEEDED)
+    answer = client.post(f"/v1/jobs/{job}/{verb}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "succeeded" in answer.json()["detail"]
+
+
+def test_rerun_makes_a_new_job_and_says_where_it_is(client: TestClient, house: Services, submit: Submit) -> None:
+    job = submit(training={"seed": 7})
+    assert client.post(f"/v1/jobs/{job['id']}/rerun").status_code == 409
+    become(house, job["id"], JobStatus.FAILED)
+    answer = client.post(f"/v1/jobs/{job['id']}/rerun")
+    again = answer.json()
+    assert answer.status_code == 202
+    assert again["id"] != job["id"]
+    assert answer.headers["location"] == f"/v1/jobs/{again['id']}"
+    assert again["config"]["training"]["seed"] == 7
+
+
+def test_deleting_a_job_takes_its_models_and_their_files_along(
+    client: TestClient, house: Services, submit: Submit
+) -> None:
+    job = submit()["id"]
+    assert client.delete(f"/v1/jobs/{job}").status_code == 409
+    become(house, job, JobStatus.SUCCEEDED, finished_at=datetime.now(UTC))
+    model = add_model(house, {"config.json": b"{}"}, job_id=job)
+    assert client.delete(f"/v1/jobs/{job}").status_code == 204
+    assert client.get(f"/v1/jobs/{job}").status_code == 404
+    assert client.get(f"/v1/models/{model}").status_code == 404
+    assert list(house.storage.list("models")) == []
+
+
+def test_models_outlive_their_job_where_that_is_asked_for(client: TestClient, house: Services, submit: Submit) -> None:
+    job = submit()["id"]
+    become(house, job, JobStatus.SUCCEEDED)
+    model = add_model(house, {"config.json": b"{}"}, job_id=job)
+    assert client.delete(f"/v1/jobs/{job}?keep_models=true").status_code == 204
+    kept = client.get(f"/v1/models/{model}").json()
+    assert kept["job_id"] is None
+    assert client.get(f"/v1/models/{model}/files/config.json").content == b"{}"
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_job_that_is_not_there_is_404(client: TestClient, method: str) -> None:
+    answer = client.request(method, "/v1/jobs/job_none")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

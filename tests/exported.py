@@ -1,0 +1,68 @@
+"""Tiny students as a job leaves them: a folder with limbeck.json and onnx/, exported once for the whole run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from limbeck.scorecard import ExportCard
+from tests.tiny import docstrings, write_tiny_bert
+
+LABELS = ("gui", "networking", "testing")
+MAX_LENGTH = 48
+
+
+def texts(count: int) -> list[str]:
+    """Real docstrings of mixed areas and lengths."""
+    pools = [docstrings(label) for label in LABELS]
+    return [pools[i % len(pools)][i // len(pools)] for i in range(count)]
+
+
+def write_student(folder: Path, *, pair: bool = False, seed: int = 0) -> Path:
+    """A student that is not exported yet, with random weights."""
+    write_tiny_bert(folder, layers=2, labels=LABELS, seed=seed)
+    described = {
+        "version": 1,
+        "task": "sequence_classification",
+        "labels": LABELS,
+        "max_length": MAX_LENGTH,
+        "pair": pair,
+    }
+    (folder / "limbeck.json").write_text(json.dumps(described), encoding="utf-8")
+    return folder
+
+
+def export_student(folder: Path, formats: tuple[str, ...], *, pair: bool = False) -> tuple[ExportCard, ...]:
+    """Export it, checked on 150 docstrings with labels that mean nothing."""
+    from limbeck.export import export_onnx
+    from limbeck.runtime.encoding import Encoder
+    from limbeck.runtime.student import StudentFacts
+
+    firsts = texts(150)
+    encoder = Encoder.load(folder, StudentFacts.read(folder))
+    rows = encoder.encode(firsts, firsts[::-1] if pair else None)
+    labels = [i % len(LABELS) for i in range(len(rows))]
+    return export_onnx(folder, formats, rows, labels, metrics=("accuracy", "macro_f1"), seed=1)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[ExportCard, ...]]:
+    """A student of single texts as onnx and onnx-int8, and its export cards. For reading only."""
+    folder = write_student(tmp_path_factory.mktemp("students") / "single")
+    return folder, export_student(folder, ("onnx", "onnx-int8"))
+
+
+@pytest.fixture(scope="session")
+def exported_student(exported: tuple[Path, tuple[ExportCard, ...]]) -> Path:
+    """The folder of :func:`exported`."""
+    return exported[0]
+
+
+@pytest.fixture(scope="session")
+def exported_pair_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student of pairs of texts, as onnx. For reading only."""
+    folder = write_student(tmp_path_factory.mktemp("students") / "pair", pair=True)
+    export_student(folder, ("onnx",), pair=True)
+    return folder

@@ -1,0 +1,330 @@
+"""The command line, run against a small server on a real socket that answers as the API does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+import limbeck
+from limbeck.cli import app
+from limbeck.cli.output import duration, size
+from limbeck.cli.submitting import set_field
+from limbeck.cli.tables import scorecard_table
+from limbeck.config import DistillConfig
+from limbeck.errors import InvalidInput
+from limbeck.recipes import RECIPES, recipe
+from limbeck.scorecard import Scorecard
+from tests.limbeck.scripted_api import FAILED, JOB, RUNNING, SCORECARD, SUCCEEDED, Api, serving
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with serving() as api:
+        yield api
+
+
+def run(api: Api, *arguments: str, stdin: str | None = None) -> Result:
+    result = CliRunner().invoke(app, [*arguments, "--url", api.url], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_no_server_is_one_line_and_no_traceback() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else's port
+        result = CliRunner().invoke(app, ["jobs", "--url", f"http://127.0.0.1:{taken.getsockname()[1]}"])
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"No Limbeck server answers at http://127.0.0.1:\d+. Start one with `limbeck up`.\n", result.stderr
+    )
+
+
+def test_submit_builds_the_document_from_all_its_sources(api: Api, tmp_path: Path) -> None:
+    """Guards against an option that silently loses what the file said beside it."""
+    file = tmp_path / "config.toml"
+    file.write_text('dataset = "org/data"\n[teacher]\nsource = "org/old"\nrevision = "abc"\n[training]\nepochs = 9\n')
+    api.answer("POST /v1/jobs", JOB, status=202)
+    options = ["--file", str(file), "--teacher", "org/new", "--method", "kd", "--student", "1,3,5", "--name", "mine"]
+    settings = ["--set", "training.epochs=2", "--set", "method.temperature=3.5", "--set", "dataset.limit=100"]
+    result = run(api, "submit", *options, *settings, "--metadata", "team=search")
+    assert result.exit_code == 0, result.stderr
+    assert "job_1" in result.stderr
+    assert api.body("POST /v1/jobs") == {
+        "teacher": {"source": "org/new", "revision": "abc"},
+        "dataset": {"source": "org/data", "limit": 100},
+        "training": {"epochs": 2},
+        "student": [1, 3, 5],
+        "method": {"type": "kd", "temperature": 3.5},
+        "name": "mine",
+        "metadata": {"team": "search"},
+    }
+
+
+def test_submit_uploads_what_is_here(api: Api, tmp_path: Path) -> None:
+    """Guards against sending a path of this machine to a server that cannot see it."""
+    data, teacher = tmp_path / "reviews.csv", tmp_path / "teacher"
+    data.write_text("text,label\n")
+    teacher.mkdir()
+    (teacher / "config.json").write_text("{}")
+    (teacher / "model.safetensors").write_bytes(b"x")
+    row = {"name": "n", "created_at": "2026-01-01T00:00:00Z"}
+    api.answer("POST /v1/datasets", row | {"id": "ds_1", "splits": {}}, status=201)
+    api.answer("POST /v1/models", row | {"id": "mdl_1", "kind": "teacher"}, status=201)
+    api.answer("POST /v1/jobs", JOB, status=202)
+    columns = ("--set", "dataset.columns.text=review", "--set", "dataset.limit=100")
+    result = run(api, "submit", "--teacher", str(teacher), "--dataset", str(data), *columns, "--json")
+    assert json.loads(result.stdout)["id"] == "job_1"
+    uploaded = next(body for asked, body in api.requests if asked == "POST /v1/datasets")
+    assert b'name="text"\r\n\r\nreview\r\n' in uploaded
+    dataset = {"source": "dataset:ds_1", "limit": 100}
+    assert api.body("POST /v1/jobs") == {"teacher": "model:mdl_1", "dataset": dataset}
+
+
+def test_submit_names_each_problem_and_exits_with_2(api: Api) -> None:
+    found = [{"pointer": "/method/temperature", "detail": "found -1; has to be over 0"}]
+    api.answer("POST /v1/jobs", {"code": "invalid_config", "detail": "Not valid.", "errors": found}, status=422)
+    result = run(api, "submit", "--recipe", "demo", "--set", "method.temperature=-1")
+    assert result.exit_code == 2
+    assert "/method/temperature  found -1; has to be over 0" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "./gone.csv"], "no file or folder ./gone.csv"),
+        (["--student", "three"], "a count such as 3"),
+        (["--set", "epochs"], "NAME=VALUE"),
+        (["--recipe", "nothing"], "no recipe 'nothing'; allowed: demo"),
+        (["--file", "gone.json"], "cannot be read"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_sent(api: Api, options: list[str], message: str) -> None:
+    result = run(api, "submit", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert api.requests == []
+
+
+def test_an_unknown_column_role_is_named(api: Api, tmp_path: Path) -> None:
+    """Guards against a traceback of pydantic's for a mistyped option."""
+    data = tmp_path / "reviews.csv"
+    data.write_text("text,label\n")
+    result = run(api, "submit", "--dataset", str(data), "--set", "dataset.columns.txt=review")
+    assert result.exit_code == 2
+    assert "/txt  there is no such field" in result.stderr
+
+
+def test_set_reads_json_and_text_and_expands_shorthand() -> None:
+    document: dict[str, Any] = {"teacher": "org/name"}
+    set_field(document, "teacher.finetune.epochs", "2")
+    set_field(document, "export", '["onnx"]')
+    set_field(document, "training.precision", "float32")
+    assert document == {
+        "teacher": {"source": "org/name", "finetune": {"epochs": 2}},
+        "export": ["onnx"],
+        "training": {"precision": "float32"},
+    }
+
+
+def test_watch_ends_with_the_scorecard(api: Api) -> None:
+    api.job(RUNNING, SUCCEEDED)
+    result = run(api, "watch", "job_1")
+    assert result.exit_code == 0, result.stderr
+    assert "The job waits." in result.stderr
+    assert "distilling  step 30/100  100 examples/s  about 1:05 left" in result.stderr
+    assert "retention     95.0% (93.0%–97.0%)" in result.stdout
+    assert "mdl_9" in result.stderr
+
+
+def test_watch_of_a_failed_job_exits_with_1_and_its_reason(api: Api) -> None:
+    """Guards against a script that goes on as if it had a student."""
+    api.job(FAILED)
+    result = run(api, "watch", "job_1")
+    assert result.exit_code == 1
+    assert "diverged" in result.stderr
+    assert "The loss became NaN at step 7." in result.stderr
+
+
+def test_watch_for_machines_prints_events_and_then_the_job(api: Api) -> None:
+    api.job(SUCCEEDED)
+    result = run(api, "watch", "job_1", "--json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line.get("kind") for line in lines] == ["job.queued", "job.ended", None]
+    assert lines[-1]["result"]["model_id"] == "mdl_9"
+
+
+def test_ctrl_c_leaves_the_job_and_exits_with_130(api: Api) -> None:
+    """Guards against a watcher whose end is taken for the job's."""
+    api.job(RUNNING)
+    command = [sys.executable, "-c", "from limbeck.cli import app; app()", "watch", "job_1", "--url", api.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not api.requests and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130, stderr
+    assert "limbeck cancel job_1" in stderr
+    assert "Traceback" not in stderr
+    assert not any("cancel" in asked for asked, _ in api.requests)
+
+
+def test_jobs_shows_names_as_they_are(api: Api) -> None:
+    """Guards against names that rich takes for markup."""
+    api.answer("GET /v1/jobs?limit=20", {"data": [JOB, RUNNING], "has_more": True})
+    result = run(api, "jobs")
+    assert "a [bold] name" in result.stdout
+    assert "running 4" in result.stdout
+    assert json.loads(run(api, "jobs", "--json").stdout)["data"][0]["id"] == "job_1"
+
+
+def test_job_and_its_changes(api: Api) -> None:
+    api.answer("GET /v1/jobs/job_1", FAILED)
+    assert "diverged" in run(api, "job", "job_1").stdout
+    for verb in ("cancel", "pause", "resume", "rerun"):
+        api.answer(f"POST /v1/jobs/job_1/{verb}", RUNNING)
+        assert "distilling, 42 %" in run(api, verb, "job_1").stdout
+    api.answer("GET /v1/jobs/job_1/logs", b"line 1\n[bold]line 2\n")
+    assert run(api, "logs", "job_1").stdout == "line 1\n[bold]line 2\n"
+
+
+def test_an_unknown_job_exits_with_2(api: Api) -> None:
+    result = run(api, "job", "job_2")
+    assert result.exit_code == 2
+    assert result.stderr == "There is no /v1/jobs/job_2.\n"
+
+
+def test_download_resolves_a_job_to_its_student(api: Api, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("config.json"))
+    api.job(SUCCEEDED)
+    api.answer("GET /v1/models/mdl_9/download?format=onnx", buffer.getvalue())
+    target = tmp_path / "student"
+    result = run(api, "download", "job_1", "--output", str(target), "--format", "onnx")
+    assert result.exit_code == 0, result.stderr
+    assert (target / "config.json").exists()
+    again = run(api, "download", "job_1", "--output", str(target))
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+
+
+def test_predict_prints_labels(api: Api) -> None:
+    api.answer("POST /v1/models/mdl_9/predict", [{"label": "good", "score": 0.91234}])
+    assert run(api, "predict", "mdl_9", "some text").stdout == "good\t0.9123\n"
+    assert api.body("POST /v1/models/mdl_9/predict") == {"inputs": ["some text"]}
+
+
+def test_predict_streams_jsonl_in_its_order(api: Api) -> None:
+    """Guards against answers that stand beside the wrong input, also across batches."""
+
+    def label(body: bytes) -> tuple[int, Any]:
+        inputs = json.loads(body)["inputs"]
+        return 200, [{"label": one["text"] if isinstance(one, dict) else one, "score": 1.0} for one in inputs]
+
+    api.routes["POST /v1/models/mdl_9/predict"] = label
+    given = [f"text {number}" if number % 2 else {"text": f"text {number}", "id": number} for number in range(70)]
+    result = run(api, "predict", "mdl_9", "--file", "-", stdin="\n".join(map(json.dumps, given)))
+    answers = [json.loads(line)["prediction"]["label"] for line in result.stdout.splitlines()]
+    assert answers == [f"text {number}" for number in range(70)]
+    assert len(api.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("no json", "Line 2 is not JSON"), ('{"txt": "a"}', "Line 2 is neither")]
+)
+def test_a_bad_line_of_jsonl_is_named(api: Api, tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(f'"fine"\n{line}\n')
+    result = run(api, "predict", "mdl_9", "--file", str(file))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_up_without_the_server_says_where_it_is(tmp_path: Path) -> None:
+    """Guards against an import error where only the wheel is installed."""
+    shutil.copytree(Path(limbeck.__file__).parent, tmp_path / "limbeck")
+    script = "import sys; sys.argv = ['limbeck', 'up']; from limbeck.cli import app; app()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Only the library is installed here")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_data_folder_is_saved_and_brought_back(tmp_path: Path) -> None:
+    """Guards against options that the executed module does not know, and against a stranger's `models` nearby."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('not this one')")
+
+    def execute(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "limbeck.cli", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    cleaned = execute("gc", "--data-dir", "data", "--dry-run")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert json.loads(cleaned.stdout)["dry_run"] is True
+    assert execute("backup", "saved.tar", "--data-dir", "data").returncode == 0
+    assert execute("restore", "saved.tar", "--data-dir", "again").returncode == 0
+    assert (tmp_path / "again" / "limbeck.db").exists()
+    refused = execute("restore", "saved.tar", "--data-dir", "again")
+    assert refused.returncode == 1
+    assert "is not empty" in refused.stderr
+
+
+def test_the_scorecard_shows_every_row_and_finding() -> None:
+    console = Console(width=200, file=io.StringIO())
+    console.print(scorecard_table(Scorecard.model_validate(SCORECARD)))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for expected in (
+        "teacher",
+        "baseline",
+        "student",
+        "80.0% (79.0%–81.0%)",
+        "22.7 M",
+        "90.9 MB",
+        "gap recovery  60.0%",
+    ):
+        assert expected in text
+    assert "1.9× at batch 1, 2.0× at batch 32" in text
+    assert "gate          not passed: retention 95.0 % is below 97.0 %" in text
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (64.2, "1:05"), (3600, "1:00:00")])
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(999, "999 B"), (90_900_000, "90.9 MB"), (1.5e9, "1.5 GB")])
+def test_sizes(count: float, shown: str) -> None:
+    assert size(count) == shown
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_valid_configuration(name: str) -> None:
+    """Guards against a recipe that falls behind the configuration."""
+    DistillConfig.parse(dict(recipe(name).document))
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(InvalidInput, match="demo"):
+        recipe("nothing")

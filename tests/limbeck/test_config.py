@@ -1,0 +1,70 @@
+"""Configurations: shorthand, defaults, and what a stranger is told about a wrong one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from limbeck.config import DistillConfig
+from limbeck.errors import InvalidConfig
+from limbeck.methods.kd import KnowledgeDistillation
+
+SMALLEST: dict[str, Any] = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings"}
+
+
+def test_shorthand_means_the_full_form() -> None:
+    short = DistillConfig.parse({**SMALLEST, "method": "kd", "student": 3, "task": "sequence_classification"})
+    full = {
+        "teacher": {"source": "builtin:minilm-l6"},
+        "dataset": {"source": "builtin:stdlib-docstrings"},
+        "method": {"type": "kd", "temperature": 4.0, "alpha": 0.9},
+        "student": {"layers": 3},
+        "task": {"type": "sequence_classification"},
+    }
+    assert short == DistillConfig.parse(full)
+
+
+def test_a_configuration_survives_json() -> None:
+    """Guards the job's JSON column: what is read back is what was submitted, defaults written out."""
+    config = DistillConfig.parse({**SMALLEST, "student": [1, 3, 5]})
+    assert DistillConfig.model_validate_json(config.model_dump_json()) == config
+    assert isinstance(config.method, KnowledgeDistillation)
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        DistillConfig.parse(SMALLEST).training.epochs = 9
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "said"),
+    [
+        ({"method": "magic"}, "/method", "'kd', 'none'"),
+        ({"method": {"type": "magic"}}, "/method", "'kd', 'none'"),
+        ({"method": {"type": "kd", "temperature": 0}}, "/method/temperature", "greater than or equal to 0.1; found 0"),
+        ({"method": {"type": "kd", "alpha": 1.5}}, "/method/alpha", "less than or equal to 1; found 1.5"),
+        ({"method": {"type": "kd", "temprature": 2}}, "/method/temprature", "no such field"),
+        ({"teacher": "builtin:bert"}, "/teacher", "builtin:minilm-l6"),
+        ({"teacher": {"source": "../etc"}}, "/teacher/source", "hub name"),
+        ({"student": {"layers": 0}}, "/student/layers", "1 to 96"),
+        ({"student": {"layers": [3, 1]}}, "/student/layers", "rising"),
+        ({"training": {"batch_size": 32, "gradient_accumulation": 5}}, "/training", "divide"),
+        ({"training": {"learning_rate": 1}}, "/training/learning_rate", "0.01"),
+        ({"export": ["tflite"]}, "/export/0", "onnx"),
+        ({"trainning": {}}, "/trainning", "no such field"),
+        ({"version": 2}, "/version", "1"),
+    ],
+)
+def test_each_mistake_is_named_with_its_place_and_what_is_allowed(change: Any, pointer: str, said: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        DistillConfig.parse({**SMALLEST, **change})
+    problems = {problem.pointer: problem.detail for problem in caught.value.problems}
+    assert any(place.startswith(pointer) for place in problems), problems
+    assert any(said in detail for detail in problems.values()), problems
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        DistillConfig.parse({"dataset": "a/b", "method": "magic", "training": {"epochs": 0}})
+    assert {problem.pointer for problem in caught.value.problems} == {"/teacher", "/method", "/training/epochs"}

@@ -1,0 +1,119 @@
+"""Reading files: what is broken is told by row and column, and never read as something else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from limbeck.data import read_table
+from limbeck.errors import InvalidDataset
+
+ROWS = [
+    {"text": "Parse a URL into 6 components.", "label": "net"},
+    {"text": 'Say "ä", and\na new line', "label": "text"},
+]
+
+
+def _write(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+def _delimited(delimiter: str) -> bytes:
+    quoted = '"Say ""ä"", and\na new line"'
+    return f"text{delimiter}label\n{ROWS[0]['text']}{delimiter}net\n{quoted}{delimiter}text\n".encode()
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return bytes(sink.getvalue())
+
+
+CONTENTS = {
+    ".csv": _delimited(","),
+    ".tsv": _delimited("\t"),
+    ".jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode(),
+    ".parquet": _parquet(ROWS),
+}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("suffix", CONTENTS)
+def test_every_format_gives_the_same_table(tmp_path: Path, suffix: str, packed: str) -> None:
+    name = f"train{suffix}{packed}"
+    table = read_table(_write(tmp_path, name, CONTENTS[suffix]), name)
+    assert table.rows == 2
+    assert table.columns == {key: [row[key] for row in ROWS] for key in ("text", "label")}
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_not_change_a_column_name(tmp_path: Path) -> None:
+    table = read_table(_write(tmp_path, "a.csv", b"\xef\xbb\xbftext,label\r\none two,x\r\n"), "a.csv")
+    assert table.columns == {"text": ["one two"], "label": ["x"]}
+
+
+BROKEN = {
+    "empty": ("a.csv", b"", "the file is empty"),
+    "header only": ("a.csv", b"text,label\n", "the file has no rows"),
+    "ragged": ("a.csv", b"text,label\nfine,x\nno label\n", "row 2 (line 3) has 1 fields; the header has 2"),
+    "two of a name": ("a.csv", b"text,text\na,b\n", "names a column twice: 'text'"),
+    "no name": ("a.csv", b"text,\na,b\n", "column 2 of the header has no name"),
+    "open quote": ("a.csv", b'text,label\n"never closed,x\n', "cannot be read"),
+    "not utf-8": (
+        "a.csv",
+        "text,label\ngut,x\nüber,y\n".encode("latin-1"),
+        "line 3 is not UTF-8: byte 0xfc at offset 17",
+    ),
+    "cut utf-8": ("a.csv", "text,label\ngut,ü".encode()[:-1], "UTF-8"),
+    "not json": ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+    "no object": ("a.jsonl", b'["a", "b"]\n', "line 1 is not a JSON object"),
+    "no parquet": ("a.parquet", b"PAR1 and nothing", "not a Parquet file"),
+    "unknown": ("a.xlsx", b"PK", "allowed: .csv, .tsv, .jsonl, .parquet"),
+    "gzip unsaid": ("a.csv", gzip.compress(b"text,label\n"), "the file is gzipped, but its name says that it is not"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_refused_and_the_place_is_named(tmp_path: Path, case: str) -> None:
+    name, content, expected = BROKEN[case]
+    with pytest.raises(InvalidDataset) as caught:
+        read_table(_write(tmp_path, name, content), name, where="validation")
+    assert expected in caught.value.message
+    assert caught.value.problems[0].pointer == "/validation"
+
+
+def test_the_offset_of_a_bad_byte_is_right_beyond_the_first_block(tmp_path: Path) -> None:
+    """The text layer reads ahead; its own position is not that of the fault."""
+    lines = b"text,label\n" + b"a plain line of text,x\n" * 100_000
+    path = _write(tmp_path, "a.csv", lines + b"\xff\n")
+    with pytest.raises(InvalidDataset, match=rf"line 100002 is not UTF-8: byte 0xff at offset {len(lines):,}"):
+        read_table(path, "a.csv")
+
+
+def test_a_gzip_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a.csv.gz", b"text,label\n" + b"0" * 5_000_000)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(InvalidDataset, match="unpacks to more than 1,000,000 bytes"):
+        read_table(path, "a.csv.gz", max_unpacked_bytes=1_000_000)
+
+
+def test_a_gzip_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\n" + bytes(range(65, 91)) * 1000)[:-12])
+    with pytest.raises(InvalidDataset, match="gzip data is broken"):
+        read_table(path, "a.csv.gz")
+
+
+def test_names_of_integer_labels_are_read_from_a_parquet_file_that_datasets_wrote(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    datasets.Dataset.from_dict({"text": ["a b"], "label": [1]}, features=features).to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", "a.parquet").names == {"label": ("neg", "pos")}

@@ -1,0 +1,142 @@
+"""The figures that a student is judged by, against scikit-learn and against plain resampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score
+
+from limbeck import evaluate
+from limbeck.errors import TeacherUnfit
+
+Ints = NDArray[np.int64]
+
+
+def answers(right: float, labels: Ints, classes: int, seed: int) -> Ints:
+    """Predictions of which about the share ``right`` are true, the rest at random."""
+    draw = np.random.default_rng(seed)
+    return np.where(draw.random(len(labels)) < right, labels, draw.integers(0, classes, len(labels)))
+
+
+def some_labels(count: int, classes: int, seed: int = 0) -> Ints:
+    return np.random.default_rng(seed).integers(0, classes, count)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_metrics_are_those_of_scikit_learn(seed: int) -> None:
+    """Guards against a macro F1 that counts classes which never occur, or forgets those that were only predicted."""
+    labels = some_labels(40, 5, seed) * 2  # the odd classes have no example …
+    predictions = answers(0.5, labels, 12, seed)  # … but some are predicted, and some are neither
+    assert evaluate.score("accuracy", predictions, labels) == pytest.approx(accuracy_score(labels, predictions))
+    assert evaluate.score("macro_f1", predictions, labels) == pytest.approx(
+        f1_score(labels, predictions, average="macro", zero_division=0), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_the_interval_is_that_of_resampling_examples_one_by_one(metric: str) -> None:
+    """Guards against the shortcut (counts from the multinomial distribution) giving another interval."""
+    labels = some_labels(150, 4)
+    predictions = answers(0.6, labels, 4, 1)
+    plain: dict[str, Any] = {
+        "accuracy": accuracy_score,
+        "macro_f1": lambda y, p: f1_score(y, p, average="macro", zero_division=0),
+    }
+    draw = np.random.default_rng(2)
+    drawn = [draw.integers(0, 150, 150) for _ in range(800)]
+    low, high = np.quantile([plain[metric](labels[i], predictions[i]) for i in drawn], (0.025, 0.975))
+    found = evaluate.bootstrap(metric, predictions, labels, resamples=4000, seed=3)
+    assert found.low == pytest.approx(low, abs=0.015)
+    assert found.high == pytest.approx(high, abs=0.015)
+    assert found.low < found.value < found.high
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    """Guards against a scorecard that changes when the same job is run again."""
+    labels = some_labels(200, 3)
+    predictions = answers(0.7, labels, 3, 1)
+    once, again, other = (evaluate.bootstrap("accuracy", predictions, labels, seed=seed) for seed in (5, 5, 6))
+    assert once == again
+    assert once != other
+
+
+def test_retention_shares_its_resamples() -> None:
+    """Guards against unpaired resampling: a student that answers as its teacher keeps exactly all of it."""
+    labels = some_labels(100, 3)
+    same = answers(0.8, labels, 3, 1)
+    found = evaluate.retention("macro_f1", student=same, teacher=same, labels=labels, seed=1)
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_retention_needs_a_teacher_that_gets_something_right() -> None:
+    """Guards against a division by zero where people expect a sentence."""
+    with pytest.raises(TeacherUnfit, match="accuracy on the test split is 0"):
+        evaluate.retention("accuracy", student=[0, 1], teacher=[1, 0], labels=[0, 1], seed=1)
+
+
+def test_gap_recovery_is_0_for_the_baseline_and_1_for_the_teacher() -> None:
+    """Guards against a numerator or denominator the wrong way round."""
+    labels = some_labels(600, 4)
+    teacher, baseline = answers(0.9, labels, 4, 1), answers(0.5, labels, 4, 2)
+    for student, expected in ((teacher, 1.0), (baseline, 0.0)):
+        found = evaluate.gap_recovery(
+            "accuracy", student=student, teacher=teacher, baseline=baseline, labels=labels, seed=1
+        )
+        assert found.note is None
+        assert found.estimate is not None
+        assert found.estimate.value == found.estimate.low == found.estimate.high == pytest.approx(expected)
+
+
+def test_no_gap_recovery_where_the_teacher_is_no_better_than_the_baseline() -> None:
+    """Guards against a proud figure from a negative gap: a worse student divided by a worse teacher."""
+    labels = some_labels(400, 2)
+    baseline, teacher = answers(0.9, labels, 2, 1), answers(0.5, labels, 2, 2)
+    found = evaluate.gap_recovery(
+        "accuracy", student=teacher, teacher=teacher, baseline=baseline, labels=labels, seed=1
+    )
+    assert found.estimate is None
+    assert found.note is not None
+    assert "no gap to recover" in found.note
+
+
+def test_an_uncertain_gap_is_said() -> None:
+    """Guards against a quotient that is read as a finding although its denominator may as well be zero."""
+    labels = some_labels(60, 2)
+    baseline = labels.copy()
+    baseline[:10] = 1 - baseline[:10]
+    teacher = labels.copy()
+    teacher[5:14] = 1 - teacher[5:14]  # one more right than the baseline, by other examples
+    found = evaluate.gap_recovery("accuracy", student=labels, teacher=teacher, baseline=baseline, labels=labels, seed=1)
+    assert found.estimate is not None
+    assert all(np.isfinite([found.estimate.value, found.estimate.low, found.estimate.high]))
+    assert found.note is not None
+    assert "includes 0" in found.note
+
+
+def test_a_certain_gap_has_no_note_and_an_interval() -> None:
+    """Guards against a note on every card, which nobody would read."""
+    labels = some_labels(1500, 6)
+    models = {name: answers(right, labels, 6, i) for i, (name, right) in enumerate(_SHARES.items())}
+    found = evaluate.gap_recovery("accuracy", labels=labels, seed=1, **models)
+    assert found.note is None
+    assert found.estimate is not None
+    assert 0 < found.estimate.low < found.estimate.value < found.estimate.high < 1
+
+
+_SHARES = {"student": 0.75, "teacher": 0.9, "baseline": 0.5}
+
+
+def test_lengths_have_to_agree() -> None:
+    """Guards against broadcasting one prediction over all labels."""
+    with pytest.raises(ValueError, match="same N"):
+        evaluate.score("accuracy", [1], [1, 0, 1])
+    with pytest.raises(ValueError, match="N > 0"):
+        evaluate.score("accuracy", [], [])
+
+
+def test_majority_is_what_guessing_gets() -> None:
+    """Guards against the share of the first class, or of the largest label."""
+    assert evaluate.majority([2, 2, 2, 9]) == 0.75

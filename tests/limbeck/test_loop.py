@@ -1,0 +1,206 @@
+"""The training loop: gradients, schedule, exact resume, and what stops it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from limbeck.batches import Batch, Collator
+from limbeck.errors import Diverged, Interrupted
+from limbeck.loop import backward, schedule, train
+from limbeck.methods.base import Models, Objective, Part, Term
+from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.none import FineTuning
+from limbeck.tasks.base import Task
+from tests.limbeck.bench import TASK, Bench, Recorder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.make(tmp_path_factory.mktemp("bench"))
+
+
+def weights(bench: Bench, workdir: Path, method: Any, **changes: Any) -> dict[str, torch.Tensor]:
+    phase = bench.phase(method, **changes)
+    return dict(train(phase, bench.run(workdir, phase)).model.state_dict())
+
+
+def assert_equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("unit", ["examples", "tokens"])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(bench: Bench, tmp_path: Path, unit: str) -> None:
+    """8 × 1 against 2 × 4, with parts of unequal size and texts of unequal length: guards against a mean of means,
+    which weighs short parts too high. ``tokens`` is a loss averaged over real tokens, as masked hidden states are."""
+    phase = bench.phase(KnowledgeDistillation())
+    run = bench.run(tmp_path, phase)
+    student = phase.models.student.eval()
+
+    class Weighed(Objective):
+        module = student
+
+        def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+            logits = student(**batch.inputs).logits.logsumexp(dim=1)
+            units = batch.inputs["attention_mask"].sum(dim=1) if unit == "tokens" else torch.ones(len(logits))
+            return {"loss_of_units": Term((logits * units).sum() / units.sum(), unit=unit)}
+
+    Weighed.student = student
+    rows = np.array([0, 11, 22, 33, 44, 5, 16, 27, 38, 9])
+    found = []
+    for accumulation in (1, 4):
+        student.zero_grad()
+        sums = backward(Weighed(), Collator(bench.train, 0, CPU), rows, accumulation, 0, 1, run)
+        found.append([p.grad.clone() for p in student.parameters() if p.grad is not None] + [sums["loss"]])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(bench: Bench, tmp_path: Path) -> None:
+    phase = bench.phase(KnowledgeDistillation(alpha=0.25))
+    phase.models.student.eval()
+    objective = phase.method.build(Part(), phase.models, TASK)
+    collate = Collator(bench.train, 0, CPU, phase.teacher_logits)
+    values = backward(objective, collate, np.arange(8), 1, 0, 1, bench.run(tmp_path, phase))
+    assert values["loss"].item() == pytest.approx(0.25 * values["soft_loss"].item() + 0.75 * values["hard_loss"].item())
+
+
+def test_the_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
+    factors = [schedule(step, 10, 0.2) for step in range(11)]
+    assert factors == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
+
+
+@pytest.mark.parametrize("method", [FineTuning(), KnowledgeDistillation()], ids=["none", "kd"])
+def test_a_run_interrupted_after_every_step_ends_with_equal_weights(bench: Bench, tmp_path: Path, method: Any) -> None:
+    """Guards everything that a checkpoint may forget: dropout's generator, moments of AdamW, place in the epoch, the
+    best weights so far, a validation that was under way. Each attempt starts from the files alone."""
+    undisturbed = weights(bench, tmp_path / "whole", method)
+    for _ in range(200):
+        phase = bench.phase(method)
+        run = bench.run(tmp_path / "pieces", phase, Recorder(stop_after=1))
+        torch.rand(7)
+        try:
+            resumed = train(phase, run)
+            break
+        except Interrupted:
+            run.commit()
+    else:
+        pytest.fail("the run never ended")
+    assert run.meter.step == phase.steps
+    assert_equal(resumed.model.state_dict(), undisturbed)
+
+
+def test_a_checkpoint_between_two_steps_changes_nothing(bench: Bench, tmp_path: Path) -> None:
+    """Guards against a checkpoint that draws, or that shares memory with what goes on changing."""
+    method = KnowledgeDistillation()
+    undisturbed = weights(bench, tmp_path / "whole", method)
+    phase, recorder = bench.phase(method), Recorder()
+    fitted = train(phase, bench.run(tmp_path / "often", phase, recorder, every=0))
+    assert recorder.checkpoints == phase.steps
+    assert_equal(fitted.model.state_dict(), undisturbed)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(bench: Bench, tmp_path: Path) -> None:
+    first, again, other = (weights(bench, tmp_path / str(i), FineTuning(), seed=s) for i, s in enumerate((3, 3, 4)))
+    assert_equal(again, first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_the_best_epoch_is_kept_and_not_the_last(bench: Bench, tmp_path: Path) -> None:
+    """Guards the choice on validation: the weights that come back score what was reported for them."""
+    from limbeck.cache import predict
+    from limbeck.evaluate import score
+
+    phase = bench.phase(FineTuning(), epochs=4, learning_rate=8e-3)
+    run = bench.run(tmp_path, phase)
+    fitted = train(phase, run)
+    history = [point["accuracy"] for point in fitted.history]
+    assert fitted.score == max(history)
+    assert fitted.epoch == 1 + history.index(max(history))
+    answers = predict(fitted.model, bench.validation, run).argmax(axis=1)
+    assert score("accuracy", answers, bench.validation.labels) == fitted.score
+
+
+def test_unused_rows_of_the_vocabulary_stay_as_they_were(bench: Bench, tmp_path: Path) -> None:
+    """Guards the compact vocabulary: with the whole table a step leaves unused rows alone, weight decay included."""
+    phase = bench.phase(FineTuning(), weight_decay=0.5, epochs=1)
+    extra = torch.full((1, 32), 0.5)
+    table = phase.models.student.get_input_embeddings()
+    table.weight = nn.Parameter(torch.cat([table.weight.detach(), extra]))
+    train(phase, bench.run(tmp_path, phase))
+    assert torch.equal(table.weight[-1:].detach(), extra)
+
+
+class _Exploding(FineTuning):
+    def build(self, part: Part, models: Models, task: Task) -> Objective:
+        objective = super().build(part, models, task)
+        inner = objective.losses
+
+        def losses(batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+            terms = inner(batch, step, steps)
+            return {
+                name: replace(term, value=term.value * (math.inf if step == 3 else 1)) for name, term in terms.items()
+            }
+
+        objective.losses = losses  # type: ignore[method-assign]
+        return objective
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_spoils_no_checkpoint(bench: Bench, tmp_path: Path) -> None:
+    """Guards against a checkpoint of NaN weights, from which a job would be resumed for ever."""
+    phase = bench.phase(_Exploding())
+    with pytest.raises(Diverged, match="At step 4 of distilling the loss became inf"):
+        train(phase, bench.run(tmp_path, phase, every=0))
+    tensors, facts = bench.run(tmp_path, phase).store.read_tensors("distilling-training")
+    assert facts["position"]["step"] == 3
+    assert all(bool(torch.isfinite(value.float()).all()) for value in tensors.values())
+
+
+class _TwoParts(FineTuning):
+    """As tinybert and auto are: a first part with an objective and an extra module of its own, selecting nothing."""
+
+    def parts(self) -> tuple[Part, ...]:
+        return (Part("projection", share=1 / 3, learning_rate=5.0, selects=False), Part("labels", share=2 / 3))
+
+    def build(self, part: Part, models: Models, task: Task) -> Objective:
+        return _Projection(models.student) if part.name == "projection" else super().build(part, models, task)
+
+
+class _Projection(Objective):
+    def __init__(self, student: Any) -> None:
+        self.student = student
+        self.projection = nn.Linear(32, 4)
+        self.module = nn.ModuleDict({"student": student, "projection": self.projection})
+
+    def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+        states = self.student.base_model(**batch.inputs).last_hidden_state
+        mask = batch.inputs["attention_mask"][:, :, None]
+        return {"hidden": Term((self.projection(states).square() * mask).sum() / mask.sum(), unit="tokens")}
+
+
+def test_a_method_of_two_parts_with_a_module_of_its_own_resumes_exactly(bench: Bench, tmp_path: Path) -> None:
+    """Guards the promise of ``methods/base.py`` that no method needs a second loop."""
+    phase = bench.phase(_TwoParts(), epochs=3)
+    assert phase.part_steps() == [6, 12]
+    undisturbed = train(phase, bench.run(tmp_path / "whole", phase))
+    assert [point["step"] for point in undisturbed.history] == [6, 6, 12]
+    for stop in (2, 5, 9, None):
+        phase = bench.phase(_TwoParts(), epochs=3)
+        run = bench.run(tmp_path / "pieces", phase, Recorder(stop_after=stop))
+        try:
+            resumed = train(phase, run)
+        except Interrupted:
+            run.commit()
+    assert_equal(resumed.model.state_dict(), undisturbed.model.state_dict())

@@ -1,0 +1,98 @@
+"""What every method has to do. The tests walk the union of ``limbeck/config.py``: a new method is tested unasked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+import limbeck.config
+from limbeck.batches import Collator
+from limbeck.config import DistillConfig
+from limbeck.loop import train
+from limbeck.methods.base import Method
+from tests.limbeck.bench import TASK, Bench
+
+
+def _members() -> list[type[Method]]:
+    union, *_ = get_args(limbeck.config.Method)
+    return [get_args(member)[0] for member in get_args(union)]
+
+
+METHODS = _members()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.make(tmp_path_factory.mktemp("bench"), rows=16)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_two_steps_a_folder_and_the_same_predictions(bench: Bench, tmp_path: Path, method: type[Method]) -> None:
+    """Guards the student as a user gets it: what plain transformers loads answers as the model that was trained."""
+    phase = bench.phase(method(), epochs=1)
+    before = {name: value.clone() for name, value in phase.models.student.state_dict().items()}
+    student = train(phase, bench.run(tmp_path / "run", phase)).model.eval()
+    assert phase.steps == 2
+    assert not torch.equal(student.state_dict()["classifier.weight"], before["classifier.weight"])
+    bench.blueprint.save(student, tmp_path / "student")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+    compact = Collator(bench.validation, 0, torch.device("cpu"))(np.arange(len(bench.validation)))
+    kept = torch.from_numpy(bench.blueprint.vocabulary.kept)
+    whole = dict(compact.inputs, input_ids=kept[compact.inputs["input_ids"]])
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(**whole).logits, student(**compact.inputs).logits)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_parts_share_all_steps(method: type[Method]) -> None:
+    assert sum(part.share for part in method().parts()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_terms_are_finite_named_and_count_known_units(bench: Bench, method: type[Method]) -> None:
+    phase = bench.phase(method())
+    for part in phase.method.parts():
+        objective = phase.method.build(part, phase.models, TASK)
+        batch = Collator(bench.train, 0, torch.device("cpu"), phase.teacher_logits if part.teacher_logits else None)(
+            np.arange(4)
+        )
+        terms = objective.losses(batch, 0, phase.steps)
+        assert terms
+        for name, term in terms.items():
+            assert torch.isfinite(term.value), name
+            assert term.value.shape == (), name
+            assert term.unit in batch.counts, name
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_methods_are_read_from_their_name_and_survive_json(method: type[Method]) -> None:
+    name = method().type
+    config = DistillConfig.parse({"teacher": "org/teacher", "dataset": "org/data", "method": name})
+    assert config.method == method()
+    assert DistillConfig.parse(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_every_option_is_described(method: type[Method]) -> None:
+    """Guards the dashboard's form, which is made of these sentences."""
+    schema = method.model_json_schema()
+    assert schema["description"]
+    assert all("description" in field for name, field in schema["properties"].items() if name != "type")
+
+
+def test_reading_a_configuration_imports_no_torch() -> None:
+    """Guards the API process, which would start seconds later and hold 200 MB more."""
+    script = (
+        "import sys, limbeck, limbeck.config, limbeck.scorecard, limbeck.callbacks, limbeck.errors, limbeck.recipes\n"
+        "limbeck.config.DistillConfig.model_json_schema()\n"
+        "print(sorted({'torch', 'transformers', 'pyarrow', 'onnxruntime'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,133 @@
+"""The model card that goes out with a student."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from limbeck.modelcard import model_card
+from limbeck.scorecard import DatasetCard, Estimate, ExportCard, Hardware, Latency, ModelCard, Scorecard, Verdict
+from tests.exported import LABELS
+
+LATENCY = tuple(Latency(batch_size=n, p50_ms=1.5 * n, p95_ms=2.0 * n, examples_per_second=600) for n in (1, 32))
+
+
+def estimate(value: float) -> Estimate:
+    return Estimate(value=value, low=value - 0.02, high=value + 0.02)
+
+
+def model(name: str, layers: int, accuracy: float) -> ModelCard:
+    metrics = {"accuracy": estimate(accuracy), "macro_f1": estimate(accuracy - 0.01)}
+    return ModelCard(
+        name=name,
+        layers=layers,
+        hidden_size=32,
+        parameters=1000 * layers,
+        bytes=4000 * layers,
+        metrics=metrics,
+        validation={"accuracy": accuracy},
+        latency=LATENCY,
+    )
+
+
+def scorecard(exports: tuple[ExportCard, ...], *, gap_recovery: Estimate | None, note: str | None) -> Scorecard:
+    return Scorecard(
+        task="sequence_classification",
+        method="kd",
+        main_metric="accuracy",
+        seed=42,
+        dataset=DatasetCard(
+            source="org/set", sha256="0123456789abcdef", train=900, validation=50, test=150, labels=LABELS, majority=0.4
+        ),
+        hardware=Hardware(
+            cpu="a processor",
+            threads=2,
+            device="cpu",
+            precision="float32",
+            torch="2",
+            transformers="5",
+            onnxruntime="1",
+        ),
+        teacher=model("teacher", 4, 0.9),
+        student=model("student", 2, 0.88),
+        baseline=model("baseline", 2, 0.85),
+        retention=estimate(0.978),
+        gap_recovery=gap_recovery,
+        gap_recovery_note=note,
+        speedup={"1": 2.0},
+        compression=2.0,
+        exports=tuple(card.model_copy(update={"latency": LATENCY}) for card in exports),
+        minutes={},
+        verdict=Verdict(passed=False, reasons=("The student keeps 97.8% of its teacher; asked for: 99.0%.",)),
+    )
+
+
+def code(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
+def test_the_card_shows_what_was_measured(exported: tuple[Path, tuple[ExportCard, ...]]) -> None:
+    """Guards against a card that shows good figures alone: intervals, baseline, gate and notes have to be on it."""
+    found = scorecard(exported[1], gap_recovery=estimate(0.6), note="Read with care: the gap is small.")
+    card = model_card(found, "student", teacher="org/teacher", dataset="org/set")
+    for shown in (
+        "# A 2-layer student of `org/teacher`",
+        "base_model: org/teacher",
+        "datasets: [org/set]",
+        "| teacher | 4 | 4,000 | 90.0% (88.0 to 92.0) |",
+        "| **student** (this) | 2 | 2,000 | 88.0% (86.0 to 90.0) |",
+        "| baseline | 2 | 2,000 | 85.0% (83.0 to 87.0) |",
+        "97.8% (95.8 to 99.8)",
+        "60.0% (58.0 to 62.0)",
+        "Read with care: the gap is small.",
+        "gate was missed: The student keeps 97.8%",
+        "common label gets 40.0% right",
+        "| onnx-int8 | `onnx/model_int8.onnx` |",
+        "not calibrated",
+    ):
+        assert shown in card
+
+
+def test_names_that_are_not_the_hubs_make_no_links() -> None:
+    """Guards against front matter that is no YAML, or that points at somebody else's model."""
+    card = model_card(
+        scorecard((), gap_recovery=None, note=None), "student", teacher="builtin:minilm-l6", dataset="dataset:ds_1"
+    )
+    front = card.split("---")[1]
+    assert "base_model" not in front
+    assert "datasets" not in front
+    assert "Gap recovery" not in card
+
+
+def test_the_baselines_card_says_what_it_is(exported: tuple[Path, tuple[ExportCard, ...]]) -> None:
+    """Guards against the twin being taken for the student, or promising files that it does not have."""
+    found = scorecard(exported[1], gap_recovery=None, note=None)
+    card = model_card(found, "baseline", teacher="org/teacher", dataset="org/set")
+    assert "trained without the teacher's answers" in card
+    assert "| **baseline** (this) |" in card
+    assert "onnx/" not in card
+    assert len(code(card)) == 1
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_the_code_on_the_card_runs(
+    pair: bool,
+    exported: tuple[Path, tuple[ExportCard, ...]],
+    exported_pair_student: Path,
+) -> None:
+    """Guards against a card whose examples were never tried, the first thing that a new user does."""
+    folder = exported_pair_student if pair else exported[0]
+    found = scorecard(exported[1][:1], gap_recovery=None, note=None)
+    blocks = code(model_card(found, "student", teacher="org/teacher", dataset="org/set", pair=pair))
+    assert len(blocks) == 3
+    printed = []
+    for block in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(block.replace("this/folder", str(folder)), "card", "exec"), {})
+        printed.append(out.getvalue())
+    assert all(any(label in text for label in LABELS) for text in printed[:2])
+    assert printed[2].startswith("[[")

@@ -1,0 +1,143 @@
+"""Students are what they were cut from, and folders give back the models that went in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from limbeck.config import Student
+from limbeck.errors import InvalidConfig, InvalidModel
+from limbeck.families import FAMILIES
+from limbeck.students import Blueprint, label_order, student_layers
+from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.vocabulary import Vocabulary
+from tests.tiny import vocabulary as tiny_vocabulary
+from tests.tiny import write_tiny_bert
+
+LABELS = ("gui", "networking", "numbers")
+TASK = SequenceClassification()
+INPUTS = {
+    "input_ids": torch.tensor([[2, 40, 41, 3], [2, 42, 3, 0]]),
+    "attention_mask": torch.tensor([[1] * 4, [1, 1, 1, 0]]),
+}
+
+
+def whole(size: int = len(tiny_vocabulary())) -> Vocabulary:
+    return Vocabulary(np.arange(size), size)
+
+
+@pytest.mark.parametrize(
+    ("layers", "init", "expected"),
+    [
+        (3, "uniform", (1, 3, 5)),
+        (3, "first", (0, 1, 2)),
+        (3, "last", (3, 4, 5)),
+        (3, "skip", (0, 2, 4)),
+        (4, "uniform", (0, 2, 3, 5)),
+        (6, "uniform", (0, 1, 2, 3, 4, 5)),
+        ((0, 5), "uniform", (0, 5)),
+        (None, "uniform", (1, 3, 5)),
+    ],
+)
+def test_layers_are_chosen_as_documented(layers: Any, init: Any, expected: tuple[int, ...]) -> None:
+    assert student_layers(Student(layers=layers, init=init), 6) == expected
+
+
+@pytest.mark.parametrize(("layers", "allowed"), [(7, "1 to 6"), ((1, 6), "0 to 5")])
+def test_a_student_deeper_than_its_teacher_is_refused(layers: Any, allowed: str) -> None:
+    with pytest.raises(InvalidConfig, match=allowed) as caught:
+        student_layers(Student(layers=layers), 6)
+    assert caught.value.problems[0].pointer == "/student/layers"
+
+
+def test_the_student_at_step_0_is_the_teachers_layers(tmp_path: Path) -> None:
+    """Guards the whole method: a student from the wrong layers, or a new head, trains all the same, only worse.
+
+    The reference is computed by hand: the teacher with the layers that are left out taken from its list.
+    """
+    blueprint = Blueprint.read(write_tiny_bert(tmp_path, labels=LABELS), TASK, LABELS, whole())
+    teacher = blueprint.load_teacher(keep_head=True).eval()
+    student = blueprint.cut(teacher.state_dict(), (1, 3)).eval()
+    encoder = teacher.bert.encoder
+    encoder.layer = torch.nn.ModuleList([encoder.layer[1], encoder.layer[3]])
+    assert student.config.num_hidden_layers == 2
+    assert torch.equal(student(**INPUTS).logits, teacher(**INPUTS).logits)
+
+
+def test_all_layers_give_the_teacher_itself(tmp_path: Path) -> None:
+    folder = write_tiny_bert(tmp_path, labels=LABELS)
+    blueprint = Blueprint.read(folder, TASK, LABELS, whole())
+    teacher = blueprint.load_teacher(keep_head=True).eval()
+    student = blueprint.cut(teacher.state_dict(), range(4)).eval()
+    original = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert torch.equal(student(**INPUTS).logits, original(**INPUTS).logits)
+
+
+def test_training_on_part_of_the_vocabulary_changes_nothing_else(tmp_path: Path) -> None:
+    """Guards the compact vocabulary: the same logits from compact ids, and the unused rows back in the saved folder."""
+    folder = write_tiny_bert(tmp_path / "teacher", labels=LABELS)
+    vocabulary = Vocabulary(np.array([0, 1, 2, 3, 4, 40, 41, 42]), len(tiny_vocabulary()))
+    blueprint = Blueprint.read(folder, TASK, LABELS, vocabulary)
+    teacher = blueprint.load_teacher(keep_head=True).eval()
+    compact = dict(INPUTS, input_ids=torch.from_numpy(np.searchsorted(vocabulary.kept, INPUTS["input_ids"].numpy())))
+    original = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert teacher.get_input_embeddings().weight.shape[0] == 8
+    assert torch.equal(teacher(**compact).logits, original(**INPUTS).logits)
+    blueprint.save(teacher, tmp_path / "saved")
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    assert saved.config.id2label == dict(enumerate(LABELS))
+    for name, value in original.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_is_cut_and_saved(tmp_path: Path, model_type: str) -> None:
+    """Guards the names of a family's parts: unknown layer names would leave the student at its random start."""
+    size = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    if model_type == "distilbert":
+        size = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32}
+    config = AutoConfig.for_model(model_type, vocab_size=60, pad_token_id=0, **size)
+    TASK.configure(config, LABELS)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "teacher")
+    blueprint = Blueprint.read(tmp_path / "teacher", TASK, LABELS, whole(60))
+    teacher = blueprint.load_teacher(keep_head=True).eval()
+    student = blueprint.cut(teacher.state_dict(), (0, 2)).eval()
+    blueprint.save(student, tmp_path / "student")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+    kept, original = again.state_dict(), teacher.state_dict()
+    assert again.config.num_hidden_layers == 2
+    for name, value in kept.items():
+        assert torch.equal(value, original[name.replace("layer.1.", "layer.2.")]), name
+    torch.testing.assert_close(again(**INPUTS).logits, student(**INPUTS).logits)
+
+
+def test_a_family_that_cannot_be_taken_apart_is_refused(tmp_path: Path) -> None:
+    AutoConfig.for_model("gpt2").save_pretrained(tmp_path)
+    with pytest.raises(InvalidModel, match=r"'gpt2'.*bert, distilbert"):
+        Blueprint.read(tmp_path, TASK, LABELS, whole())
+
+
+def test_a_teacher_with_the_labels_in_another_order_answers_in_the_data_sets(tmp_path: Path) -> None:
+    """Guards against soft labels of the wrong classes, which look like any others."""
+    folder = write_tiny_bert(tmp_path, labels=("Numbers", "gui", "networking"))
+    teacher = Blueprint.read(folder, TASK, LABELS, whole()).load_teacher(keep_head=True).eval()
+    original = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    torch.testing.assert_close(teacher(**INPUTS).logits, original(**INPUTS).logits[:, [1, 2, 0]])
+    assert teacher.config.id2label == dict(enumerate(LABELS))
+
+
+def test_labels_without_names_are_taken_in_their_order() -> None:
+    assert label_order(["LABEL_0", "LABEL_1"], ["negative", "positive"]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "found", [["negative", "positive", "neutral"], ["good", "bad"], ["LABEL_0", "LABEL_1", "LABEL_2"]]
+)
+def test_a_teacher_of_other_labels_is_refused_naming_both(found: list[str]) -> None:
+    with pytest.raises(InvalidModel, match=rf"{found[0]}.*'negative', 'positive'"):
+        label_order(found, ["negative", "positive"])

@@ -1,0 +1,161 @@
+"""What is swept, and what must never be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from limbeck.errors import NotFound
+from models.db import Database
+from models.job import Job, JobStatus
+from models.model import ModelKind
+from models.repository import catalogue, jobs
+from models.repository.catalogue import StoredFile
+from models.retention import gc
+from models.settings import Settings
+from models.storage import LocalStorage
+from tests.models.conftest import Submit, config, set_status
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+OLD = NOW - timedelta(days=10)
+
+Put = Callable[..., str]
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "storage")
+
+
+@pytest.fixture
+def put(storage: LocalStorage, tmp_path: Path) -> Put:
+    """Store an object of a given size and age."""
+
+    def make(key: str, *, size: int = 10, age: timedelta = timedelta(days=10)) -> str:
+        source = tmp_path / "source"
+        source.write_bytes(b"x" * size)
+        storage.put_file(source, key)
+        path = storage.local_path(key)
+        assert path is not None
+        moment = (NOW - age).timestamp()
+        os.utime(path, (moment, moment))
+        return key
+
+    return make
+
+
+@pytest.fixture
+def ended(database: Database, submit: Submit, put: Put) -> Callable[..., Job]:
+    """A job that has ended, with a student of a given size."""
+
+    def make(*, days_ago: float, size: int = 10) -> Job:
+        job = submit()
+        finished = NOW - timedelta(days=days_ago)
+        set_status(database, job.id, JobStatus.SUCCEEDED, finished_at=finished)
+        key = put(f"jobs/{job.id}/attempts/1/student", size=size)
+        with database.session() as session:
+            files = [StoredFile("f", key, size, "h")]
+            catalogue.add_model(session, kind=ModelKind.STUDENT, name="s", job_id=job.id, files=files)
+        return job
+
+    return make
+
+
+def _settings(tmp_path: Path, *, keep_jobs_days: float | None = None, max_storage_gb: float | None = None) -> Settings:
+    return Settings(data_dir=tmp_path, keep_jobs_days=keep_jobs_days, max_storage_gb=max_storage_gb)
+
+
+def _keys(storage: LocalStorage) -> set[str]:
+    return {entry.key for entry in storage.list()}
+
+
+def test_nothing_that_a_row_names_or_a_worker_uses_is_an_orphan(
+    database: Database, submit: Submit, storage: LocalStorage, put: Put, ended: Callable[..., Job], tmp_path: Path
+) -> None:
+    """One forgotten kind of reference, and the sweep deletes a user's model."""
+    student = f"jobs/{ended(days_ago=9).id}/attempts/1/student"
+    running, paused = submit(), submit()
+    state = put(f"jobs/{paused.id}/checkpoints/1")
+    saved = {"step": 5, "files": {"a": {"sha256": "1", "bytes": 10, "key": state}}}
+    set_status(database, paused.id, JobStatus.PAUSED, checkpoint=saved)
+    set_status(database, running.id, JobStatus.RUNNING, fence=2)
+    with database.session() as session:
+        splits = {"train": {"rows": 1, "bytes": 10, "sha256": "s", "key": put("datasets/d/train.parquet")}}
+        catalogue.add_dataset(session, name="d", splits=splits, profile={}, sha256="h")
+    kept = {
+        student,
+        "datasets/d/train.parquet",
+        state,
+        put(f"jobs/{running.id}/checkpoints/2"),
+        put(f"jobs/{running.id}/attempts/2/student"),
+        put("models/new/upload", age=timedelta(minutes=59)),
+        put("other/thing"),
+    }
+    gone = {
+        put(f"jobs/{running.id}/attempts/1/student"),
+        put("jobs/job_gone/checkpoints/3"),
+        put("models/left/config.json"),
+        put("datasets/left/train.parquet"),
+    }
+    plan = gc(database, storage, _settings(tmp_path), NOW, dry_run=True)
+    assert _keys(storage) == kept | gone
+    done = gc(database, storage, _settings(tmp_path), NOW)
+    assert _keys(storage) == kept
+    assert (done.jobs, done.objects, done.orphans, done.bytes) == ((), 4, 4, 40)
+    assert (plan.orphans, plan.bytes, plan.bytes_left, plan.dry_run) == (4, 40, done.bytes_left, True)
+
+
+def test_jobs_go_by_age_with_their_files(
+    database: Database, submit: Submit, storage: LocalStorage, ended: Callable[..., Job], tmp_path: Path
+) -> None:
+    """A job that has not ended has no age, however long it waits."""
+    old, young, waiting = ended(days_ago=8), ended(days_ago=6), submit()
+    settings = _settings(tmp_path, keep_jobs_days=7)
+    plan = gc(database, storage, settings, NOW, dry_run=True)
+    with database.reading() as session:
+        assert jobs.get(session, old.id).id == old.id
+    done = gc(database, storage, settings, NOW)
+    assert done.jobs == plan.jobs == (old.id,)
+    assert (done.objects, done.orphans, done.bytes) == (plan.objects, plan.orphans, plan.bytes) == (1, 0, 10)
+    with database.reading() as session:
+        assert {jobs.get(session, job.id).id for job in (young, waiting)} == {young.id, waiting.id}
+        with pytest.raises(NotFound):
+            jobs.get(session, old.id)
+    assert _keys(storage) == {f"jobs/{young.id}/attempts/1/student"}
+
+
+def test_above_the_limit_the_oldest_go_and_no_more_than_needed(
+    database: Database, storage: LocalStorage, put: Put, ended: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Orphans count first: no job has to go for what nobody needs."""
+    newest, oldest, middle = ended(days_ago=1, size=400), ended(days_ago=9, size=400), ended(days_ago=5, size=400)
+    put("models/left/x", size=5000)
+    settings = _settings(tmp_path, max_storage_gb=900 / 1000**3)
+    plan = gc(database, storage, settings, NOW, dry_run=True)
+    done = gc(database, storage, settings, NOW)
+    assert done.jobs == plan.jobs == (oldest.id,)
+    assert done.bytes_left == plan.bytes_left == 800
+    assert _keys(storage) == {f"jobs/{job.id}/attempts/1/student" for job in (newest, middle)}
+
+
+def test_a_job_whose_student_teaches_another_stays(
+    database: Database, submit: Submit, storage: LocalStorage, ended: Callable[..., Job], tmp_path: Path
+) -> None:
+    """The policy may not do what a user is refused."""
+    old = ended(days_ago=9)
+    with database.reading() as session:
+        student = catalogue.models_of_job(session, old.id)[0].id
+    submit(config=config(teacher=f"model:{student}"))
+    done = gc(database, storage, _settings(tmp_path, keep_jobs_days=7, max_storage_gb=1e-9), NOW)
+    assert (done.jobs, done.kept, done.objects) == ((), (old.id,), 0)
+
+
+def test_without_a_policy_ended_jobs_stay(
+    database: Database, storage: LocalStorage, ended: Callable[..., Job], tmp_path: Path
+) -> None:
+    ended(days_ago=4000)
+    assert gc(database, storage, _settings(tmp_path)).jobs == ()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from models.db import Database
+from models.job import Job
+from models.repository import jobs
+from models.settings import Settings
+from models.storage import Storage, open_storage
+from worker.lease import Claim, Holder, claim
+from worker.queue import Bell
+from worker.service import Worker
+from worker.slots import Slots
+
+STAND_IN = (sys.executable, str(Path(__file__).parent / "stand_in_trainer.py"))
+HOLDER = Holder("test:1", "test", 1)
+
+Submit = Callable[..., Job]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A lease that runs out while one waits for it."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        lease_seconds=2,
+        heartbeat_seconds=0.5,
+        grace_seconds=5,
+        checkpoint_seconds=0.2,
+        reconcile_min_seconds=0.5,
+        reconcile_max_seconds=1,
+        retry_seconds=0,
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def on_both(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    """The settings with SQLite, and with PostgreSQL where it is found."""
+    if request.param == "sqlite":
+        return settings
+    return settings.model_copy(update={"database_url": request.getfixturevalue("postgres_url")})
+
+
+def open_database(settings: Settings) -> Database:
+    database = Database(settings)
+    database.migrate()
+    return database
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    opened = open_database(settings)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def either(on_both: Settings) -> Iterator[Database]:
+    opened = open_database(on_both)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def storage(settings: Settings) -> Storage:
+    return open_storage(settings)
+
+
+def submit(database: Database, **given: Any) -> Job:
+    """A job for the stand-in trainer; ``does`` is what it is told to do."""
+    does = given.pop("does", {})
+    config = {
+        "teacher": {"source": "builtin:minilm-l6"},
+        "dataset": {"source": "builtin:stdlib-docstrings"},
+        "does": does,
+    }
+    values: dict[str, Any] = {
+        "name": "a job",
+        "owner": "default",
+        "priority": 0,
+        "config": config,
+        "method": "kd",
+        "labels": {},
+        "webhook_url": None,
+        "idempotency_key": None,
+        "request_hash": uuid.uuid4().hex,
+        "gpus": 0,
+        "max_attempts": 3,
+    }
+    with database.session() as session:
+        return jobs.submit(session, **(values | given))[0]
+
+
+def read(database: Database, job_id: str) -> Job:
+    with database.reading() as session:
+        return jobs.get(session, job_id)
+
+
+def claim_one(database: Database, *, lease_seconds: float = 60, gpus: int = 0, holder: Holder = HOLDER) -> Claim | None:
+    with database.session() as session:
+        return claim(session, holder, lease_seconds=lease_seconds, gpus=gpus)
+
+
+def expire(database: Database, job_id: str) -> None:
+    """Let the lease, or the wait before a retry, be over."""
+    with database.session() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(lease_expires_at=datetime.fromtimestamp(1, UTC)))
+
+
+def steal(database: Database, job_id: str) -> Claim:
+    """Claim a job as if its worker had let the lease run out, before that worker can renew it."""
+    with database.session() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(lease_expires_at=datetime.fromtimestamp(1, UTC)))
+        stolen = claim(session, HOLDER, lease_seconds=60, gpus=0)
+    assert stolen is not None
+    assert stolen.job.id == job_id
+    return stolen
+
+
+@pytest.fixture
+def worker(settings: Settings, database: Database, storage: Storage) -> Iterator[Worker]:
+    """A worker whose jobs are done by ``stand_in_trainer.py``; ``drain`` runs what is due."""
+    bell = Bell(settings)
+    yield Worker(settings, database, storage, bell, Slots(1), command=STAND_IN)
+    bell.close()

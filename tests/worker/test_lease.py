@@ -1,0 +1,265 @@
+"""Who may claim, and who may write: on both databases, by the database's clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from limbeck.errors import LeaseLost
+from models.db import Database
+from models.job import JobStatus
+from models.model import ModelKind
+from models.repository import catalogue, jobs, telemetry
+from models.repository.telemetry import Point
+from tests.worker.conftest import claim_one, expire, read, submit
+from worker import endings, lease
+from worker.endings import Fault, NewModel, Outcome
+from worker.lease import Claim, Holder, Lease, Wish
+from worker.telemetry import Batch, Note
+
+CHECKPOINT = {
+    "version": 1,
+    "step": 7,
+    "files": {"a": {"sha256": "0" * 64, "bytes": 1, "key": "jobs/x/checkpoints/1/0"}},
+}
+OUTCOME = Outcome(
+    [NewModel("mdl_1", ModelKind.STUDENT, (), {"task": "sequence_classification", "labels": ["a", "b"], "layers": 2})],
+    {"model_id": "mdl_1", "verdict": {"passed": True, "reasons": []}},
+    {"version": 1},
+)
+FAULT = Fault("killed", "The training process was killed.", True)
+
+
+def taken(database: Database, **how: Any) -> Claim:
+    claimed = claim_one(database, **how)
+    assert claimed is not None
+    return claimed
+
+
+def let_it_expire(database: Database) -> Claim:
+    """A job whose worker said nothing for longer than its lease."""
+    submit(database)
+    held = taken(database)
+    expire(database, held.job.id)
+    return held
+
+
+def test_a_claim_takes_the_row_once(either: Database) -> None:
+    job = submit(either)
+    first = taken(either)
+    assert (first.job.id, first.job.status, first.job.attempt, first.lease.fence) == (job.id, JobStatus.RUNNING, 1, 1)
+    assert claim_one(either) is None
+    with either.reading() as session:
+        (attempt,) = telemetry.attempts(session, job.id)
+        kinds = [event.kind for event in telemetry.events_after(session, job.id, 0, 10)]
+    assert (attempt.worker, attempt.host, attempt.pid, attempt.ended_at) == ("test:1", "test", 1, None)
+    assert kinds == ["job.queued", "job.started"]
+
+
+def test_the_next_job_is_by_priority_then_by_owner_then_by_age(either: Database) -> None:
+    """Guards against a claim whose order differs from the position that users are shown."""
+    crowd = [submit(either, owner="crowd") for _ in range(3)]
+    single = submit(either, owner="single")
+    urgent = submit(either, owner="crowd", priority=5)
+    order = [taken(either).job.id for _ in range(4)]
+    assert order == [urgent.id, single.id, crowd[0].id, crowd[1].id]
+
+
+def test_a_worker_claims_only_what_its_gpus_serve(either: Database) -> None:
+    large = submit(either, gpus=2, priority=9)
+    small = submit(either)
+    assert taken(either, gpus=1).job.id == small.id
+    assert claim_one(either, gpus=1) is None
+    assert taken(either, gpus=2).job.id == large.id
+
+
+def test_an_expired_lease_is_claimed_again_and_the_ledger_says_why(either: Database) -> None:
+    held = let_it_expire(either)
+    with either.session() as session:
+        lease.commit_checkpoint(session, held.lease, CHECKPOINT)
+    again = taken(either, holder=Holder("other:2", "other", 2))
+    assert (again.job.id, again.job.attempt, again.lease.fence) == (held.job.id, 2, 2)
+    assert again.job.checkpoint == CHECKPOINT
+    with either.reading() as session:
+        first, second = telemetry.attempts(session, held.job.id)
+        kinds = [event.kind for event in telemetry.events_after(session, held.job.id, 0, 10)]
+    assert (first.outcome, first.reason, first.last_step) == ("lost", "worker_lost", 7)
+    assert (second.number, second.resumed_from_step, second.outcome) == (2, 7, None)
+    assert kinds == ["job.queued", "job.started", "checkpoint.saved", "attempt.lost", "job.started"]
+
+
+def test_a_renewed_lease_is_not_claimed(either: Database) -> None:
+    submit(either)
+    held = taken(either, lease_seconds=0.1)
+    with either.session() as session:
+        assert lease.beat(session, held.lease, 60) is Wish.GO_ON
+    time.sleep(0.15)
+    assert claim_one(either) is None
+
+
+WRITES: dict[str, Callable[[Session, Lease], object]] = {
+    "beat": lambda session, held: lease.beat(session, held, 60),
+    "wish": lease.wish,
+    "stage": lambda session, held: lease.record(session, held, Batch(stage="teacher")),
+    "progress": lambda session, held: lease.record(session, held, Batch(progress={"step": 3})),
+    "events": lambda session, held: lease.record(session, held, Batch(events=[Note("x", "y", {})])),
+    "metrics": lambda session, held: lease.record(session, held, Batch(points=[Point("loss", 1, 0.5)])),
+    "log": lambda session, held: lease.record(session, held, Batch(log="words")),
+    "checkpoint": lambda session, held: lease.commit_checkpoint(session, held, CHECKPOINT),
+    "succeed": lambda session, held: endings.succeed(session, held, OUTCOME),
+    "stop": endings.stop,
+    "fail": lambda session, held: endings.fail(session, held, FAULT, retry_seconds=0),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+def test_every_late_write_is_refused_and_changes_nothing(
+    either: Database, write: Callable[[Session, Lease], object]
+) -> None:
+    """Guards against a worker that was stopped past its lease and then finishes, or fails, its successor's job."""
+    late = let_it_expire(either)
+    taken(either)
+    before = everything(either, late.job.id)
+    with pytest.raises(LeaseLost), either.session() as session:
+        write(session, late.lease)
+    assert everything(either, late.job.id) == before
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+def test_every_write_after_the_end_is_refused(either: Database, write: Callable[[Session, Lease], object]) -> None:
+    """Guards against a second ending, e.g. when the answer to the first commit was lost on its way."""
+    submit(either)
+    held = taken(either)
+    with either.session() as session:
+        assert endings.succeed(session, held.lease, OUTCOME) is JobStatus.SUCCEEDED
+    before = everything(either, held.job.id)
+    with pytest.raises(LeaseLost), either.session() as session:
+        write(session, held.lease)
+    assert everything(either, held.job.id) == before
+
+
+def everything(database: Database, job_id: str) -> list[Any]:
+    with database.reading() as session:
+        job = jobs.get(session, job_id)
+        return [
+            {column.name: getattr(job, key) for key, column in job.__mapper__.columns.items()},
+            [event.kind for event in telemetry.events_after(session, job_id, 0, 100)],
+            telemetry.metrics(session, job_id, 10),
+            list(telemetry.read_log(session, job_id)),
+            [(one.fence, one.outcome, one.last_step) for one in telemetry.attempts(session, job_id)],
+            [model.id for model in catalogue.models_of_job(session, job_id)],
+        ]
+
+
+def test_success_writes_the_models_and_the_end_at_once(either: Database) -> None:
+    job = submit(either)
+    held = taken(either)
+    with either.session() as session:
+        lease.commit_checkpoint(session, held.lease, CHECKPOINT)
+        lease.record(session, held.lease, Batch(progress={"step": 9, "percent": 97.0}))
+    with either.session() as session:
+        assert endings.succeed(session, held.lease, OUTCOME) is JobStatus.SUCCEEDED
+    ended = read(either, job.id)
+    assert (ended.result, ended.checkpoint, ended.worker, ended.lease_expires_at) == (OUTCOME.result, None, None, None)
+    assert ended.finished_at is not None
+    assert ended.progress is not None
+    assert ended.progress["percent"] == 100.0
+    with either.reading() as session:
+        assert catalogue.get_model(session, "mdl_1").job_id == job.id
+        assert [(one.outcome, one.last_step) for one in telemetry.attempts(session, job.id)] == [("succeeded", 9)]
+
+
+def test_a_retryable_fault_goes_back_to_the_queue_until_the_attempts_are_used_up(either: Database) -> None:
+    """Guards against an endless loop, and against losing the checkpoint to a fault that may pass."""
+    job = submit(either, max_attempts=2)
+    held = taken(either)
+    with either.session() as session:
+        lease.commit_checkpoint(session, held.lease, CHECKPOINT)
+        assert endings.fail(session, held.lease, FAULT, retry_seconds=60) is JobStatus.QUEUED
+    assert claim_one(either) is None, "the wait before a retry was not kept"
+    expire(either, job.id)
+    held = taken(either)
+    with either.session() as session:
+        assert endings.fail(session, held.lease, FAULT, retry_seconds=0) is JobStatus.FAILED
+    ended = read(either, job.id)
+    assert ended.error == FAULT.as_error()
+    assert ended.checkpoint == CHECKPOINT
+    assert claim_one(either) is None
+
+
+def test_a_fault_that_will_not_pass_fails_the_job_at_once(either: Database) -> None:
+    job = submit(either)
+    held = taken(either)
+    with either.session() as session:
+        assert endings.fail(session, held.lease, Fault("diverged", "NaN", False), retry_seconds=0) is JobStatus.FAILED
+    assert read(either, job.id).error == {"code": "diverged", "message": "NaN", "retryable": False}
+
+
+def test_handing_back_and_pausing_cost_no_attempt(either: Database) -> None:
+    """Guards against a job that fails because its worker was deployed three times."""
+    job = submit(either, max_attempts=1)
+    for _ in range(3):
+        with either.session() as session:
+            assert endings.stop(session, taken(either).lease) is JobStatus.QUEUED
+    held = taken(either)
+    with either.session() as session:
+        jobs.request_pause(session, job.id)
+        assert lease.wish(session, held.lease) is Wish.PAUSE
+    with either.session() as session:
+        assert endings.stop(session, held.lease) is JobStatus.PAUSED
+        jobs.resume(session, job.id)
+    held = taken(either)
+    assert (held.job.attempt, held.lease.fence) == (1, 5)
+    with either.reading() as session:
+        outcomes = [one.outcome for one in telemetry.attempts(session, job.id)]
+    assert outcomes == ["handed_back", "handed_back", "handed_back", "paused", None]
+
+
+@pytest.mark.parametrize("ending", ["succeed", "stop", "fail"])
+def test_a_job_that_is_being_cancelled_ends_as_cancelled(either: Database, ending: str) -> None:
+    job = submit(either)
+    held = taken(either)
+    with either.session() as session:
+        jobs.request_cancel(session, job.id)
+    with either.session() as session:
+        assert WRITES[ending](session, held.lease) is JobStatus.CANCELLED
+    with either.reading() as session:
+        assert catalogue.models_of_job(session, job.id) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(jobs.request_cancel, JobStatus.CANCELLED), (jobs.request_pause, JobStatus.PAUSED)]
+)
+def test_what_a_dead_worker_was_asked_is_settled_for_it(
+    either: Database, asked: Callable[[Session, str], object], expected: JobStatus
+) -> None:
+    """Guards against a job that is "cancelling" for ever."""
+    submit(either)
+    held = taken(either)
+    with either.session() as session:
+        asked(session, held.job.id)
+        assert endings.settle_expired(session) == []
+    expire(either, held.job.id)
+    assert claim_one(either) is None
+    with either.session() as session:
+        assert [job.status for job in endings.settle_expired(session)] == [expected]
+    with pytest.raises(LeaseLost), either.session() as session:
+        endings.succeed(session, held.lease, OUTCOME)
+
+
+def test_a_job_whose_workers_all_died_fails_as_worker_lost(either: Database) -> None:
+    job = submit(either, max_attempts=2)
+    for _ in range(2):
+        taken(either)
+        expire(either, job.id)
+    assert claim_one(either) is None
+    with either.session() as session:
+        assert [one.id for one in endings.settle_expired(session)] == [job.id]
+    ended = read(either, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert (ended.error["code"], ended.error["retryable"]) == ("worker_lost", True)

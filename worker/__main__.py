@@ -1,0 +1,93 @@
+"""``python -m worker``: a Celery worker that hears bells, and a reconciler that needs none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from celery.worker import WorkController, state
+
+from limbeck.errors import LimbeckError
+from models.db import Database
+from models.settings import Settings
+from models.storage import open_storage
+from worker import logs
+from worker.queue import Bell, celery_app
+from worker.reconciler import Reconciler
+from worker.runner import TRAINER, sweep_scratch
+from worker.service import Worker
+from worker.slots import Slots, find_gpus
+from worker.tasks import answer_bells
+
+_log = logging.getLogger("worker")
+
+
+def main() -> int:
+    settings = Settings()
+    logs.configure(settings)
+    try:
+        return serve(settings)
+    except LimbeckError as error:
+        _log.error("%s", error)
+        return 1
+
+
+def serve(settings: Settings, command: Sequence[str] = TRAINER) -> int:
+    """Work until SIGTERM or SIGINT; ``command`` is the trainer's.
+
+    The first of them makes every job write its checkpoint and hands it back; a second one leaves no time for that.
+
+    Raises:
+        Unavailable, Conflict: the database is away, or of a newer version.
+    """
+    database = Database(settings)
+    database.migrate()
+    sweep_scratch(settings)
+    storage = open_storage(settings)
+    bell = Bell(settings)
+    worker = Worker(settings, database, storage, bell, Slots(settings.slots, find_gpus(os.environ)), command)
+    reconciler = Reconciler(settings, database, storage, bell, worker)
+    controller = _controller(settings, worker)
+    _stop_on_signals(worker)
+    _log.info("worker %s has %d slot(s)", worker.holder.worker, worker.slots.total)
+    reconciler.start()
+    # Returns once it was told to stop and the pool's threads, and with them the jobs, have come to their end.
+    controller.start()
+    worker.stop()
+    reconciler.stop()
+    worker.join()
+    bell.close()
+    database.dispose()
+    _log.info("worker %s has ended", worker.holder.worker)
+    return int(controller.exitcode or 0)
+
+
+def _controller(settings: Settings, worker: Worker) -> WorkController:
+    """Celery's worker without its program around it: the signals, the log and the banner are ours."""
+    app = celery_app(settings)
+    answer_bells(app, worker.drain)
+    return app.WorkController(
+        hostname=f"limbeck@{worker.holder.worker}",
+        pool_cls="threads",
+        concurrency=worker.slots.total,
+        without_mingle=True,
+        without_gossip=True,
+        without_heartbeat=True,
+    )
+
+
+def _stop_on_signals(worker: Worker) -> None:
+    def stop(number: int, frame: object) -> None:
+        worker.stop()
+        # Celery's main loop looks at this; it then waits for the pool.
+        state.should_stop = 0
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

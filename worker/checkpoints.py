@@ -1,0 +1,137 @@
+"""Brings an attempt's checkpoints to the storage while it trains on, and makes each the row's by one fenced write."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import LeaseLost, LimbeckError, StorageFull
+from models.db import Database
+from models.storage import Storage
+from worker.lease import Lease, commit_checkpoint
+
+_log = logging.getLogger(__name__)
+_TRIES = 5
+
+
+class Courier:
+    """Uploads the newest checkpoint that the trainer's ``state`` folder holds, one at a time.
+
+    Objects lie under the attempt's fence, and each attempt deletes only what its own committed checkpoint has replaced:
+    a worker that was stopped and wakes up late cannot delete what its successor's checkpoint names.
+
+    Args:
+        known: the checkpoint that the attempt goes on from; its files are not uploaded again.
+    """
+
+    def __init__(
+        self, storage: Storage, database: Database, lease: Lease, state: Path, known: dict[str, Any] | None
+    ) -> None:
+        self._storage = storage
+        self._database = database
+        self._lease = lease
+        self._state = state
+        self._committed = known
+        self._uploaded: dict[str, str] = {
+            file["sha256"]: file["key"] for file in (known or {}).get("files", {}).values()
+        }
+        self._wanted = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"courier-{lease.job_id}", daemon=True)
+        #: The storage took no more; the attempt cannot go on.
+        self.full: StorageFull | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def notice(self) -> None:
+        """There is a new checkpoint."""
+        self._wanted.set()
+
+    def finish(self) -> None:
+        """Wait for an upload under way, and bring the last checkpoint of a trainer that has ended."""
+        self._stopping.set()
+        self._wanted.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self.full is None:
+            self._bring()
+
+    def abandon(self) -> None:
+        """The lease is gone: bring nothing more."""
+        self._stopping.set()
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._stopping.is_set():
+                return
+            self._bring()
+
+    def _bring(self) -> None:
+        try:
+            checkpoint = self._upload()
+            if checkpoint is None or checkpoint == self._committed:
+                return
+            with self._database.session() as session:
+                commit_checkpoint(session, self._lease, checkpoint)
+            replaced = _keys(self._committed) - _keys(checkpoint)
+            self._committed = checkpoint
+            self._storage.delete(replaced)
+            self._uploaded = {file["sha256"]: file["key"] for file in checkpoint["files"].values()}
+        except LeaseLost as loss:
+            _log.warning("%s", loss)
+        except StorageFull as error:
+            self.full = error
+        except (LimbeckError, OSError) as error:
+            # The next checkpoint is the next try; the last one that was committed stays good.
+            _log.warning("%s: a checkpoint could not be stored: %s", self._lease.job_id, error)
+
+    def _upload(self) -> dict[str, Any] | None:
+        """Store what the manifest names and is not stored yet; the checkpoint with its keys."""
+        for _ in range(_TRIES):
+            manifest = self._read_manifest()
+            if manifest is None:
+                return None
+            try:
+                files = {name: self._upload_file(name, facts) for name, facts in manifest["files"].items()}
+            except FileNotFoundError:
+                continue  # the trainer has moved on by two checkpoints: read what it has now
+            return {**manifest, "files": files}
+        return None
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        try:
+            manifest: dict[str, Any] = json.loads((self._state / "manifest.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return manifest
+
+    def _upload_file(self, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+        digest = facts["sha256"]
+        if digest not in self._uploaded:
+            key = f"{checkpoint_prefix(self._lease.job_id)}/{self._lease.fence}/{digest}"
+            stored = self._storage.put_file(self._state / name, key)
+            if stored.sha256 != digest:
+                raise OSError(f"{name} is not what its manifest says")
+            self._uploaded[digest] = key
+        return {"sha256": digest, "bytes": facts["bytes"], "key": self._uploaded[digest]}
+
+
+def checkpoint_prefix(job_id: str) -> str:
+    """Where the storage has a job's checkpoints."""
+    return f"jobs/{job_id}/checkpoints"
+
+
+def delete_checkpoints(storage: Storage, job_id: str) -> None:
+    """Delete everything that was ever stored for a job to go on from."""
+    storage.delete([entry.key for entry in storage.list(checkpoint_prefix(job_id))])
+
+
+def _keys(checkpoint: dict[str, Any] | None) -> set[str]:
+    return {file["key"] for file in (checkpoint or {}).get("files", {}).values()}

@@ -1,0 +1,55 @@
+"""Brings what an attempt made to the storage, ready for the one write that makes it the job's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck.sources import model_facts
+from models.base import new_id
+from models.model import ModelKind
+from models.repository.catalogue import StoredFile
+from models.storage import Storage
+from worker.endings import NewModel, Outcome
+
+
+def harvest(storage: Storage, workdir: Path, result: Mapping[str, Any]) -> Outcome:
+    """Store the student and the baseline.
+
+    Until the outcome is committed no row names the files; those of an attempt that lost its lease meanwhile are swept.
+
+    Args:
+        result: the trainer's last line.
+
+    Raises:
+        StorageFull, Unavailable
+    """
+    student = _store(storage, workdir / result["student"], ModelKind.STUDENT)
+    models = [student]
+    summary = {"model_id": student.id, "verdict": result["scorecard"]["verdict"]}
+    if result["baseline"]:
+        baseline = _store(storage, workdir / result["baseline"], ModelKind.BASELINE)
+        models.append(baseline)
+        summary["baseline_id"] = baseline.id
+    return Outcome(models, summary, result["scorecard"])
+
+
+def _store(storage: Storage, folder: Path, kind: ModelKind) -> NewModel:
+    facts = model_facts(folder)
+    card = json.loads((folder / "limbeck.json").read_text(encoding="utf-8"))
+    model_id = new_id("mdl")
+    files = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        stored = storage.put_file(path, f"models/{model_id}/{name}", move=True)
+        files.append(StoredFile(name, stored.key, stored.bytes, stored.sha256))
+    columns = {
+        "task": card["task"],
+        "labels": card["labels"],
+        "architecture": facts.architecture,
+        "layers": facts.layers,
+        "parameters": facts.parameters,
+    }
+    return NewModel(model_id, kind, files, columns)

@@ -1,0 +1,83 @@
+"""What an attempt needs from the storage before it starts: teachers, data sets, and the checkpoint it goes on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import DamagedFile, NotFound
+from models.db import Database
+from models.repository import catalogue
+from models.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A stored file, and where it has to lie."""
+
+    key: str
+    path: Path
+    sha256: str
+
+
+def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> tuple[dict[str, Path], list[Needed]]:
+    """The service's own models and data sets that a config names: reference to folder, and the files to fetch.
+
+    Raises:
+        NotFound: one has been deleted.
+    """
+    references = {part: str(config[part]["source"]) for part in ("teacher", "dataset")}
+    sources: dict[str, Path] = {}
+    needed: list[Needed] = []
+    with database.reading() as session:
+        if references["teacher"].startswith("model:"):
+            place = sources[references["teacher"]] = folder / "teacher"
+            files = catalogue.model_files(session, references["teacher"].removeprefix("model:"))
+            needed += [Needed(file.key, place / file.path, file.sha256) for file in files]
+        if references["dataset"].startswith("dataset:"):
+            place = sources[references["dataset"]] = folder / "dataset"
+            splits = catalogue.get_dataset(session, references["dataset"].removeprefix("dataset:")).splits
+            needed += [Needed(at["key"], place / f"{name}.parquet", at["sha256"]) for name, at in splits.items()]
+    return sources, needed
+
+
+def fetch(storage: Storage, needed: list[Needed], go_on: Callable[[], bool]) -> None:
+    """Bring the files here, each checked; stops in between when ``go_on`` says no.
+
+    Raises:
+        NotFound, DamagedFile, StorageFull, Unavailable
+    """
+    for file in needed:
+        if not go_on():
+            return
+        storage.get_file(file.key, file.path)
+        with file.path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.sha256:
+            raise DamagedFile(
+                f"The stored file {file.key} is not what was stored: its sha256 is {found}, not {file.sha256}."
+            )
+
+
+def fetch_checkpoint(
+    storage: Storage, checkpoint: Mapping[str, Any], state: Path, go_on: Callable[[], bool]
+) -> str | None:
+    """Lay the checkpoint out as ``limbeck.checkpoint`` left it; what is wrong where it cannot be used.
+
+    Raises:
+        StorageFull, Unavailable
+    """
+    needed = [Needed(file["key"], state / name, file["sha256"]) for name, file in checkpoint["files"].items()]
+    try:
+        fetch(storage, needed, go_on)
+    except (NotFound, DamagedFile) as error:
+        return error.message
+    files = {name: {"sha256": file["sha256"], "bytes": file["bytes"]} for name, file in checkpoint["files"].items()}
+    state.mkdir(parents=True, exist_ok=True)
+    manifest = json.dumps({**checkpoint, "files": files})
+    (state / "manifest.json").write_text(manifest, encoding="utf-8")
+    return None

@@ -1,0 +1,316 @@
+"""One attempt, from the claimed row to its end: fetch, run the trainer, watch, bring the results in, settle."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from limbeck.errors import LeaseLost, LimbeckError, StorageFull, Unavailable
+from models.db import Database
+from models.job import JobStatus
+from models.repository import jobs
+from models.repository import telemetry as stored_telemetry
+from models.settings import Settings
+from models.storage import Storage
+from models.storage.base import out_of_room
+from worker import endings, materials
+from worker.checkpoints import Courier, delete_checkpoints
+from worker.endings import Fault
+from worker.faults import fault_of, oom_kills
+from worker.harvest import harvest
+from worker.heart import Heart
+from worker.lease import Claim, Wish
+from worker.process import TrainerProcess
+from worker.slots import Place
+from worker.telemetry import Telemetry
+from worker.trainer import ORDER
+
+_log = logging.getLogger(__name__)
+_HOME = Path(__file__).resolve().parent.parent
+TRAINER = (sys.executable, "-m", "worker.trainer")
+_TICK = 0.2
+_CANCEL_GRACE = 3.0
+_RETRY_PAUSE = 0.5
+_JUST_MADE_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Shutdown:
+    """What the worker tells its runners when it has to end."""
+
+    #: Children write their checkpoint, and jobs are handed back.
+    wanted: threading.Event = field(default_factory=threading.Event)
+    #: No more time: children are killed, jobs are handed back at their last checkpoint.
+    hurry: threading.Event = field(default_factory=threading.Event)
+
+
+class Runner:
+    """Runs claimed jobs; one object serves all slots of a worker.
+
+    Args:
+        command: the trainer, for tests that need another one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        storage: Storage,
+        shutdown: Shutdown,
+        command: Sequence[str] = TRAINER,
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.storage = storage
+        self.shutdown = shutdown
+        self.command = command
+
+    def run(self, claim: Claim, place: Place, claimed_at: float) -> None:
+        """Run one attempt to its end, whatever that is.
+
+        Args:
+            claimed_at: the monotonic clock before the claim was sent.
+        """
+        job_id = claim.lease.job_id
+        try:
+            status = _Attempt(self, claim, place, claimed_at).run()
+            _log.info("%s is %s", job_id, status)
+            if status.terminal:
+                self._drop_checkpoints(job_id)
+        except LeaseLost as loss:
+            _log.warning("the attempt at %s ends without a word: %s", job_id, loss)
+
+    def _drop_checkpoints(self, job_id: str) -> None:
+        try:
+            with self.database.reading() as session:
+                kept = jobs.get(session, job_id).checkpoint
+            if kept is None:
+                delete_checkpoints(self.storage, job_id)
+        except (LimbeckError, OSError) as error:  # `limbeck gc` sweeps what is left
+            _log.warning("%s: its checkpoints could not be deleted: %s", job_id, error)
+
+
+class _Attempt:
+    """The state of one attempt. ``run`` stays in one thread; the heart and the courier have theirs."""
+
+    def __init__(self, runner: Runner, claim: Claim, place: Place, claimed_at: float) -> None:
+        self._settings = runner.settings
+        self._database = runner.database
+        self._storage = runner.storage
+        self._shutdown = runner.shutdown
+        self._command = runner.command
+        self._lease, self._job = claim.lease, claim.job
+        self._place = place
+        assert self._settings.scratch_dir is not None
+        self._folder = self._settings.scratch_dir / f"{self._lease.job_id}-{self._lease.fence}"
+        self._work = self._folder / "work"
+        self._margin = min(5.0, self._settings.lease_seconds / 10)
+        self._telemetry = Telemetry(self._job.provenance, self._settings.max_log_bytes)
+        self._heart = Heart(self._database, self._lease, self._telemetry, self._settings, claimed_at)
+        self._courier = Courier(self._storage, self._database, self._lease, self._work / "state", self._job.checkpoint)
+        self._last: dict[str, Any] = {}
+
+    def run(self) -> JobStatus:
+        self._heart.start()
+        self._courier.start()
+        try:
+            settle = self._work_out()
+        except LeaseLost:
+            self._courier.abandon()
+            self._heart.stop()
+            raise
+        self._heart.stop()
+        return self._write(settle)
+
+    def _work_out(self) -> Callable[[Session], JobStatus]:
+        """Do the work; how to settle it.
+
+        Raises:
+            LeaseLost
+        """
+        try:
+            with _scratch(self._folder):
+                order = self._prepare()
+                if self._must_stop():
+                    return self._stopped()
+                exit_code, oom_killed = self._train(order)
+                self._require_lease()
+                if self._heart.wish is not Wish.CANCEL:
+                    self._courier.finish()
+                return self._judge(exit_code, oom_killed)
+        except LeaseLost:
+            raise
+        except Exception as error:  # the boundary: whatever happens, the row gets an end
+            failure = out_of_room(error, "working on the job") if isinstance(error, OSError) else error
+            if isinstance(failure, LimbeckError):
+                return self._failed(Fault(failure.code, failure.message, failure.retryable))
+            _log.exception("the attempt at %s broke", self._lease.job_id)
+            what = f"The worker itself failed: {type(error).__name__}: {error}"
+            return self._failed(Fault("internal_error", what, True))
+
+    def _prepare(self) -> dict[str, Any]:
+        """Fetch what the job needs; the trainer's order."""
+        with self._database.reading() as session:
+            self._telemetry.spend_log(stored_telemetry.log_size(session, self._lease.job_id))
+        sources, needed = materials.sources_of(self._job.config, self._database, self._folder / "sources")
+        materials.fetch(self._storage, needed, self._may_go_on)
+        state = self._work / "state"
+        state.mkdir(parents=True)
+        if self._job.checkpoint is not None and self._may_go_on():
+            damage = materials.fetch_checkpoint(self._storage, self._job.checkpoint, state, self._may_go_on)
+            if damage is not None:
+                self._telemetry.event(
+                    "checkpoint.damaged", f"The checkpoint cannot be used, starting over: {damage}", {}
+                )
+        return {
+            "config": self._job.config,
+            "sources": {reference: str(folder) for reference, folder in sources.items()},
+            "checkpoint_seconds": self._settings.checkpoint_seconds,
+        }
+
+    def _train(self, order: dict[str, Any]) -> tuple[int, bool]:
+        """Run the trainer to its end; its exit code, and whether the kernel killed for memory meanwhile."""
+        order["lease_seconds"] = self._heart.deadline - time.monotonic()
+        (self._work / ORDER).write_text(json.dumps(order), encoding="utf-8")
+        kills = oom_kills()
+        process = TrainerProcess(self._command, self._work, self._environment(), self._hear, self._telemetry.log)
+        try:
+            self._watch(process)
+        finally:
+            exit_code = process.finish()
+        return exit_code, oom_kills() > kills
+
+    def _watch(self, process: TrainerProcess) -> None:
+        told = self._heart.deadline
+        kill_at: float | None = None
+        while process.pump(_TICK):
+            now = time.monotonic()
+            if self._heart.lost or now > self._heart.deadline - self._margin:
+                raise LeaseLost(f"The lease of {self._lease.job_id} could not be renewed; the attempt is stopped.")
+            if self._heart.deadline != told:
+                told = self._heart.deadline
+                process.tell("lease", seconds=told - now)
+            if kill_at is None and (self._must_stop() or self._courier.full):
+                process.ask_to_stop()
+                kill_at = now + (_CANCEL_GRACE if self._heart.wish is Wish.CANCEL else self._settings.grace_seconds)
+            if kill_at is not None and (now > kill_at or self._shutdown.hurry.is_set()):
+                return
+            if self._heart.wish is Wish.CANCEL and kill_at is not None:
+                kill_at = min(kill_at, now + _CANCEL_GRACE)
+
+    def _judge(self, exit_code: int, oom_killed: bool) -> Callable[[Session], JobStatus]:
+        """From how the trainer ended to how the attempt does."""
+        if self._courier.full is not None:
+            return self._failed(Fault(StorageFull.code, self._courier.full.message, True))
+        if self._last.get("type") == "result":
+            self._telemetry.provenance(self._last["provenance"])
+            outcome = harvest(self._storage, self._work, self._last)
+            return lambda session: endings.succeed(session, self._lease, outcome)
+        if self._last.get("type") == "error":
+            return self._failed(Fault(self._last["code"], self._last["message"], self._last["retryable"]))
+        if self._must_stop() or self._last.get("type") == "interrupted":
+            return self._stopped()
+        return self._failed(fault_of(exit_code, oom_killed=oom_killed))
+
+    def _stopped(self) -> Callable[[Session], JobStatus]:
+        return lambda session: endings.stop(session, self._lease)
+
+    def _failed(self, fault: Fault) -> Callable[[Session], JobStatus]:
+        return lambda session: endings.fail(session, self._lease, fault, retry_seconds=self._settings.retry_seconds)
+
+    def _write(self, settle: Callable[[Session], JobStatus]) -> JobStatus:
+        """Write the last of what the job told and its end, trying for as long as the lease lasts.
+
+        Raises:
+            LeaseLost
+        """
+        while True:
+            try:
+                self._heart.flush()
+                with self._database.session() as session:
+                    return settle(session)
+            except (Unavailable, StorageFull) as error:
+                _log.warning("%s: its end cannot be written yet: %s", self._lease.job_id, error)
+                if not self._heart.holds:
+                    raise LeaseLost(
+                        f"The database stayed away for longer than the lease of {self._lease.job_id}."
+                    ) from error
+                time.sleep(_RETRY_PAUSE)
+
+    def _hear(self, line: dict[str, Any]) -> None:
+        match line:
+            case {"type": "stage", "stage": str(stage)}:
+                self._telemetry.stage(stage)
+            case {"type": "progress", "progress": dict(progress)}:
+                self._telemetry.progress(progress)
+            case {"type": "metrics", "step": int(step), "values": dict(values)}:
+                self._telemetry.metrics(step, {series: value for series, value in values.items() if value is not None})
+            case {"type": "event", "kind": str(kind), "message": str(message), "data": dict(data)}:
+                self._telemetry.event(kind, message, data)
+            case {"type": "provenance", "facts": dict(facts)}:
+                self._telemetry.provenance(facts)
+            case {"type": "checkpoint"}:
+                self._courier.notice()
+            case {"type": "result" | "interrupted" | "error"}:
+                self._last = line
+            case _:
+                self._telemetry.log(f"[the trainer said what nobody understands: {str(line)[:200]}]\n")
+
+    def _must_stop(self) -> bool:
+        return self._heart.wish is not Wish.GO_ON or self._shutdown.wanted.is_set()
+
+    def _may_go_on(self) -> bool:
+        self._require_lease()
+        return not self._must_stop()
+
+    def _require_lease(self) -> None:
+        if not self._heart.holds:
+            raise LeaseLost(f"The lease of {self._lease.job_id} is over.")
+
+    def _environment(self) -> dict[str, str]:
+        """The trainer's: without the server's settings, which hold its passwords."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")}
+        ours |= self._place.environment()
+        ours["PYTHONPATH"] = os.pathsep.join(part for part in (str(_HOME), ours.get("PYTHONPATH")) if part)
+        ours["PYTHONSAFEPATH"] = "1"
+        if self._settings.hub_offline:
+            ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        return ours
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """An attempt's own folder, locked while the attempt lives, and gone afterwards."""
+    folder.mkdir(parents=True)
+    try:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_scratch(settings: Settings) -> None:
+    """Remove the folders of attempts whose worker was killed."""
+    assert settings.scratch_dir is not None
+    for folder in settings.scratch_dir.glob("job_*-*"):
+        try:
+            with (folder / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(lock.fileno()).st_mtime > _JUST_MADE_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # somebody works in it, or it is being made or removed just now
+            continue

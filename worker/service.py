@@ -1,0 +1,94 @@
+"""The worker as one object: it takes due jobs while it has slots, and ends when it is told to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+
+from limbeck.errors import Unavailable
+from models.db import Database
+from models.settings import Settings
+from models.storage import Storage
+from worker import lease
+from worker.lease import Claim, Holder
+from worker.queue import Bell
+from worker.runner import TRAINER, Runner, Shutdown
+from worker.slots import Slots
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Claims and runs jobs in the threads that call :meth:`drain`.
+
+    Args:
+        command: the trainer's, for tests that need another one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        storage: Storage,
+        bell: Bell,
+        slots: Slots,
+        command: Sequence[str] = TRAINER,
+    ) -> None:
+        self.slots = slots
+        self.shutdown = Shutdown()
+        self._settings = settings
+        self._database = database
+        self._bell = bell
+        self._helpers: list[threading.Thread] = []
+        host = socket.gethostname()
+        self.holder = Holder(f"{host}:{os.getpid()}:{uuid.uuid4().hex[:8]}", host, os.getpid())
+        self._runner = Runner(settings, database, storage, self.shutdown, command)
+
+    def drain(self) -> None:
+        """Run due jobs, one after the other, until there are none, or no slot, or the worker ends."""
+        try:
+            while not self.shutdown.wanted.is_set() and self._run_one():
+                pass
+        except Unavailable as error:  # the reconciler rings again once the database answers
+            _log.warning("no job could be claimed: %s", error)
+
+    def drain_in_background(self) -> None:
+        """Drain without a bell, where the broker does not deliver."""
+        helper = threading.Thread(target=self.drain, name="drain", daemon=True)
+        self._helpers = [*(thread for thread in self._helpers if thread.is_alive()), helper]
+        helper.start()
+
+    def join(self) -> None:
+        """After :meth:`stop`: wait for the jobs that run without Celery's pool."""
+        for helper in self._helpers:
+            helper.join()
+
+    def stop(self) -> None:
+        """Let go of everything: in order when called first, in a hurry when called again. Safe in a signal handler."""
+        if self.shutdown.wanted.is_set():
+            self.shutdown.hurry.set()
+        self.shutdown.wanted.set()
+
+    def _run_one(self) -> bool:
+        asked_at = 0.0
+
+        def claim(gpus: int) -> Claim | None:
+            nonlocal asked_at
+            asked_at = time.monotonic()
+            with self._database.session() as session:
+                return lease.claim(session, self.holder, lease_seconds=self._settings.lease_seconds, gpus=gpus)
+
+        with self.slots.take(claim, lambda taken: taken.job.gpus) as taken:
+            if taken is None:
+                return False
+            # One bell woke one slot; there may be work for the next one too.
+            self._bell.ring()
+            claimed, place = taken
+            _log.info("%s: attempt %d of %d", claimed.job.id, claimed.job.attempt, claimed.job.max_attempts)
+            self._runner.run(claimed, place, asked_at)
+        return True

@@ -1,0 +1,198 @@
+"""The process in which one attempt trains: ``python -m worker.trainer WORKDIR --pipe FD --parent PID``.
+
+It reads ``WORKDIR/attempt.json`` (:func:`read_order`) and imports nothing of the database. What happens goes out on the
+pipe, one JSON object a line; its ``type`` is ``stage``, ``progress``, ``metrics``, ``event``, ``checkpoint`` or
+``provenance``, and the last one ``result``, ``interrupted`` or ``error``. What it prints is its log.
+
+On its standard input it hears ``{"type": "lease", "seconds": N}`` and ``{"type": "stop"}``; the end of the input, and
+SIGTERM, mean stop as well. When its lease runs out unrenewed it ends at once: its worker was stopped or cut off, and
+somebody else may have the job by now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
+from limbeck.config import DistillConfig
+from limbeck.errors import Interrupted, LimbeckError
+from worker.death import die_with_parent
+
+ORDER = "attempt.json"
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 3
+EXIT_LEASE_OVER = 75
+_WATCH_SECONDS = 0.2
+
+
+class Pipe(Callbacks):
+    """The engine's callbacks as lines on the pipe."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def send(self, line_type: str, /, **facts: Any) -> None:
+        line = json.dumps({"type": line_type, **_finite(facts)}, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def on_stage(self, stage: Stage) -> None:
+        self.send("stage", stage=stage)
+
+    def on_progress(self, progress: Progress) -> None:
+        self.send("progress", progress=asdict(progress))
+
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.send("metrics", step=step, values=dict(values))
+
+    def on_event(self, kind: str, message: str, data: Mapping[str, Any]) -> None:
+        self.send("event", kind=kind, message=message, data=dict(data))
+
+    def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
+        self.send("checkpoint", step=checkpoint.step)
+
+    def on_provenance(self, facts: Mapping[str, Any]) -> None:
+        self.send("provenance", facts=dict(facts))
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set()
+
+
+class Leash:
+    """Hears the worker, and ends this process when the lease is over."""
+
+    def __init__(self, pipe: Pipe, seconds: float) -> None:
+        self._pipe = pipe
+        self._deadline = time.monotonic() + seconds
+
+    def start(self) -> None:
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        threading.Thread(target=self._watch, name="lease", daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in sys.stdin.buffer:
+            order = json.loads(line)
+            if order["type"] == "lease":
+                self._deadline = time.monotonic() + order["seconds"]
+            elif order["type"] == "stop":
+                self._pipe.stop()
+        self._pipe.stop()
+
+    def _watch(self) -> None:
+        while time.monotonic() < self._deadline:
+            time.sleep(_WATCH_SECONDS)
+        # Not in order: a checkpoint that is written now would be nobody's, and the thread that trains may be stuck.
+        with suppress(OSError):
+            os.write(2, b"The lease ran out and was not renewed; this attempt ends here.\n")
+        os._exit(EXIT_LEASE_OVER)
+
+
+def read_order(workdir: Path) -> dict[str, Any]:
+    """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``."""
+    order: dict[str, Any] = json.loads((workdir / ORDER).read_text(encoding="utf-8"))
+    return order
+
+
+def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
+    """Run the engine; the exit code."""
+    try:
+        from limbeck.engine import distill
+
+        result = distill(
+            DistillConfig.parse(order["config"]),
+            workdir,
+            callbacks=pipe,
+            sources={reference: Path(folder) for reference, folder in order["sources"].items()},
+            checkpoint_seconds=order["checkpoint_seconds"],
+        )
+    except Interrupted:
+        pipe.send("interrupted")
+        return EXIT_INTERRUPTED
+    except LimbeckError as error:
+        return _say_error(pipe, error.code, error.message, error.retryable)
+    except Exception as error:  # the boundary: whatever else goes wrong is a fault of Limbeck's own
+        what = f"Limbeck itself failed ({type(error).__name__}: {error}); the job's log has the details."
+        return _say_error(pipe, "internal_error", what, retryable=False)
+    pipe.send(
+        "result",
+        student=str(result.student.relative_to(workdir)),
+        baseline=str(result.baseline.relative_to(workdir)) if result.baseline else None,
+        scorecard=result.scorecard.model_dump(mode="json"),
+        teacher=asdict(result.teacher),
+        provenance=result.provenance,
+    )
+    return 0
+
+
+def _say_error(pipe: Pipe, code: str, message: str, retryable: bool) -> int:
+    sys.stderr.write(f"{message}\n\n{traceback.format_exc()}")
+    sys.stderr.flush()
+    pipe.send("error", code=code, message=message, retryable=retryable)
+    return EXIT_ERROR
+
+
+def _finite(value: Any) -> Any:
+    """The value without NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _offer_to_the_oom_killer() -> None:
+    # When memory runs out the kernel ends one process: it should be this one, and not the worker or the database.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+
+
+Train = Callable[[Path, Mapping[str, Any], Pipe], int]
+
+
+def main(arguments: Sequence[str] | None = None, train: Train = train) -> int:
+    """Set the process up, then ``train``; the exit code."""
+    parser = argparse.ArgumentParser(prog="worker.trainer")
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--pipe", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    given = parser.parse_args(arguments)
+    die_with_parent(given.parent)
+    faulthandler.enable()
+    _offer_to_the_oom_killer()
+    order = read_order(given.workdir)
+    pipe = Pipe(given.pipe)
+    Leash(pipe, order["lease_seconds"]).start()
+    signal.signal(signal.SIGTERM, lambda *_: pipe.stop())
+    # Ctrl-C in a terminal is for the supervisor; it tells the worker, and the worker tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return train(given.workdir, order, pipe)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: leftover threads of libraries must not hold up, or change, how an attempt ends.
+    os._exit(code)
