@@ -14,6 +14,7 @@ from api.access import Observed
 from api.deps import Services, intake_limiter
 from api.downloads import Downloads
 from api.inference import Students
+from api.places import Places
 from api.routes import datasets, events, files, health, jobs, methods, models, predict
 from api.streams import Streams
 from api.telemetry import Telemetry
@@ -85,6 +86,7 @@ async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[S
             students=Students(storage, settings),
             downloads=Downloads(storage, settings.scratch_dir / "downloads", settings.download_cache_bytes),
             telemetry=telemetry,
+            places=Places(),
             intake=intake_limiter(),
         )
 

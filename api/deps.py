@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from api.downloads import Downloads
 from api.inference import Students
+from api.places import Places
 from api.streams import Streams
 from api.telemetry import Telemetry
 from models.db import Database
@@ -39,6 +40,7 @@ class Services:
     students: Students
     downloads: Downloads
     telemetry: Telemetry
+    places: Places
     intake: CapacityLimiter
 
     @property

@@ -70,7 +70,8 @@ class Columns(Spec):
 
 
 class Splits(Spec):
-    """Which of the data set's splits serve as what; a missing one is cut from ``train``, stratified, by a fixed seed."""
+    """Which of the data set's splits serve as what; a missing one is cut from ``train``, stratified, by a fixed
+    seed."""
 
     train: str = "train"
     validation: str | None = None

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from limbeck.cli.local_server import local_server
-from limbeck.cli.output import complain
+from limbeck.cli.output import complain, duration
 from limbeck.cli.tables import scorecard_table
 from limbeck.cli.watching import Bar, Lines, follow
 from limbeck.client import Client, Job
@@ -39,11 +39,11 @@ class Stopwatch:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._began = time.monotonic()
+        self.began = time.monotonic()
 
     def say(self, message: str) -> None:
-        seconds = int(time.monotonic() - self._began)
-        self._console.print(Text(f"[{seconds // 60:2}:{seconds % 60:02}] {message}"), soft_wrap=True)
+        passed = duration(time.monotonic() - self.began)
+        self._console.print(Text(f"[{passed:>5}] {message}"), soft_wrap=True)
 
 
 def main() -> int:
@@ -74,7 +74,7 @@ def _run(console: Console) -> int:
         chosen = recipe("demo")
         job = client.submit(chosen.document, name="demo")
         clock.say(f"Submitted {job.id}. {chosen.summary}")
-        with Bar(console) if console.is_terminal else Lines(console) as display:
+        with Bar(console) if console.is_terminal else Lines(console, began=clock.began) as display:
             job = follow(client, job.id, display)
         if job.status != "succeeded":
             return _report_failure(client, job)

@@ -20,9 +20,9 @@ BATCH_SIZES = (1, 32)
 Runner = Callable[[Feeds], Any]
 """Answers a padded batch; returns when the logits are on the host."""
 
-_WARM_UP = 2
+#: Texts of a block; a batch of more is a block of its own.
 _BLOCK = 5
-_FEWEST_BLOCKS, _MOST_BLOCKS = 2, 40
+_FEWEST_CALLS, _MOST_CALLS = 3, 200
 
 
 def measure_latency(
@@ -40,12 +40,12 @@ def measure_latency(
         runners: the models by name; all of them understand the ids in ``rows``.
         rows: test examples in their own order; at least one.
         pad_id: the padding token.
-        seconds: about as long each model is timed at each batch size; a slow model takes 12 calls at least.
+        seconds: about as long each model is timed at each batch size; a slow model is called 4 times at least.
         poll: called between blocks; may raise to stop.
     """
     timed: dict[str, list[Latency]] = {name: [] for name in runners}
     for size in batch_sizes:
-        for name, calls in _time(runners, _batches(rows, size, pad_id), seconds, poll).items():
+        for name, calls in _time(runners, _batches(rows, size, pad_id), max(1, _BLOCK // size), seconds, poll).items():
             p50, p95 = np.percentile(calls, (50, 95)) * 1000
             timed[name].append(
                 Latency(
@@ -60,24 +60,25 @@ def measure_latency(
 
 def _batches(rows: Sequence[Row], size: int, pad_id: int) -> list[Feeds]:
     """Batches of exactly ``size`` rows; where the rows run out, they come again."""
-    count = min(_BLOCK * _MOST_BLOCKS, -(-len(rows) // size))
+    count = min(_MOST_CALLS, -(-len(rows) // size))
     return [pad([rows[(start + i) % len(rows)] for i in range(size)], pad_id) for start in range(0, count * size, size)]
 
 
 def _time(
-    runners: Mapping[str, Runner], batches: Sequence[Feeds], seconds: float, poll: Callable[[], None]
+    runners: Mapping[str, Runner], batches: Sequence[Feeds], block: int, seconds: float, poll: Callable[[], None]
 ) -> dict[str, list[float]]:
+    """Seconds of each call; the models take turns after ``block`` calls."""
     for run in runners.values():
-        for i in range(_WARM_UP):
+        for i in range(block):  # the first calls allocate and are not counted
             run(batches[i % len(batches)])
     calls: dict[str, list[float]] = {name: [] for name in runners}
     until = time.perf_counter() + seconds * len(runners)
-    for block in range(_MOST_BLOCKS):
-        if block >= _FEWEST_BLOCKS and time.perf_counter() >= until:
+    for first in range(0, _MOST_CALLS, block):
+        if first >= _FEWEST_CALLS and time.perf_counter() >= until:
             break
         for name, run in runners.items():
             poll()
-            for i in range(_BLOCK * block, _BLOCK * (block + 1)):
+            for i in range(first, first + block):
                 start = time.perf_counter()
                 run(batches[i % len(batches)])
                 calls[name].append(time.perf_counter() - start)

@@ -133,14 +133,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                     _check(losses, position, phase, run)
                     score = _validate(objective, phase, position, run)
                     if not part.selects or score > position.best_score:
-                        position.best_score, position.best_epoch = (
-                            score,
-                            math.ceil(position.step / phase.steps_per_epoch),
-                        )
-                        best = {
-                            name: value.detach().cpu().clone() for name, value in objective.student.state_dict().items()
-                        }
-                        run.store.write_tensors(f"{phase.name}-best", best, {"step": position.step, "score": score})
+                        best = _keep_best(objective, score, phase, position, run)
                     position.validated = position.step
                 if ended:
                     break
@@ -248,6 +241,15 @@ def _validate(objective: Objective, phase: Phase, position: Position, run: Run) 
         **{name: score},
     )
     return score
+
+
+def _keep_best(objective: Objective, score: float, phase: Phase, position: Position, run: Run) -> dict[str, Tensor]:
+    """Note these weights as the best so far; they count from the next commit on, together with the position."""
+    position.best_score = score
+    position.best_epoch = math.ceil(position.step / phase.steps_per_epoch)
+    best = {name: value.detach().cpu().clone() for name, value in objective.student.state_dict().items()}
+    run.store.write_tensors(f"{phase.name}-best", best, {"step": position.step, "score": score})
+    return best
 
 
 _TITLES = {"teacher": "Teacher", "distilling": "Student", "baseline": "Baseline"}

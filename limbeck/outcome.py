@@ -52,6 +52,8 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     Raises:
         Diverged: a logit is NaN or infinite.
     """
+    answers = predict(model, job.validation, run).argmax(axis=1)
+    # Last, so that an interruption never makes a model answer the test split again.
     logits = predict(
         model, job.test, run, done=lambda examples: run.meter.advance(examples / len(job.test), examples=examples)
     )
@@ -68,9 +70,7 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
         hidden_size=int(model.config.hidden_size),
         parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
         predictions=predictions.tolist(),
-        validation=evaluate.scores(
-            job.task.metrics, predict(model, job.validation, run).argmax(axis=1), job.validation.labels
-        ),
+        validation=evaluate.scores(job.task.metrics, answers, job.validation.labels),
     )
 
 
@@ -124,7 +124,7 @@ def export(
     for card in exports:
         run.event(
             "student.exported",
-            f"Student as {card.format}: {card.bytes:,} bytes, the same label as torch for {100 * card.label_agreement:.1f} % "
+            f"Student as {card.format}: {card.bytes:,} bytes, the same label as torch for {card.label_agreement:.1%} "
             f"of {card.examples:,} examples, logits within {card.max_logit_difference:.1g}",
             **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
         )

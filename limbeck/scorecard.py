@@ -109,7 +109,8 @@ class Scorecard(Spec):
     retention: Estimate
     """Student / teacher, paired bootstrap."""
     gap_recovery: Estimate | None
-    """(student - baseline) / (teacher - baseline); none without a baseline, or where the gap is too small to divide by."""
+    """(student - baseline) / (teacher - baseline); none without a baseline, or where the gap is too small to divide
+    by."""
     gap_recovery_note: str | None
     """Why there is no gap recovery, or why it should be read with care."""
     speedup: dict[str, float]

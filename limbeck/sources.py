@@ -218,6 +218,8 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     named = config.get("id2label")
     if not isinstance(named, dict) or not named:
         return ("LABEL_0", "LABEL_1")  # what transformers assumes where nothing is said
+    if not all(key.isdecimal() for key in named):
+        raise InvalidModel(f"config.json has an id2label whose keys are no numbers: {', '.join(named)[:80]}.")
     return tuple(str(named[key]) for key in sorted(named, key=int))
 
 

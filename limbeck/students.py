@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
 from limbeck.families import family_of
 
@@ -153,6 +154,7 @@ class Blueprint:
         """A model of so many layers with these (compact) weights, in training mode."""
         model = self._empty(layers, len(self.vocabulary))
         model.load_state_dict(dict(weights))
+        quicken_dropout(model)
         return model
 
     def cut(self, teacher_weights: Mapping[str, Tensor], layers: Sequence[int]) -> PreTrainedModel:

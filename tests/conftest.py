@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.exported import exported, exported_pair_student, exported_student  # noqa: F401 - fixtures
-from tests.services import Postgres, Redis, ServiceMissing
+from tests.services import Postgres, Redis, Service, ServiceMissing
+
+Server = TypeVar("Server", bound=Service)
+_SERVERS = {"redis_server", "own_redis", "postgres_server", "own_postgres"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server as ``services``."""
+    for item in items:
+        if _SERVERS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("services")
 
 
 def _absent(reason: str) -> None:
@@ -19,11 +30,9 @@ def _absent(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[Redis]:
-    """A Redis for the whole run. Whoever kills or flushes it starts a ``tests.services.Redis`` of their own instead."""
+def _running(kind: Callable[[], Server]) -> Iterator[Server]:
     try:
-        server = Redis()
+        server = kind()
     except ServiceMissing as missing:
         _absent(str(missing))
         return
@@ -32,6 +41,18 @@ def redis_server() -> Iterator[Redis]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """A Redis for the whole run; whoever kills or flushes one takes ``own_redis``."""
+    yield from _running(Redis)
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Redis]:
+    """A Redis that the test may do anything to."""
+    yield from _running(Redis)
 
 
 @pytest.fixture(scope="session")
@@ -42,17 +63,14 @@ def redis_url(redis_server: Redis) -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
-    """A PostgreSQL for the whole run, without fsync."""
-    try:
-        server = Postgres()
-    except ServiceMissing as missing:
-        _absent(str(missing))
-        return
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+    """A PostgreSQL for the whole run, without fsync; whoever kills one takes ``own_postgres``."""
+    yield from _running(Postgres)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that the test may do anything to."""
+    yield from _running(Postgres)
 
 
 @pytest.fixture

@@ -68,6 +68,10 @@ class Service:
         assert self._process is not None, f"{self.name} is not running"
         return self._process.pid
 
+    @property
+    def up(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         """Start the server and wait until it answers."""
         launcher = [sys.executable, "-I", "-c", _LAUNCHER, self._user, str(os.getpid()), *self._command]
@@ -90,7 +94,7 @@ class Service:
 
     def stop(self) -> None:
         """End the server, and remove its folder. Nobody needs what it holds; PostgreSQL frees its shared memory."""
-        self._end(signal.SIGQUIT if self.name == "PostgreSQL" else signal.SIGKILL)
+        self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def log(self) -> str:
@@ -163,6 +167,10 @@ class Postgres(Service):
         options = (part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
         command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *options]
         super().__init__("PostgreSQL", command, folder, ready=self._ping, user=user)
+
+    def kill(self) -> None:
+        """End at once, as after a crash; after ``kill -9`` its children would hold its memory for a while."""
+        self._end(signal.SIGQUIT)
 
     def new_database(self) -> str:
         """The SQLAlchemy URL of a new, empty database."""

@@ -103,7 +103,7 @@ def write_tiny_bert(
 
 
 def _let_it_average(encoder: Any) -> None:
-    """Start where pretraining leads to: every token sees the mean of all of them. From a random start the few steps of a
+    """Start where pretraining leads to: every token sees the mean of all. From a random start the few steps of a
     test teach a model nothing."""
     import torch
 

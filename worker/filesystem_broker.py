@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES, filesystem
+from kombu.transport import TRANSPORT_ALIASES, filesystem, virtual
 
 SCHEME = "limbeck-filesystem"
 
@@ -84,6 +84,11 @@ class Channel(filesystem.Channel):
 
 class Transport(filesystem.Transport):
     Channel = Channel
+
+    def __init__(self, client: Any, **options: Any) -> None:
+        super().__init__(client, **options)  # type: ignore[no-untyped-call]
+        # kombu's is one for all folders of a process: what is bound in one would not be written to the next.
+        self.state = virtual.BrokerState()  # type: ignore[no-untyped-call]
 
 
 def _write_whole(path: Path, content: bytes) -> None:

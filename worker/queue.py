@@ -55,7 +55,8 @@ class Bell:
 
     def __init__(self, settings: Settings) -> None:
         self._app = celery_app(settings)
-        self._wanted = threading.Event()
+        self._wake = threading.Event()
+        self._due = False
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -64,7 +65,8 @@ class Bell:
 
     def ring(self) -> None:
         """Say that there is work. Returns at once and never raises; a broker that is away hears it when it is back."""
-        self._wanted.set()
+        self._due = True
+        self._wake.set()
         with self._lock:
             if self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._publish, name="bell", daemon=True)
@@ -73,22 +75,25 @@ class Bell:
     def close(self, timeout: float = 2.0) -> None:
         """Stop ringing; a ring on its way gets ``timeout`` seconds."""
         self._closing.set()
-        self._wanted.set()
+        self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout)
 
     def _publish(self) -> None:
         pause = _FIRST_PAUSE
         while True:
-            self._wanted.wait()
-            self._wanted.clear()
+            self._wake.wait()
+            self._wake.clear()
             try:
-                self._send()
+                if self._due:
+                    self._due = False
+                    self._send()
                 pause, self.fault = _FIRST_PAUSE, None
             except Exception as error:  # whatever a broker's client raises, the request path must not see it
                 _log.warning("the broker does not take a bell, again in %.1f s: %s", pause, error)
                 self.fault = str(error) or type(error).__name__
-                self._wanted.set()
+                self._due = True
+                self._wake.set()
                 self._closing.wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             if self._closing.is_set():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 
 from limbeck.errors import LimbeckError
 from models.base import db_now
@@ -23,6 +24,8 @@ from worker.service import Worker
 
 _log = logging.getLogger(__name__)
 _AFTER_A_LEASE = 0.2
+_LOOK_BACK = timedelta(hours=1)
+_SLACK = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Reconciler:
         self._storage = storage
         self._bell = bell
         self._worker = worker
+        #: Jobs that were cancelled before that moment have nothing left in the storage.
+        self._tidied: datetime | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
@@ -52,7 +57,8 @@ class Reconciler:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(5)
+        if self._thread.is_alive():
+            self._thread.join(5)
 
     def look(self) -> Found:
         """Settle what dead workers left, and count what is due.
@@ -102,16 +108,15 @@ class Reconciler:
     def _tidy(self) -> None:
         """Clean up after killed workers, and after jobs that were cancelled while no worker held them."""
         sweep_scratch(self._settings)
-        with self._database.session() as session:
-            cancelled = session.scalars(
-                update(Job)
-                .where(Job.status == JobStatus.CANCELLED, Job.checkpoint.is_not(None))
-                .values(checkpoint=None)
-                .returning(Job.id)
-                .execution_options(synchronize_session=False)
-            ).all()
+        with self._database.reading() as session:
+            now = session.scalar(select(db_now()))
+            since = self._tidied or (now and now - _LOOK_BACK)
+            ended = select(Job.id).where(Job.status == JobStatus.CANCELLED, Job.finished_at >= since)
+            cancelled = session.scalars(ended).all()
         for job_id in cancelled:
             self._forget(job_id)
+        # A cancel may commit a little after the moment that it carries.
+        self._tidied = now and now - _SLACK
 
     def _forget(self, job_id: str) -> None:
         try:

@@ -16,7 +16,7 @@ from models.settings import Settings
 from models.storage import Storage
 
 #: What a session takes beside its graph: weights that are packed for multiplication lie in memory twice. Measured at
-#: 1.5 times the file (fp32) and, with the tokenizer, 12 MB; see ``docs/performance.md``.
+#: 1.5 times the file (fp32) and, with the tokenizer, 12 MB.
 _GRAPH_FACTOR = 1.5
 _BASE_BYTES = 12 * 1024**2
 

@@ -105,9 +105,7 @@ def list_jobs(
     labels = _label_filters(request)
     with house.database.reading() as session:
         page = jobs.list_page(session, limit=limit, cursor=cursor, status=status, method=method, labels=labels)
-        waiting = any(job.status is JobStatus.QUEUED for job in page.items)
-        places = overview.queue_positions(session) if waiting else {}
-    return _json(pages.listing(page, lambda job: JobView.of(job, places.get(job.id))))
+        return _json(pages.listing(page, lambda job: JobView.of(job, house.places.of(session, job))))
 
 
 @router.get(
@@ -117,10 +115,10 @@ def list_jobs(
     responses=answers(404, 503, ok=(JobView, examples.JOB)) | {304: {"description": "It has not changed."}},
 )
 def get_job(request: Request, house: House, job_id: str) -> Response:
-    """Send the `ETag` back as `If-None-Match` to be told only of changes."""
+    """Send the `ETag` back as `If-None-Match` to be told only of changes. `queue_position` may be a moment old."""
     with house.database.reading() as session:
         job = jobs.get(session, job_id)
-        position = jobs.queue_position(session, job)
+        position = house.places.of(session, job)
     etag = f'"{job.version}-{position or 0}"'
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag})

@@ -30,9 +30,11 @@ def connect(url: str) -> Client:
 
 
 def complain(message: str, problems: Iterable[Problem] = ()) -> None:
-    """One red line, and one line for each problem that names a place, on stderr."""
+    """One red line on stderr, and one for each problem that the message does not tell already."""
     err.print(Text(message, style="red"), soft_wrap=True)
     for problem in problems:
+        if problem.pointer in message and problem.detail in message:
+            continue
         place = problem.pointer or "(the whole input)"
         err.print(Text.assemble("  ", (place, "bold"), f"  {problem.detail}"), soft_wrap=True)
 

@@ -10,65 +10,79 @@ from rich.text import Text
 
 from limbeck.cli.output import size
 from limbeck.client import Job
-from limbeck.scorecard import Estimate, ExportCard, Latency, ModelCard, Scorecard
+from limbeck.scorecard import Estimate, Latency, ModelCard, Scorecard
 
 _COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 
 def jobs_table(jobs: Iterable[Job]) -> Table:
-    """One row a job."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("id", "status", "method", "submitted", "name"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "name")
-    for job in jobs:
-        status = job.status + (f" {job.progress.percent:.0f} %" if job.progress and job.status == "running" else "")
-        table.add_row(
-            Text(job.id),
-            Text(status, style=_COLOURS.get(job.status, "")),
-            Text(str(job.config["method"]["type"])),
-            f"{job.created_at.astimezone():%m-%d %H:%M}",
-            Text(job.name),
-        )
+    """One row a job; where the terminal is narrow, the name alone is cut."""
+    rows = [_job_cells(job) for job in jobs]
+    table = Table(box=None, pad_edge=False, expand=True)
+    for heading in ("id", "status", "method", "submitted"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("name", no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _job_cells(job: Job) -> list[Text]:
+    percent = f" {job.progress.percent:.0f} %" if job.progress and job.status == "running" else ""
+    return [
+        Text(job.id),
+        Text(job.status + percent, style=_COLOURS.get(job.status, "")),
+        Text(str(job.config["method"]["type"])),
+        Text(f"{job.created_at.astimezone():%m-%d %H:%M}"),
+        Text(job.name),
+    ]
 
 
 def scorecard_table(card: Scorecard) -> RenderableType:
     """Teacher, baseline and student, and below them what the student is worth."""
     data = card.dataset
-    title = f"{data.source}: {data.test} test examples, {len(data.labels)} classes, guessing gets {data.majority:.1%}"
-    table = Table(title=title, title_justify="left", title_style="", pad_edge=False)
+    about = f"{data.source}: {data.test} test examples, {len(data.labels)} classes, guessing gets {data.majority:.1%}"
+    return Group(Text(about), _quality(card), _speed(card), Text("\n" + "\n".join(_findings(card))))
+
+
+def _models(card: Scorecard) -> list[tuple[str, ModelCard]]:
+    rows = (("teacher", card.teacher), ("baseline", card.baseline), ("student", card.student))
+    return [(name, model) for name, model in rows if model is not None]
+
+
+def _quality(card: Scorecard) -> Table:
     metrics = list(card.student.metrics)
-    table.add_column("")
-    for metric in metrics:
-        table.add_column(metric.replace("_", " "), justify="right", no_wrap=True)
-    for heading in ("layers", "parameters", "file", "p50 ms, batch 1", "p95 ms", "p50 ms, batch 32"):
-        table.add_column(heading, justify="right")
-    for name, model in (("teacher", card.teacher), ("baseline", card.baseline), ("student", card.student)):
-        if model is not None:
-            table.add_row(name, *_model_cells(model, metrics))
+    table = _table(*(name.replace("_", " ") for name in metrics), "layers", "params")
+    for name, model in _models(card):
+        shape = (str(model.layers), f"{model.parameters / 1e6:.1f} M")
+        table.add_row(name, *(_estimate(model.metrics.get(metric)) for metric in metrics), *shape)
     for export in card.exports:
-        table.add_row(f"student, {export.format}", *_export_cells(export, metrics))
-    return Group(table, Text("\n".join(_findings(card))))
+        table.add_row(f"student {export.format}", *(_estimate(export.metrics.get(metric)) for metric in metrics))
+    return table
 
 
-def _model_cells(model: ModelCard, metrics: list[str]) -> list[str]:
-    shape = [str(model.layers), f"{model.parameters / 1e6:.1f} M", size(model.bytes)]
-    return [_estimate(model.metrics.get(name)) for name in metrics] + shape + _latency_cells(model.latency)
+def _speed(card: Scorecard) -> Table:
+    table = _table("file", "1 text: p50", "p95", "32 texts: p50", "texts/s")
+    for name, model in _models(card):
+        table.add_row(name, size(model.bytes), *_latency_cells(model.latency))
+    for export in card.exports:
+        table.add_row(f"student {export.format}", size(export.bytes), *_latency_cells(export.latency))
+    return table
 
 
-def _export_cells(export: ExportCard, metrics: list[str]) -> list[str]:
-    shape = ["", "", size(export.bytes)]
-    return [_estimate(export.metrics.get(name)) for name in metrics] + shape + _latency_cells(export.latency)
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=" ")
+    table.add_column("", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def _latency_cells(latencies: Iterable[Latency]) -> list[str]:
     by_size = {one.batch_size: one for one in latencies}
     single, batch = by_size.get(1), by_size.get(32)
-    return [
-        f"{single.p50_ms:.1f}" if single else "",
-        f"{single.p95_ms:.1f}" if single else "",
-        f"{batch.p50_ms:.1f}" if batch else "",
-    ]
+    cells = [f"{single.p50_ms:.1f} ms", f"{single.p95_ms:.1f} ms"] if single else ["", ""]
+    return cells + ([f"{batch.p50_ms:.1f} ms", f"{batch.examples_per_second:.0f}"] if batch else ["", ""])
 
 
 def _estimate(found: Estimate | None) -> str:
@@ -80,7 +94,7 @@ def _findings(card: Scorecard) -> list[str]:
     if card.gap_recovery is not None:
         lines.append(f"gap recovery  {_estimate(card.gap_recovery)} of what the baseline is behind the teacher")
     if card.gap_recovery_note:
-        lines.append(f"              {card.gap_recovery_note}")
+        lines.append(card.gap_recovery_note)
     speedup = ", ".join(f"{factor:.1f}× at batch {size}" for size, factor in card.speedup.items())
     lines.append(f"speed-up      {speedup}; file {card.compression:.1f}× smaller")
     lines.append(f"measured on   {card.hardware.cpu}, {card.hardware.threads} threads, {card.hardware.device}")

@@ -66,12 +66,15 @@ class Bar:
 
 
 class Lines:
-    """A line for each event, and one with the progress every ``seconds``."""
+    """A line for each event, and one with the progress every ``seconds``.
 
-    def __init__(self, console: Console, seconds: float = 5.0) -> None:
+    Each tells the time since ``began``, on the monotonic clock.
+    """
+
+    def __init__(self, console: Console, seconds: float = 5.0, began: float | None = None) -> None:
         self._console = console
         self._seconds = seconds
-        self._began = time.monotonic()
+        self._began = time.monotonic() if began is None else began
         self._due = 0.0
 
     def __enter__(self) -> Self:

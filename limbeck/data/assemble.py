@@ -5,39 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from limbeck.config import Columns
+from limbeck.data.columns import Chosen, choose_columns
 from limbeck.data.corpus import Corpus, Split, content_hash
-from limbeck.data.labelling import (
-    Chosen,
-    Named,
-    choose_columns,
-    label_order,
-    named_split,
-    require_known_labels,
-    unlabelled,
-)
+from limbeck.data.labelling import Named, label_order, named_split, require_known_labels, unlabelled
 from limbeck.data.splits import cut
-from limbeck.data.table import Table
+from limbeck.data.table import Table, fault, listed
 
 
 def assemble(
-    tables: Mapping[str, Table], *, columns: Columns, source: str, revision: str | None = None
+    tables: Mapping[str, Table],
+    *,
+    columns: Columns,
+    source: str,
+    revision: str | None = None,
+    columns_at: str = "/dataset/columns",
 ) -> tuple[Corpus, Chosen]:
     """Check the tables, cut the missing splits from train, and keep no training example that is tested on.
 
     Args:
         tables: ``train``, and ``validation`` and ``test`` where there are any.
+        columns_at: the JSON pointer of ``columns`` in what the user sent.
 
     Raises:
         InvalidDataset: naming split, row and column.
     """
-    chosen = choose_columns(tables["train"], columns, "train")
+    chosen = choose_columns(tables["train"], columns, "train", at=columns_at)
     notes: list[str] = []
     named = {"train": named_split(tables["train"], chosen, "train")}
     for where in ("validation", "test"):
         if where not in tables:
             continue
-        choose_columns(tables[where], Columns(text=chosen.text, text_pair=chosen.text_pair, label=chosen.label), where)
-        if unlabelled(tables[where], chosen):
+        _require_columns(tables[where], chosen, where)
+        if unlabelled(tables[where], chosen) and "-1" not in named["train"].labels:
             notes.append(f"The {where} split has no labels and is left out.")
         else:
             named[where] = named_split(tables[where], chosen, where)
@@ -50,6 +49,8 @@ def assemble(
         require_known_labels(split, [label for label in labels if label in present], where)
     splits = _over(labels, named)
     train = _without_tested(splits.pop("train"), splits, notes)
+    if len(splits) == 2 and (both := len(set(splits["validation"].keys()) & set(splits["test"].keys()))):
+        notes.append(f"Texts that stand in both validation and test: {both:,}.")
     for where in ("test", "validation"):
         if where not in splits:
             train, splits[where] = cut(train)
@@ -57,6 +58,12 @@ def assemble(
     digest = content_hash(labels, train, splits["validation"], splits["test"])
     corpus = Corpus(train, splits["validation"], splits["test"], labels, source, digest, revision, tuple(notes))
     return corpus, chosen
+
+
+def _require_columns(table: Table, chosen: Chosen, where: str) -> None:
+    for name in chosen.all:
+        if name not in table.columns:
+            raise fault(where, f"found no column {name!r}, which train has; it has {listed(table.columns)}")
 
 
 def _over(labels: tuple[str, ...], named: Mapping[str, Named]) -> dict[str, Split]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import numpy as np
 
 from limbeck.config import Columns
 from limbeck.data.assemble import assemble
+from limbeck.data.columns import Chosen
 from limbeck.data.corpus import Corpus, Split
-from limbeck.data.labelling import Chosen
+from limbeck.data.parquet import LABELS_KEY
 from limbeck.data.readers import UNPACKED_LIMIT, read_table
 from limbeck.data.table import fault
 
@@ -53,7 +55,7 @@ def ingest(
         for where in SPLITS
         if where in files
     }
-    corpus, chosen = assemble(tables, columns=columns or Columns(), source="upload")
+    corpus, chosen = assemble(tables, columns=columns or Columns(), source="upload", columns_at="")
     splits = {}
     try:
         for where in SPLITS:
@@ -73,7 +75,9 @@ def _write(split: Split, labels: tuple[str, ...], path: Path) -> dict[str, Any]:
     if split.pairs is not None:
         columns["text_pair"] = split.pairs
     columns["label"] = [labels[label] for label in split.labels]
-    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+    # The order of the labels is not always theirs by name: it has to outlive the upload.
+    metadata = {LABELS_KEY: json.dumps({"label": labels}).encode()}
+    pyarrow.parquet.write_table(pyarrow.table(columns).replace_schema_metadata(metadata), path, compression="zstd")
     with path.open("rb") as stored:
         digest = hashlib.file_digest(stored, "sha256").hexdigest()
     return {"rows": len(split), "bytes": path.stat().st_size, "sha256": digest}

@@ -1,75 +1,23 @@
-"""From a table to texts and labels: which column is what, and whether every cell can be used."""
+"""From a table to texts and labels: whether every cell can be used, and what order the labels have."""
 
 from __future__ import annotations
 
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.config import Columns
+from limbeck.data.columns import Chosen
 from limbeck.data.corpus import Split
-from limbeck.data.table import Table, fault, listed
-from limbeck.errors import InvalidDataset, Problem
+from limbeck.data.table import Foreign, Table, fault, listed
 
-_PAIRS = (
-    ("text", "text_pair"),
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("query", "passage"),
-)
-_TEXTS = ("text", "sentence", "content", "review", "comment", "document", "body", "utterance", "question", "title")
-_LABELS = ("label", "labels", "category", "class", "intent", "sentiment", "target", "topic", "coarse_label")
 _DIGITS = re.compile(r"(\d+)")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 #: A label column with more different values than this share of its rows names things; it does not class them.
 _TOO_MANY_CLASSES = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The columns that are used."""
-
-    text: str
-    text_pair: str | None
-    label: str
-
-
-def choose_columns(table: Table, wanted: Columns, where: str) -> Chosen:
-    """The columns that ``wanted`` names; the rest by the names that data sets usually give them.
-
-    Raises:
-        InvalidDataset: a named column is not there, or none can be guessed.
-    """
-    present = list(table.columns)
-    for field in ("text", "text_pair", "label"):
-        name = getattr(wanted, field)
-        if name is not None and name not in table.columns:
-            detail = f"found no column {name!r} in {where}; it has {listed(present)}"
-            raise InvalidDataset(f"columns.{field}: {detail}", [Problem(f"/dataset/columns/{field}", detail)])
-    text, pair = wanted.text, wanted.text_pair
-    if text is None:
-        guess = next((both for both in _PAIRS if pair is None and all(one in table.columns for one in both)), None)
-        text, pair = guess or (_guess(_TEXTS, table, pair), pair)
-    label = wanted.label or _guess(_LABELS, table)
-    for field, name, usual in (("text", text, _TEXTS), ("label", label, _LABELS)):
-        if name is None:
-            detail = f"no {field} column in {where}: it has {listed(present)}; name one, or call it {usual[0]!r}"
-            raise InvalidDataset(detail, [Problem(f"/dataset/columns/{field}", detail)])
-    assert text is not None
-    assert label is not None
-    used = [name for name in (text, pair, label) if name is not None]
-    if len(set(used)) < len(used):
-        detail = "text, text_pair and label have to be different columns"
-        raise InvalidDataset(detail, [Problem("/dataset/columns", detail)])
-    return Chosen(text, pair, label)
-
-
-def _guess(usual: Sequence[str], table: Table, taken: str | None = None) -> str | None:
-    lowered = {name.lower(): name for name in table.columns if name != taken}
-    return next((lowered[name] for name in usual if name in lowered), None)
+_NO_REGRESSION = "regression is not supported yet, labels are names or whole numbers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +50,42 @@ def named_split(table: Table, chosen: Chosen, where: str) -> Named:
     names = table.names.get(chosen.label)
     column = table.columns[chosen.label]
     labels = [_label(value, row, chosen.label, where, names) for row, value in enumerate(column, start=1)]
+    if names is None:
+        labels = _whole_numbers(labels, chosen.label, where)
     return Named(texts, pairs, labels)
 
 
 def _text(value: Any, row: int, column: str, where: str) -> str:
     if not isinstance(value, str):
-        found = "nothing" if value is None else f"{type(value).__name__} {value!r}"
-        raise fault(where, f"row {row}, column {column!r}: expected text, found {found}")
+        raise fault(where, f"row {row}, column {column!r}: expected text, found {_kind(value)}")
     if not value.strip():
         raise fault(where, f"row {row}, column {column!r}: the text is empty")
+    _require_whole(value, row, column, where)
     return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return value.kind if isinstance(value, Foreign) else f"{type(value).__name__} {reprlib.repr(value)}"
+
+
+def _require_whole(value: str, row: int, column: str, where: str) -> None:
+    """JSON can escape half a character (``"\\ud83d"``), which no file and no tokenizer takes."""
+    try:
+        value.isascii() or value.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(value[error.start]):04X}"
+        raise fault(
+            where,
+            f"row {row}, column {column!r}: {half} at character {error.start + 1} is half a character "
+            "(a surrogate without its mate)",
+        ) from None
 
 
 def _label(value: Any, row: int, column: str, where: str, names: tuple[str, ...] | None) -> str:
     place = f"row {row}, column {column!r}"
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # a float that is not itself is NaN: pandas' missing value
         raise fault(where, f"{place}: the label is missing")
     if isinstance(value, bool):
         return str(value).lower()
@@ -129,16 +98,30 @@ def _label(value: Any, row: int, column: str, where: str, names: tuple[str, ...]
     if isinstance(value, float):
         if value.is_integer():
             return str(int(value))
-        raise fault(
-            where, f"{place}: found {value}; regression is not supported yet, labels are names or whole numbers"
-        )
+        raise fault(where, f"{place}: found {value}; {_NO_REGRESSION}")
     if not isinstance(value, str):
-        raise fault(where, f"{place}: found {type(value).__name__}; one label for each text is expected")
-    return value.strip() or _blank(place, where)
+        raise fault(where, f"{place}: found {_kind(value)}; one label for each text is expected")
+    label = value.strip()
+    if not label:
+        raise fault(where, f"{place}: the label is missing")
+    if "\x00" in label:
+        raise fault(where, f"{place}: the label {reprlib.repr(label)} holds a NUL character")
+    _require_whole(label, row, column, where)
+    return label
 
 
-def _blank(place: str, where: str) -> str:
-    raise fault(where, f"{place}: the label is missing")
+def _whole_numbers(labels: list[str], column: str, where: str) -> list[str]:
+    """Text files have no types: where every label is a number and some have a point, 1.0 is 1 and 1.5 is no class."""
+    distinct = set(labels)
+    if not all(_NUMBER.fullmatch(label) for label in distinct) or all(
+        label.lstrip("+-").isdigit() for label in distinct
+    ):
+        return labels
+    broken = {label for label in distinct if not float(label).is_integer()}
+    if broken:
+        row, label = next((row, label) for row, label in enumerate(labels, start=1) if label in broken)
+        raise fault(where, f"row {row}, column {column!r}: found {label}; {_NO_REGRESSION}")
+    return [str(int(float(label))) for label in labels]
 
 
 def unlabelled(table: Table, chosen: Chosen) -> bool:

@@ -1,4 +1,6 @@
-"""Reading CSV, TSV, JSONL and Parquet, each also gzipped, into a :class:`Table`, with faults named by row and column.
+"""Reading CSV, TSV and JSONL, each also gzipped, into a :class:`Table`, with faults named by row and column.
+
+Parquet is told apart here and read in :mod:`limbeck.data.parquet`.
 
 Rows are counted as records from 1, a header left out; where a file has lines, the line is named as well.
 """
@@ -10,17 +12,25 @@ import csv
 import gzip
 import io
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from limbeck.data.table import Table, fault, listed
 from limbeck.errors import InvalidDataset
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 UNPACKED_LIMIT = 8 * 1024**3
+#: A cell takes up to 60 bytes of memory more than its text: a file of one-letter cells would need 20 times its size.
+CELLS_LIMIT = 100_000_000
+_PARQUET = b"PAR1"
 _CELL_LIMIT = 16 * 1024**2
 _BLOCK = 1024**2
 
@@ -30,7 +40,7 @@ def read_table(path: Path, filename: str, *, where: str = "train", max_unpacked_
 
     Args:
         where: the split that the file is, for messages.
-        max_unpacked_bytes: what a gzipped file may unpack to.
+        max_unpacked_bytes: what a gzipped file, or the columns of a Parquet file, may unpack to.
 
     Raises:
         InvalidDataset: naming row and column.
@@ -44,7 +54,13 @@ def read_table(path: Path, filename: str, *, where: str = "train", max_unpacked_
         raise fault(where, "the file is empty")
     with _opened(path, packed, where, max_unpacked_bytes) as stream:
         if suffix == ".parquet":
-            return _read_parquet(stream, where)
+            from limbeck.data.parquet import read_parquet
+
+            with _seekable(stream, packed) as file:
+                return read_parquet(file, where, max_unpacked_bytes)
+        if stream.read(len(_PARQUET)) == _PARQUET:
+            raise fault(where, f"the file is Parquet, but its name says {suffix}")
+        stream.seek(0)
         if suffix == ".jsonl":
             return _read_jsonl(stream, where)
         return _read_delimited(stream, "\t" if suffix == ".tsv" else ",", where)
@@ -62,19 +78,47 @@ def _opened(path: Path, packed: bool, where: str, limit: int) -> Iterator[IO[byt
             yield raw
             return
         try:
-            yield io.BytesIO(_unpack(raw, where, limit))
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield io.BufferedReader(_Limited(unpacked, where, limit), _BLOCK)
         except (OSError, EOFError, zlib.error) as error:
             raise fault(where, f"the gzip data is broken: {error}") from error
 
 
-def _unpack(raw: IO[bytes], where: str, limit: int) -> bytes:
-    out = bytearray()
-    with gzip.GzipFile(fileobj=raw) as unpacked:
-        while block := unpacked.read(_BLOCK):
-            out += block
-            if len(out) > limit:
-                raise fault(where, f"the file unpacks to more than {limit:,} bytes")
-    return bytes(out)
+class _Limited(io.RawIOBase):
+    """A gzipped stream that is refused once it has given more than its limit; nothing is unpacked ahead of need."""
+
+    def __init__(self, unpacked: gzip.GzipFile, where: str, limit: int) -> None:
+        self._unpacked, self._where, self._limit = unpacked, where, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        count = self._unpacked.readinto(buffer)
+        if self._unpacked.tell() > self._limit:
+            raise fault(self._where, f"the file unpacks to more than {self._limit:,} bytes")
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._unpacked.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._unpacked.tell()
+
+
+@contextmanager
+def _seekable(stream: IO[bytes], packed: bool) -> Iterator[IO[bytes]]:
+    """Parquet is read from its end: a gzipped one is unpacked into a file, for going back in gzip starts it anew."""
+    if not packed:
+        yield stream
+        return
+    with tempfile.TemporaryFile() as unpacked:
+        shutil.copyfileobj(stream, unpacked, _BLOCK)
+        unpacked.seek(0)
+        yield unpacked
 
 
 def _read_delimited(stream: IO[bytes], delimiter: str, where: str) -> Table:
@@ -87,7 +131,10 @@ def _read_delimited(stream: IO[bytes], delimiter: str, where: str) -> Table:
                 raise fault(where, "the file has no header line")
             names = _header(header, where)
             cells: list[list[str]] = [[] for _ in names]
+            most = CELLS_LIMIT // len(names)
             for number, record in enumerate(filter(None, reader), start=1):
+                if number > most:
+                    raise too_many_cells(where)
                 if len(record) != len(names):
                     raise fault(
                         where,
@@ -107,7 +154,18 @@ def _header(header: list[str], where: str) -> list[str]:
         raise fault(where, f"the header names a column twice: {listed(twice)}")
     if "" in names:
         raise fault(where, f"column {names.index('') + 1} of the header has no name")
+    other = next((sign for sign in (";", "\t", "|", ",") if len(names) == 1 and sign in names[0]), None)
+    if other is not None:
+        raise fault(
+            where,
+            f"the header is one field, {names[0]!r}: its parts are separated by {other!r}; "
+            "in .csv they are separated by ',' and in .tsv by tabs",
+        )
     return names
+
+
+def too_many_cells(where: str) -> InvalidDataset:
+    return fault(where, f"the file has more than {CELLS_LIMIT:,} cells; leave out rows, or columns that are not used")
 
 
 def _read_jsonl(stream: IO[bytes], where: str) -> Table:
@@ -118,6 +176,8 @@ def _read_jsonl(stream: IO[bytes], where: str) -> Table:
             if not content.strip():
                 continue
             record = _json_object(content, line, where)
+            if rows * max(len(columns), len(record)) > CELLS_LIMIT:
+                raise too_many_cells(where)
             for name in record.keys() - columns.keys():
                 columns[name] = [None] * rows
             for name, values in columns.items():
@@ -131,37 +191,18 @@ def _json_object(content: str, line: int, where: str) -> dict[str, Any]:
         record = json.loads(content)
     except ValueError as error:
         raise fault(where, f"line {line} is not JSON: {error}") from error
+    except RecursionError:
+        raise fault(where, f"line {line} is nested too deeply") from None
     if not isinstance(record, dict):
         raise fault(where, f'line {line} is not a JSON object such as {{"text": "…", "label": "…"}}')
     return record
 
 
-def _read_parquet(stream: IO[bytes], where: str) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(stream)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise fault(where, f"this is not a Parquet file that can be read: {error}") from error
-    names = _class_names((table.schema.metadata or {}).get(b"huggingface"))
-    return _filled({name: table.column(name).to_pylist() for name in table.column_names}, where, names)
-
-
-def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
-    """The names of ClassLabel columns, which ``datasets`` writes into a Parquet file's schema."""
-    try:
-        features = json.loads(metadata or b"{}")["info"]["features"]
-        return {name: tuple(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
-
-
-def _filled(columns: dict[str, list[Any]], where: str, names: dict[str, tuple[str, ...]] | None = None) -> Table:
+def _filled(columns: dict[str, list[Any]], where: str) -> Table:
     rows = len(next(iter(columns.values()), []))
     if rows == 0:
         raise fault(where, "the file has no rows")
-    return Table(columns, rows, names or {})
+    return Table(columns, rows)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -17,8 +17,8 @@ _HELD_OUT = 0.1
 def cut(train: Split, share: float = _HELD_OUT) -> tuple[Split, Split]:
     """Take ``share`` of each class out of ``train``.
 
-    Examples of the same text go together, so that what is held out was never trained on. A class with a single text
-    stays in train.
+    Examples of the same text go together, so that what is held out was never trained on. Each class keeps a text in
+    train.
 
     Returns:
         What is left of train, and what was held out, each in the order of the rows.
@@ -34,13 +34,19 @@ def cut(train: Split, share: float = _HELD_OUT) -> tuple[Split, Split]:
         by_class[train.labels[rows[0]]].append(rows)
     draw = np.random.default_rng(_CUT_SEED)
     held: list[int] = []
+    left = Counter(train.labels)
     for label in sorted(by_class):
         members = by_class[label]
-        take = min(max(1, round(share * len(members))), len(members) - 1)
-        for index in draw.permutation(len(members))[:take]:
-            held.extend(members[index])
+        for index in draw.permutation(len(members))[: max(1, round(share * len(members)))]:
+            # Copies of a text may differ in their label: each of these classes has to have another text.
+            taken = Counter(train.labels[row] for row in members[index])
+            if all(left[one] > count for one, count in taken.items()):
+                left -= taken
+                held.extend(members[index])
     if not held:
-        raise fault("train", f"{len(train)} rows are too few to hold out any; give more rows, or a file for each split")
+        raise fault(
+            "train", "there are too few rows to hold out validation and test; give more rows, or a file for each split"
+        )
     chosen = set(held)
     return train.take(row for row in range(len(train)) if row not in chosen), train.take(sorted(chosen))
 

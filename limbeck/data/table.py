@@ -15,8 +15,15 @@ class Table:
 
     columns: dict[str, list[Any]]
     rows: int
-    #: Names of integer labels, by column, where the file carries them (a Parquet file written by ``datasets``).
+    #: Names of labels in their order, by column, where the file carries them (Parquet by ``datasets``, or by Limbeck).
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Stands in each row of a column whose type can be neither text nor label; such columns are not decoded."""
+
+    kind: str  #: e.g. ``list<element: string>``
 
 
 def fault(where: str, detail: str) -> InvalidDataset:

@@ -40,7 +40,7 @@ def count_by_status(session: Session) -> dict[JobStatus, int]:
 
 
 def queue_positions(session: Session) -> dict[str, int]:
-    """Every queued job's place, for lists; ``queue.queue_position`` answers for a single one."""
+    """Every queued job's place, for lists; see also ``queue.queue_position``."""
     ids = session.scalars(select(Job.id).where(Job.status == JobStatus.QUEUED).order_by(*claim_order()))
     return {job_id: place for place, job_id in enumerate(ids, start=1)}
 

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
@@ -96,53 +88,3 @@ def add_model(
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-class Served:
-    """A real API process, and its services seen through a second, local application."""
-
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path, settings: Settings) -> None:
-        self.process = process
-        self.url = url
-        self.log = log
-        self.settings = settings
-
-
-@pytest.fixture
-def served(settings: Settings, client: TestClient) -> Iterator[Served]:
-    """``python -m api`` on an inherited socket, over the same database and storage as ``house``."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        log = settings.data_dir / "api.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "api", "--fd", str(bound.fileno())],
-                cwd=Path(__file__).parents[2],
-                env={**os.environ, "LIMBECK_DATA_DIR": str(settings.data_dir), "OMP_NUM_THREADS": "1"},
-                pass_fds=[bound.fileno()],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
-    try:
-        _wait(process, url, log)
-        yield Served(process, url, log, settings)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.wait(20)
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(200):
-        assert process.poll() is None, log.read_text()
-        try:
-            if httpx.get(f"{url}/healthz", timeout=1).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError(log.read_text())
-
-
-def chunks(total: int) -> io.BytesIO:
-    return io.BytesIO(os.urandom(total))

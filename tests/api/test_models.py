@@ -84,7 +84,7 @@ def test_a_job_may_name_the_teacher_and_is_checked_against_it(
     body["training"] = {"max_length": 8}
     answer = client.post("/v1/jobs", json=body)
     assert answer.status_code == 422
-    assert [one["pointer"] for one in answer.json()["errors"]] == ["/student"]
+    assert [one["pointer"] for one in answer.json()["errors"]] == ["/student/layers"]
     assert "4" in answer.json()["errors"][0]["detail"]
     job = submit(teacher=f"model:{model}", student=2, training={"max_length": 8})
     deletion = client.delete(f"/v1/models/{model}")
@@ -117,15 +117,12 @@ def test_a_bad_teacher_gets_422_and_leaves_nothing(
     assert nothing_stored(client, house)
 
 
-@pytest.mark.parametrize("head", ["a", "[1]", '{"1": 2}'])
-def test_an_odd_label_table_is_refused_and_no_server_error(
-    client: TestClient, teacher_folder: Path, head: str
-) -> None:
+def test_an_odd_label_table_is_refused_and_no_server_error(client: TestClient, teacher_folder: Path) -> None:
     files = contents(teacher_folder)
     config = json.loads(files["config.json"])
-    config |= {"architectures": ["BertForSequenceClassification"], "id2label": {head: "x"}}
+    config |= {"architectures": ["BertForSequenceClassification"], "id2label": {"first": "x"}}
     answer = upload(client, tarred(files | {"config.json": json.dumps(config).encode()}))
-    assert answer.status_code in (201, 422), answer.text
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_model"), answer.text
 
 
 def test_lists_keep_to_their_filters(
@@ -151,7 +148,12 @@ def test_a_student_carries_its_lineage_and_the_scorecard_of_its_job(
     become(house, job, JobStatus.SUCCEEDED, scorecard={"version": 1})
     model = add_model(house, {"config.json": b"{}"}, job_id=job, teacher="builtin:minilm-l6", method="kd", labels=["a"])
     found = client.get(f"/v1/models/{model}").json()
-    assert (found["job_id"], found["teacher"], found["method"], found["labels"]) == (job, "builtin:minilm-l6", "kd", ["a"])
+    assert (found["job_id"], found["teacher"], found["method"], found["labels"]) == (
+        job,
+        "builtin:minilm-l6",
+        "kd",
+        ["a"],
+    )
     assert found["scorecard"] == {"version": 1}
 
 

@@ -26,11 +26,13 @@ from limbeck.cli import app
 from limbeck.cli.output import duration, size
 from limbeck.cli.submitting import set_field
 from limbeck.cli.tables import scorecard_table
+from limbeck.cli.watching import Bar
+from limbeck.client import Event, Job
 from limbeck.config import DistillConfig
 from limbeck.errors import InvalidInput
 from limbeck.recipes import RECIPES, recipe
 from limbeck.scorecard import Scorecard
-from tests.limbeck.scripted_api import FAILED, JOB, RUNNING, SCORECARD, SUCCEEDED, Api, serving
+from tests.limbeck.scripted_api import EVENTS, FAILED, JOB, RUNNING, SCORECARD, SUCCEEDED, Api, serving
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_an_unknown_column_role_is_named(api: Api, tmp_path: Path) -> None:
     data.write_text("text,label\n")
     result = run(api, "submit", "--dataset", str(data), "--set", "dataset.columns.txt=review")
     assert result.exit_code == 2
-    assert "/txt  there is no such field" in result.stderr
+    assert "/txt: there is no such field" in result.stderr
 
 
 def test_set_reads_json_and_text_and_expands_shorthand() -> None:
@@ -150,6 +152,19 @@ def test_watch_ends_with_the_scorecard(api: Api) -> None:
     assert "distilling  step 30/100  100 examples/s  about 1:05 left" in result.stderr
     assert "retention     95.0% (93.0%–97.0%)" in result.stdout
     assert "mdl_9" in result.stderr
+
+
+def test_the_bar_of_a_terminal_shows_stage_share_and_time_left() -> None:
+    """Guards against a live line that breaks where nobody runs the tests: in a terminal."""
+    console = Console(width=120, file=io.StringIO(), force_terminal=True, color_system=None)
+    with Bar(console) as bar:
+        bar.job(Job.model_validate(RUNNING))
+        bar.event(Event.model_validate(EVENTS[0]))
+        bar.note("The server is away.")
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    for expected in ("distilling", "42 %", "step 30/100", "about 1:05 left", "The job waits.", "The server is away."):
+        assert expected in shown
 
 
 def test_watch_of_a_failed_job_exits_with_1_and_its_reason(api: Api) -> None:

@@ -185,8 +185,8 @@ def test_the_model_card_travels_with_the_folder(finished: Finished) -> None:
 def test_a_job_stopped_again_and_again_ends_with_the_same_files(
     place: Place, finished: Finished, tmp_path: Path
 ) -> None:
-    """Guards exact resume over all phases, every attempt a fresh run over the same folder; and that nothing finished is
-    done again: each sentence is said once. The stops fall into steps, validations, the cache pass and the evaluation."""
+    """Guards exact resume over all phases, every attempt a fresh run; and that nothing finished is done again: each
+    sentence is said once. The stops fall into steps, validations, the cache pass and the evaluation."""
     said: list[tuple[str, str]] = []
     for attempt in range(100):
         recorder = Recorder(stop_after=2 + attempt % 5)

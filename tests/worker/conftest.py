@@ -41,7 +41,7 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.services)])
 def on_both(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     """The settings with SQLite, and with PostgreSQL where it is found."""
     if request.param == "sqlite":

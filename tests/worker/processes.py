@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 
 from models.settings import Settings
+from worker.service import Worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +29,13 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
     return found
 
 
+def in_background(worker: Worker) -> threading.Thread:
+    """Let it run what is due."""
+    thread = threading.Thread(target=worker.drain)
+    thread.start()
+    return thread
+
+
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     found = []
     for one in processes:
@@ -38,10 +47,19 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def children(pid: int | None = None) -> list[psutil.Process]:
+def trainers(pid: int | None = None) -> list[psutil.Process]:
+    """The trainers below a process, by default this one; not the servers that tests start beside them."""
     try:
-        return alive(psutil.Process(pid).children(recursive=True))
+        below = alive(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
+        return []
+    return [one for one in below if "trainer" in " ".join(_command(one))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
 
 

@@ -9,7 +9,7 @@ from queue import Empty
 from typing import Any
 
 import pytest
-from kombu import Connection
+from kombu.connection import Connection
 
 from worker import filesystem_broker
 
@@ -44,7 +44,8 @@ while True:
 def connection(tmp_path: Path) -> Any:
     filesystem_broker.register()
     options = filesystem_broker.transport_options(tmp_path)
-    with Connection(f"limbeck-filesystem://{tmp_path}", transport_options=options) as opened:
+    address = f"limbeck-filesystem://{tmp_path}"
+    with Connection(address, transport_options=options) as opened:  # type: ignore[no-untyped-call]
         yield opened
 
 
@@ -92,8 +93,8 @@ def test_a_message_that_cannot_be_written_leaves_nothing_behind(connection: Any,
 
 def test_bindings_that_are_torn_or_made_at_once_do_not_stop_anybody(connection: Any, tmp_path: Path) -> None:
     """Guards against kombu's table of bindings, which is emptied before it is locked."""
-    (tmp_path / "bindings" / "bells.exchange").write_text('[["", ""')
-    queue = connection.SimpleQueue("bells")
+    (tmp_path / "bindings" / "torn.exchange").write_text('[["", ""')
+    queue = connection.SimpleQueue("torn")
     queue.put("heard")
     message = queue.get(timeout=1)
     message.ack()

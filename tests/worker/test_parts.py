@@ -45,8 +45,15 @@ def test_each_slot_has_a_gpu_of_its_own() -> None:
         assert (first[0], second[0], slots.free) == (3, 2, 0)
         assert {*first[1].gpus, *second[1].gpus} == {"GPU-a", "GPU-b", "GPU-c"}
         assert len(second[1].environment()["CUDA_VISIBLE_DEVICES"].split(",")) == 2
-        with slots.take(lambda gpus: pytest.fail("claimed for a slot that is not there"), lambda _: 1) as third:
+        asked: list[int] = []
+
+        def claim(gpus: int) -> str:
+            asked.append(gpus)
+            return "work"
+
+        with slots.take(claim, lambda _: 1) as third:
             assert third is None
+        assert asked == [], "claimed for a slot that is not there"
     assert slots.free == 3
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,14 +19,8 @@ from models.repository import catalogue, jobs, telemetry
 from models.settings import Settings
 from models.storage import Storage
 from tests.worker.conftest import read, steal, submit
-from tests.worker.processes import children, until
+from tests.worker.processes import in_background, trainers, until
 from worker.service import Worker
-
-
-def in_background(worker: Worker) -> threading.Thread:
-    thread = threading.Thread(target=worker.drain)
-    thread.start()
-    return thread
 
 
 def ledger(database: Database, job: Job) -> list[tuple[str | None, str | None]]:
@@ -68,7 +61,7 @@ def test_a_job_ends_with_its_student_in_the_storage_and_nothing_else_left(
     assert [point["step"] for point in loss] == list(range(1, 31))
     assert [entry.key for entry in storage.list("jobs")] == []
     assert list(settings.scratch_dir.iterdir()) == []  # type: ignore[union-attr]
-    assert children() == []
+    assert trainers() == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +100,7 @@ def test_a_killed_trainer_goes_on_from_its_last_checkpoint(worker: Worker, datab
     job = submit(database, does={"steps": 60, "seconds": 0.03, "trace": str(trace)})
     running = in_background(worker)
     until(step_reached(database, job, 30))
-    children()[0].kill()
+    trainers()[0].kill()
     running.join()
     assert read(database, job.id).status is JobStatus.SUCCEEDED
     assert ledger(database, job) == [("failed", "killed"), ("succeeded", None)]
@@ -135,7 +128,7 @@ def test_cancel_and_pause_take_effect_within_5_seconds(
     until(lambda: read(database, job.id).status is expected, 5)
     running.join(5)
     assert time.monotonic() - began < 5
-    assert children() == []
+    assert trainers() == []
     paused = expected is JobStatus.PAUSED
     assert (read(database, job.id).checkpoint is not None) == paused
     assert bool(list(storage.list("jobs"))) == paused
@@ -150,7 +143,7 @@ def test_a_trainer_that_does_not_listen_is_killed_when_cancelled(worker: Worker,
         jobs.request_cancel(session, job.id)
     until(lambda: read(database, job.id).status is JobStatus.CANCELLED, 6)
     running.join(5)
-    assert children() == []
+    assert trainers() == []
 
 
 def test_a_paused_job_goes_on_where_it_was(worker: Worker, database: Database, tmp_path: Path) -> None:
@@ -203,7 +196,7 @@ def test_a_job_whose_lease_was_taken_stops_and_writes_nothing_more(worker: Worke
     running = in_background(worker)
     until(step_reached(database, job, 5))
     stolen = steal(database, job.id)
-    until(lambda: not children(), 5)
+    until(lambda: not trainers(), 5)
     running.join(5)
     after = read(database, job.id)
     assert (after.status, after.fence, after.worker) == (JobStatus.RUNNING, stolen.lease.fence, "test:1")
@@ -240,7 +233,7 @@ def test_a_database_that_stays_away_stops_the_trainer_before_the_lease_ends(
     lock = sqlite3.connect(settings.data_dir / "limbeck.db", isolation_level=None, timeout=30)
     lock.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
-    until(lambda: not children(), 5)
+    until(lambda: not trainers(), 5)
     assert time.monotonic() - began < settings.lease_seconds + 0.3
     worker.stop()
     lock.execute("ROLLBACK")
@@ -265,7 +258,7 @@ def test_the_trainer_sees_none_of_the_servers_settings(
     job = submit(database, does={"steps": 1000, "at": 5, "hang": 600})
     running = in_background(worker)
     until(step_reached(database, job, 5))
-    environment = children()[0].environ()
+    environment = trainers()[0].environ()
     worker.stop()
     worker.stop()
     running.join(5)

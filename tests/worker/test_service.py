@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,27 +13,15 @@ from models.db import Database
 from models.job import Job, JobStatus
 from models.repository import telemetry
 from models.settings import Settings
-from tests.services import Redis, ServiceMissing
+from tests.services import Postgres, Redis
 from tests.worker.conftest import open_database, read, submit
-from tests.worker.processes import alive, children, until, worker_process
+from tests.worker.processes import alive, trainers, until, worker_process
 from worker.queue import Bell
 
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     return tmp_path / "trace"
-
-
-@pytest.fixture
-def own_redis() -> Iterator[Redis]:
-    """A Redis that this test may kill."""
-    try:
-        server = Redis()
-    except ServiceMissing as missing:
-        pytest.skip(str(missing))
-    server.start()
-    yield server
-    server.stop()
 
 
 def with_redis_alone(settings: Settings, server: Redis) -> Settings:
@@ -72,7 +59,7 @@ def test_a_killed_worker_takes_its_trainer_with_it_and_its_job_moves(
     job = submit(either, does={"steps": 80, "seconds": 0.03, "trace": str(trace)})
     with worker_process(on_both) as first:
         until(lambda: has_step(either, job, 30))
-        family = children(first.pid)
+        family = trainers(first.pid)
         first.kill()
         until(lambda: not alive(family), 2)
     with worker_process(on_both):
@@ -94,7 +81,7 @@ def test_a_worker_that_was_stopped_past_its_lease_finds_its_job_gone(
     job = submit(database, does={"steps": 100, "seconds": 0.03, "trace": str(trace)})
     with worker_process(settings) as first:
         until(lambda: has_step(database, job, 20))
-        trainer = children(first.pid)
+        trainer = trainers(first.pid)
         first.suspend()
         until(lambda: not alive(trainer), settings.lease_seconds + 1)
         with worker_process(settings) as second:
@@ -153,7 +140,7 @@ def test_a_ring_returns_at_once_while_redis_is_down_and_is_heard_when_it_is_back
     own_redis.kill()
     bell = Bell(settings)
     try:
-        with worker_process(settings):
+        with worker_process(settings) as worker:
             time.sleep(3)  # the worker has made its first look at the rows, and has no broker
             job = submit(database)
             began = time.monotonic()
@@ -163,6 +150,9 @@ def test_a_ring_returns_at_once_while_redis_is_down_and_is_heard_when_it_is_back
             assert read(database, job.id).status is JobStatus.QUEUED
             own_redis.start()
             until(lambda: is_done(database, job), 30)
+            own_redis.kill()
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(20) == 0, "a worker without a broker did not end"
     finally:
         bell.close()
         database.dispose()
@@ -189,4 +179,25 @@ def test_a_job_runs_on_while_redis_is_killed_and_the_next_one_is_heard(settings:
         assert outcomes(database, first) == outcomes(database, second) == ["succeeded"]
     finally:
         bell.close()
+        database.dispose()
+
+
+def test_a_job_survives_a_crash_of_postgres(settings: Settings, own_postgres: Postgres) -> None:
+    """Guards against a job that dies, or is done twice, because its database was restarted."""
+    patient = {"lease_seconds": 10, "heartbeat_seconds": 1, "database_url": own_postgres.url}
+    settings = settings.model_copy(update=patient)
+    database = open_database(settings)
+    try:
+        job = submit(database, does={"steps": 120, "seconds": 0.03})
+        with worker_process(settings):
+            until(lambda: has_step(database, job, 20))
+            own_postgres.kill()
+            time.sleep(1)
+            own_postgres.start()
+            until(lambda: is_done(database, job), 30)
+        assert outcomes(database, job) == ["succeeded"]
+        with database.reading() as session:
+            loss = telemetry.metrics(session, job.id, 1000)["distilling/loss"]
+        assert [point["step"] for point in loss] == list(range(1, 121))
+    finally:
         database.dispose()

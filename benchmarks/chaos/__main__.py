@@ -1,0 +1,138 @@
+"""``python -m benchmarks.chaos``: exits 1 whenever a job was lost or ran twice; the control, when it shows neither."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chaos.faults import MEANING
+from benchmarks.chaos.plan import Plan
+from benchmarks.chaos.run import Report, run
+from benchmarks.report import RESULTS, ROOT, machine, markdown_table, replace_part, write_json
+from tests.services import ServiceMissing
+
+PAGE = ROOT / "docs" / "reliability.md"
+USAGE_ERROR = 2
+_PREFIX = "chaos-"
+HEAD = (
+    "broker, database",
+    "jobs",
+    "faults",
+    "once",
+    "lost",
+    "twice",
+    "stale writes refused",
+    "attempts",
+    "steps repeated",
+    "orphans",
+    "minutes",
+)
+
+
+def main() -> int:
+    options = _options()
+    plan = Plan(
+        jobs=options.jobs,
+        faults=options.faults,
+        broker=options.broker,
+        database=options.database,
+        seed=options.seed,
+        fence=not options.no_fence,
+    )
+    try:
+        report = run(plan, keep=options.keep)
+    except ServiceMissing as missing:
+        print(f"{plan.broker} and {plan.database} cannot be tested here: {missing}", file=sys.stderr)
+        return USAGE_ERROR
+    document = _document(report)
+    print(table([document]))
+    print(faults_table([document]))
+    for line in document["failures"]:
+        print(line)
+    print(f"written to {write_json(_PREFIX + plan.name, document)}")
+    if options.page:
+        write_page()
+    if plan.fence:
+        return 1 if report.failures else 0
+    shown = bool(report.judgement.lost or report.judgement.twice)
+    print("The control shows failures, as it has to." if shown else "The control shows NO failure: the test is blind.")
+    return 0 if shown else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=60)
+    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--broker", choices=("redis", "filesystem"), default="filesystem")
+    parser.add_argument("--database", choices=("postgres", "sqlite"), default="sqlite")
+    parser.add_argument("--seed", type=int, default=0, help="draws the faults, their order and their moments")
+    parser.add_argument("--no-fence", action="store_true", help="the negative control: workers without a fence")
+    parser.add_argument("--page", action="store_true", help=f"write the tables of {PAGE.relative_to(ROOT)} anew")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep data and logs there")
+    return parser.parse_args()
+
+
+def _document(report: Report) -> dict[str, Any]:
+    """The report as JSON, with what the tables need."""
+    document = asdict(report)
+    document["command"] = report.plan.command
+    document["machine"] = machine()
+    document["failures"] = report.failures
+    document["judgement"]["lost"] = list(report.judgement.lost)
+    return document
+
+
+def table(documents: list[dict[str, Any]]) -> str:
+    """One row a run."""
+    return markdown_table(HEAD, map(_row, documents))
+
+
+def _row(document: Mapping[str, Any]) -> list[str]:
+    plan, found = document["plan"], document["judgement"]
+    repeated = found["repeated"]
+    refused = f"{document['refused_in_logs']} + {document['refused_probes']}" if plan["fence"] else "no fence"
+    return [
+        f"{plan['broker']}, {plan['database']}{'' if plan['fence'] else ', **without fence**'}",
+        str(found["jobs"]),
+        str(sum(document["faults"].values())),
+        str(found["once"]),
+        str(len(found["lost"])),
+        str(len(found["twice"])),
+        refused,
+        str(found["attempts"]),
+        f"{sum(repeated)} (at most {max(repeated, default=0)} at a time; interval {found['interval']})",
+        str(document["orphans"]),
+        f"{document['minutes']:.1f}",
+    ]
+
+
+def faults_table(documents: list[dict[str, Any]]) -> str:
+    """One row a kind of fault, one column a run."""
+    names = [document["plan"]["broker"] + ", " + document["plan"]["database"] for document in documents]
+    names = [
+        name + ("" if document["plan"]["fence"] else ", no fence")
+        for name, document in zip(names, documents, strict=True)
+    ]
+    rows = (
+        [kind.replace("_", " "), what, *(str(document["faults"].get(kind, "–")) for document in documents)]
+        for kind, what in MEANING.items()
+    )
+    return markdown_table(("fault", "what is done", *names), rows)
+
+
+def write_page() -> None:
+    """Put the runs whose results are there into the page: the control last."""
+    found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{_PREFIX}*.json"))]
+    documents = sorted(found, key=lambda document: not document["plan"]["fence"])
+    commands = "\n".join(document["command"] for document in documents)
+    replace_part(PAGE, "chaos", f"```\n{commands}\n```\n\n{table(documents)}")
+    replace_part(PAGE, "chaos-faults", faults_table(documents))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What is seen from outside of the code under test: by a trigger in the database, in the table of processes, and by
+writes under fences that are over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import psutil
+from sqlalchemy import Connection
+
+from benchmarks.chaos.stack import is_trainer
+from limbeck.errors import LeaseLost, Unavailable
+from models.db import Database
+from worker import lease
+from worker.lease import Lease
+from worker.telemetry import Batch
+
+_LOOK_SECONDS = 0.25
+
+_SQLITE = (
+    "CREATE TABLE chaos_ledger (number INTEGER PRIMARY KEY, job_id TEXT, fence INTEGER, was TEXT, became TEXT)",
+    "CREATE TRIGGER chaos_status AFTER UPDATE OF status ON jobs BEGIN "
+    "INSERT INTO chaos_ledger (job_id, fence, was, became) VALUES (NEW.id, NEW.fence, OLD.status, NEW.status); END",
+)
+_POSTGRES = (
+    "CREATE TABLE chaos_ledger (number bigserial PRIMARY KEY, job_id text, fence bigint, was text, became text)",
+    "CREATE FUNCTION chaos_note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    "INSERT INTO chaos_ledger (job_id, fence, was, became) VALUES (NEW.id, NEW.fence, OLD.status, NEW.status); "
+    "RETURN NULL; END $$",
+    "CREATE TRIGGER chaos_status AFTER UPDATE OF status ON jobs FOR EACH ROW EXECUTE FUNCTION chaos_note()",
+)
+
+
+def keep_ledger(database: Database) -> None:
+    """Have the database itself write down every change of a job's status."""
+    statements = _POSTGRES if database.engine.dialect.name == "postgresql" else _SQLITE
+    with database.session() as session:
+        connection: Connection = session.connection()
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+class Watch:
+    """Looks at the processes of the machine: is one job trained by two of them at the same time?"""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._since: dict[str, float] = {}
+        #: Job to the longest time, in seconds, for which two processes trained it at once.
+        self.together: dict[str, float] = {}
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while not self._closing.wait(_LOOK_SECONDS):
+            now = time.monotonic()
+            twice = {job for job, count in Counter(self._training()).items() if count > 1}
+            self._since = {job: self._since.get(job, now) for job in twice}
+            for job, since in self._since.items():
+                self.together[job] = max(self.together.get(job, 0.0), now - since)
+
+    def _training(self) -> Iterable[str]:
+        for process in psutil.process_iter():
+            if is_trainer(process):
+                try:
+                    words = process.cmdline()
+                    running = process.status() != psutil.STATUS_STOPPED
+                except psutil.Error:
+                    continue
+                for word in words:
+                    # …/scratch/{job}-{fence}/work
+                    if running and word.startswith(str(self._scratch)):
+                        yield Path(word).parent.name.rpartition("-")[0]
+
+
+class Ghost:
+    """Writes under fences that are over, as a worker does that wakes up late; every one of them has to be refused."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._fences: dict[str, int] = {}
+        self.refused = 0
+        self.accepted: list[str] = []
+
+    def look(self, fences: Mapping[str, int]) -> None:
+        """Jobs with the fences that they have now: where one has risen, write under the one before."""
+        for job_id, fence in fences.items():
+            if 0 < self._fences.get(job_id, fence) < fence:
+                self.haunt(Lease(job_id, fence - 1))
+        self._fences = dict(fences)
+
+    def haunt(self, held: Lease) -> None:
+        """Try what a worker writes: what the job told, a checkpoint, an end."""
+        writes = (
+            lambda session: lease.record(session, held, Batch(stage="teacher", progress={"step": -1})),
+            lambda session: lease.commit_checkpoint(session, held, {"step": -1, "files": {}}),
+            lambda session: lease.hold(session, held),
+        )
+        for write in writes:
+            try:
+                with self._database.session() as session:
+                    write(session)
+                self.accepted.append(f"{held.job_id} under fence {held.fence}")
+            except LeaseLost:
+                self.refused += 1
+            except Unavailable:
+                continue

@@ -1,0 +1,126 @@
+"""How every job ended: read from the product's tables and, beside them, from the ledger that the database kept."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from models.attempt import Attempt
+from models.db import Database
+from models.event import Event
+from models.job import Job, JobStatus
+from models.model import Model, ModelFile, ModelKind
+
+#: Two processes may train one job for so long when the database's clock jumps: a worker looks at its row once a second.
+MAY_OVERLAP_SECONDS = 3.0
+_ENDED = "('succeeded', 'failed', 'cancelled')"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What became of the jobs, and what it took."""
+
+    jobs: int
+    once: int
+    lost: Sequence[str]  #: of each, what became of it
+    twice: Mapping[str, Sequence[str]]  #: job to what shows it
+    attempts: int
+    outcomes: Mapping[str, int]  #: of attempts
+    repeated: Sequence[int]  #: steps that were done again, for each attempt that followed another
+    interval: int  #: steps between two checkpoints of one attempt, the most that there were
+
+
+def judge(database: Database, accepted: Mapping[str, str], together: Mapping[str, float]) -> Judgement:
+    """Read everything.
+
+    Args:
+        accepted: idempotency key to job id, of the submits that the API answered with 202.
+        together: job to seconds for which two processes trained it at once.
+    """
+    with database.reading() as session:
+        jobs = {job.id: job for job in session.scalars(select(Job))}
+        attempts = list(session.scalars(select(Attempt).order_by(Attempt.job_id, Attempt.fence)))
+        students = _count(
+            session, select(Model.job_id, func.count()).where(Model.kind == ModelKind.STUDENT), Model.job_id
+        )
+        twice = _signs_of_two_runs(session, students)
+        empty = set(
+            session.scalars(
+                select(Model.job_id).where(~select(ModelFile).where(ModelFile.model_id == Model.id).exists())
+            )
+        )
+        interval = _longest_interval(session)
+    for job_id, seconds in together.items():
+        if seconds > MAY_OVERLAP_SECONDS:
+            twice[job_id].append(f"two processes trained it at once for {seconds:.1f} s")
+    for job_id, count in Counter(accepted.values()).items():
+        if count > 1:
+            twice[job_id].append(f"{count} submits under different keys were answered with it")
+    lost = {
+        job_id: f"{key} was answered with 202 and is not there"
+        for key, job_id in accepted.items()
+        if job_id not in jobs
+    }
+    for job in jobs.values():
+        if job.status is not JobStatus.SUCCEEDED:
+            lost[job.id] = f"it is {job.status}: {job.error}"
+        elif not students.get(job.id) or job.id in empty:
+            lost[job.id] = "it has succeeded, and there is no student"
+    return Judgement(
+        jobs=len(jobs),
+        once=len(jobs.keys() - lost.keys() - twice.keys()),
+        lost=[f"{job_id}: {what}" for job_id, what in lost.items()],
+        twice=dict(twice),
+        attempts=len(attempts),
+        outcomes=Counter(str(one.outcome) for one in attempts),
+        repeated=[
+            max(0, before.last_step - after.resumed_from_step)
+            for before, after in pairwise(attempts)
+            if before.job_id == after.job_id
+        ],
+        interval=interval,
+    )
+
+
+def _signs_of_two_runs(session: Session, students: Mapping[str, int]) -> defaultdict[str, list[str]]:
+    """Job to what shows that it ended more than once."""
+    signs: defaultdict[str, list[str]] = defaultdict(list)
+    ended = _count(session, select(Event.job_id, func.count()).where(Event.kind == "job.succeeded"), Event.job_id)
+    became = text(
+        "SELECT job_id, count(*) FROM chaos_ledger WHERE became = 'succeeded' AND was <> became GROUP BY job_id"
+    )
+    left = text(f"SELECT job_id, count(*) FROM chaos_ledger WHERE was IN {_ENDED} AND became <> was GROUP BY job_id")
+    for counts, allowed, what in (
+        (ended, 1, "events that it has succeeded"),
+        (students, 1, "students"),
+        (dict(session.execute(became).all()), 1, "changes into succeeded in the database's ledger"),
+        (dict(session.execute(left).all()), 0, "changes out of an ended state in the database's ledger"),
+    ):
+        for job_id, count in counts.items():
+            if count > allowed:
+                signs[job_id].append(f"{count} {what}")
+    return signs
+
+
+def _count(session: Session, query: Any, by: Any) -> dict[str, int]:
+    return dict(session.execute(query.group_by(by)).all())
+
+
+def _longest_interval(session: Session) -> int:
+    """Steps from one checkpoint to the next within an attempt; the events of a job are in their order."""
+    kinds = ("job.started", "checkpoint.saved")
+    events = session.scalars(select(Event).where(Event.kind.in_(kinds)).order_by(Event.job_id, Event.sequence)).all()
+    return max(
+        (
+            after.data["step"] - before.data["step"]
+            for before, after in pairwise(events)
+            if before.job_id == after.job_id and before.kind == after.kind == "checkpoint.saved"
+        ),
+        default=0,
+    )

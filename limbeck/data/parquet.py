@@ -1,0 +1,131 @@
+"""Reading Parquet without trusting it: a few kilobytes can stand for terabytes, and a string need not be UTF-8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from limbeck.data.table import Foreign, Table, fault
+from limbeck.errors import InvalidDataset
+
+#: Under this key of the schema Limbeck keeps the order of the labels, as JSON: ``{"label": ["neg", "pos"]}``.
+LABELS_KEY = b"limbeck.labels"
+_POINTER_BYTES = 8
+
+
+def read_parquet(stream: IO[bytes], where: str, max_unpacked_bytes: int) -> Table:
+    """Read a file's columns of text, numbers and booleans; columns of other types are told, not decoded.
+
+    Equal strings are one object in memory, so that a text which a file stores once costs its bytes once.
+
+    Raises:
+        InvalidDataset: it is no Parquet file, it is broken, or it unpacks to more than the limit.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(stream)
+        stream.seek(0)
+        strings = [one.name for one in schema if pyarrow.types.is_string(one.type)]
+        file = pyarrow.parquet.ParquetFile(stream, read_dictionary=strings)
+        _require_names(schema.names, where)
+        _require_modest(file.metadata, len(schema.names), where, max_unpacked_bytes)
+        columns = {
+            one.name: _read_column(file, one.name, _plain(one.type), where, max_unpacked_bytes) for one in schema
+        }
+    except (pyarrow.ArrowException, OSError, OverflowError) as error:
+        raise fault(where, f"this is not a Parquet file that can be read: {error}") from error
+    rows = file.metadata.num_rows
+    if rows == 0 or not columns:
+        raise fault(where, "the file has no rows")
+    return Table(columns, rows, _label_names(schema.metadata or {}))
+
+
+def _require_names(names: list[str], where: str) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise fault(where, f"the file has two columns of the name {twice[0]!r}")
+
+
+def _require_modest(metadata: Any, columns: int, where: str, limit: int) -> None:
+    """Before anything is unpacked: what the file says of its own size."""
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    said = max(sum(group.total_byte_size for group in groups), metadata.num_rows * columns * _POINTER_BYTES)
+    if said > limit:
+        raise _too_large(where, limit)
+
+
+def _plain(kind: Any) -> Any:
+    """The type of a column's values, whether or not they are stored through a dictionary."""
+    import pyarrow
+
+    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+
+
+def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> list[Any]:
+    from pyarrow import types
+
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return _strings(file, name, where, limit)
+    known = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
+    if not known:
+        return [Foreign(str(kind))] * file.metadata.num_rows
+    values: list[Any] = []
+    for index in range(file.num_row_groups):
+        column = file.read_row_group(index, columns=[name]).column(name)
+        values += column.cast(kind).to_pylist()
+    return values
+
+
+def _strings(file: Any, name: str, where: str, limit: int) -> list[str | None]:
+    """Texts, each distinct one decoded once for a row group."""
+    found: list[str | None] = []
+    size = 0
+    for index in range(file.num_row_groups):
+        column = file.read_row_group(index, columns=[name]).column(name)
+        for chunk in column.chunks:
+            coded = chunk if hasattr(chunk, "dictionary") else chunk.dictionary_encode()
+            try:
+                texts = coded.dictionary.to_pylist()
+            except UnicodeDecodeError:
+                raise _broken_utf8(coded, name, len(found), where) from None
+            places = coded.indices.to_pylist()
+            size += sum(len(texts[place]) for place in places if place is not None and texts[place] is not None)
+            if size > limit:
+                raise _too_large(where, limit)
+            found += [None if place is None else texts[place] for place in places]
+    return found
+
+
+def _broken_utf8(coded: Any, name: str, before: int, where: str) -> InvalidDataset:
+    import pyarrow
+
+    binary = pyarrow.large_binary() if pyarrow.types.is_large_string(coded.dictionary.type) else pyarrow.binary()
+    bad = set(_undecodable(coded.dictionary.cast(binary).to_pylist()))
+    row = next((row for row, place in enumerate(coded.indices.to_pylist(), start=before + 1) if place in bad), None)
+    place = f"row {row}, column {name!r}" if row else f"column {name!r}"
+    return fault(where, f"{place}: the text is not UTF-8")
+
+
+def _undecodable(values: list[bytes | None]) -> Iterator[int]:
+    for place, value in enumerate(values):
+        try:
+            (value or b"").decode()
+        except UnicodeDecodeError:
+            yield place
+
+
+def _too_large(where: str, limit: int) -> InvalidDataset:
+    return fault(where, f"the file unpacks to more than {limit:,} bytes")
+
+
+def _label_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+    """The order of the labels, as Limbeck or the ClassLabel features of ``datasets`` have written it down."""
+    try:
+        if LABELS_KEY in metadata:
+            return {name: tuple(labels) for name, labels in json.loads(metadata[LABELS_KEY]).items()}
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: tuple(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}

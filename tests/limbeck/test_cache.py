@@ -1,0 +1,91 @@
+"""The teacher's answers: computed once, the same however often the pass is stopped, refused when not finite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from limbeck.batches import Encoded, forward_batches
+from limbeck.cache import predict, teacher_logits
+from limbeck.callbacks import Stage
+from limbeck.errors import Diverged, Interrupted
+from limbeck.progress import Item
+from limbeck.run import Run
+from tests.limbeck.bench import LABELS, Bench, Recorder
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.make(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def many(bench: Bench) -> Encoded:
+    """Enough texts for several batches."""
+    train = bench.train
+    lengths = np.tile(train.lengths, 10)
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    return replace(train, ids=np.tile(train.ids, 10), starts=starts, labels=np.tile(train.labels, 10))
+
+
+def open_run(bench: Bench, workdir: Path, said: Recorder) -> Run:
+    run = bench.run(workdir, bench.phase(), said)
+    run.meter.plan({"cache": Item(Stage.DISTILLING, 1e9)}, 0)
+    return run
+
+
+def test_a_pass_that_is_stopped_again_and_again_gives_the_same_answers(
+    bench: Bench, many: Encoded, tmp_path: Path
+) -> None:
+    """Guards the order of the answers, and that no example is answered twice."""
+    assert len(forward_batches(many.lengths)) >= 3
+    expected = predict(bench.teacher(), many, open_run(bench, tmp_path / "whole", Recorder()))
+    attempt = 0
+    while attempt < 20:
+        said = Recorder(stop_after=1)
+        run = open_run(bench, tmp_path / "pieces", said)
+        try:
+            found = teacher_logits(bench.teacher, many, "key", len(LABELS), run)
+            break
+        except Interrupted:
+            run.commit()
+            attempt += 1
+    assert attempt >= 2
+    assert torch.equal(found, torch.from_numpy(expected))
+    (event,) = (data for kind, _, data in said.events if kind == "cache.built")
+    assert event["hits"] + event["misses"] == len(many)
+    assert event["hits"] > 0
+
+
+def test_known_answers_need_no_teacher(bench: Bench, many: Encoded, tmp_path: Path) -> None:
+    def unwanted() -> PreTrainedModel:
+        raise AssertionError("the teacher was loaded")
+
+    run = open_run(bench, tmp_path, Recorder())
+    first = teacher_logits(bench.teacher, many, "key", len(LABELS), run)
+    again = teacher_logits(unwanted, many, "key", len(LABELS), open_run(bench, tmp_path, Recorder()))
+    assert torch.equal(first, again)
+
+
+def test_answers_of_another_teacher_are_not_used(bench: Bench, many: Encoded, tmp_path: Path) -> None:
+    """Guards the key: what one teacher said is nothing that another one knows."""
+    run = open_run(bench, tmp_path, Recorder())
+    teacher_logits(bench.teacher, many, "one", len(LABELS), run)
+    other = bench.teacher()
+    with torch.no_grad():
+        other.get_submodule("classifier").bias.add_(1.0)  # type: ignore[operator]
+    found = teacher_logits(lambda: other, many, "other", len(LABELS), run)
+    assert torch.equal(found, torch.from_numpy(predict(other, many, run)))
+
+
+def test_a_teacher_that_answers_nan_is_refused(bench: Bench, many: Encoded, tmp_path: Path) -> None:
+    broken = bench.teacher()
+    with torch.no_grad():
+        broken.get_submodule("classifier").bias[0] = float("nan")  # type: ignore[index]
+    with pytest.raises(Diverged, match="teacher's logits"):
+        teacher_logits(lambda: broken, many, "key", len(LABELS), open_run(bench, tmp_path, Recorder()))

@@ -1,0 +1,155 @@
+"""What a job goes on from: stored before the row names it, kept while the row names it, checked when it is fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.errors import StorageFull, Unavailable
+from models.db import Database
+from models.job import JobStatus
+from models.repository import jobs, telemetry
+from models.settings import Settings
+from models.storage import Stored
+from models.storage.local import LocalStorage
+from tests.worker.conftest import STAND_IN, claim_one, read, steal, submit
+from tests.worker.processes import in_background, until
+from tests.worker.stand_in_trainer import save
+from worker.checkpoints import Courier
+from worker.lease import Claim
+from worker.queue import Bell
+from worker.service import Worker
+from worker.slots import Slots
+
+
+class Failing(LocalStorage):
+    """A storage that takes so many checkpoints or students, and then fails as it is told."""
+
+    def __init__(self, root: Path, error: Exception, *, prefix: str, after: int) -> None:
+        super().__init__(root)
+        self._error, self._prefix, self._left = error, prefix, after
+
+    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
+        if key.startswith(self._prefix):
+            self._left -= 1
+            if self._left < 0:
+                raise self._error
+        return super().put_file(path, key, move=move)
+
+
+def failing(settings: Settings, error: Exception, *, prefix: str, after: int) -> Failing:
+    return Failing(settings.data_dir / "storage", error, prefix=prefix, after=after)
+
+
+def worker_on(storage: LocalStorage, settings: Settings, database: Database) -> Worker:
+    return Worker(settings, database, storage, Bell(settings), Slots(1), command=STAND_IN)
+
+
+def events(database: Database, job_id: str) -> list[str]:
+    with database.reading() as session:
+        return [event.kind for event in telemetry.events_after(session, job_id, 0, 1000)]
+
+
+def test_a_full_storage_fails_the_job_cleanly_and_keeps_the_last_good_checkpoint(
+    settings: Settings, database: Database
+) -> None:
+    """Guards against a job that trains for hours without a checkpoint, and against one that loses its last."""
+    storage = failing(settings, StorageFull("The bucket takes no more bytes."), prefix="jobs/", after=2)
+    job = submit(database, max_attempts=1, does={"steps": 10_000})
+    worker_on(storage, settings, database).drain()
+    ended = read(database, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error == {"code": "storage_full", "message": "The bucket takes no more bytes.", "retryable": True}
+    assert ended.checkpoint is not None
+    assert all(storage.exists(key) for key in jobs.checkpoint_keys(ended.checkpoint))
+    assert events(database, job.id).count("checkpoint.saved") == 2
+
+
+def test_a_student_that_could_not_be_stored_is_stored_by_the_next_attempt(
+    settings: Settings, database: Database
+) -> None:
+    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="models/", after=1)
+    job = submit(database, does={"steps": 3})
+    running = in_background(worker_on(storage, settings, database))
+    until(lambda: "job.retrying" in events(database, job.id))
+    storage._left = 100
+    running.join()
+    assert read(database, job.id).status is JobStatus.SUCCEEDED
+
+
+def test_a_storage_that_is_away_does_not_stop_the_training(settings: Settings, database: Database) -> None:
+    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
+    job = submit(database, does={"steps": 40})
+    worker_on(storage, settings, database).drain()
+    assert read(database, job.id).status is JobStatus.SUCCEEDED
+    assert "checkpoint.saved" not in events(database, job.id)
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(worker: Worker, database: Database, storage: LocalStorage) -> None:
+    """Guards against a student that was made from half a file."""
+    job = submit(database, does={"steps": 60, "seconds": 0.02})
+    running = in_background(worker)
+    until(lambda: "checkpoint.saved" in events(database, job.id))
+    with database.session() as session:
+        jobs.request_pause(session, job.id)
+    running.join()
+    paused = read(database, job.id)
+    assert paused.checkpoint is not None
+    (key,) = jobs.checkpoint_keys(paused.checkpoint)
+    path = storage.local_path(key)
+    assert path is not None
+    path.write_bytes(b"1")
+    with database.session() as session:
+        jobs.resume(session, job.id)
+    worker.drain()
+    assert read(database, job.id).status is JobStatus.SUCCEEDED
+    assert "checkpoint.damaged" in events(database, job.id)
+
+
+@pytest.fixture
+def held(database: Database) -> Claim:
+    submit(database)
+    claimed = claim_one(database)
+    assert claimed is not None
+    return claimed
+
+
+def courier(storage: LocalStorage, database: Database, held: Claim, state: Path, known: Any = None) -> Courier:
+    return Courier(storage, database, held.lease, state, known)
+
+
+def test_only_the_newest_checkpoint_is_kept(
+    storage: LocalStorage, database: Database, held: Claim, tmp_path: Path
+) -> None:
+    """Guards against a bucket that fills up with the checkpoints of one job."""
+    carrier = courier(storage, database, held, tmp_path)
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+        carrier.finish()
+    checkpoint = read(database, held.job.id).checkpoint
+    assert checkpoint is not None
+    assert (checkpoint["step"], checkpoint["version"]) == (3, 1)
+    assert [entry.key for entry in storage.list("jobs")] == jobs.checkpoint_keys(checkpoint)
+
+
+def test_a_late_worker_neither_replaces_nor_deletes_its_successors_checkpoint(
+    storage: LocalStorage, database: Database, held: Claim, tmp_path: Path
+) -> None:
+    """Guards against the one delete that is not fenced: an object's, in the storage."""
+    late = courier(storage, database, held, tmp_path / "late")
+    save(tmp_path / "late", 1)
+    late.finish()
+    successor = steal(database, held.job.id)
+    heir = courier(storage, database, successor, tmp_path / "heir", successor.job.checkpoint)
+    save(tmp_path / "heir", 2)
+    heir.finish()
+    save(tmp_path / "heir", 1)  # the same bytes as the late worker's, which the heir has replaced meanwhile
+    heir.finish()
+    save(tmp_path / "late", 3)
+    late.finish()
+    checkpoint = read(database, held.job.id).checkpoint
+    assert checkpoint is not None
+    assert checkpoint["step"] == 1
+    assert all(storage.exists(key) for key in jobs.checkpoint_keys(checkpoint))

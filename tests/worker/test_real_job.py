@@ -1,0 +1,109 @@
+"""The worker with the real engine: a job that was killed ends with the same student as one that was not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.config import DistillConfig
+from models.db import Database
+from models.job import Job, JobStatus
+from models.model import ModelKind
+from models.repository import catalogue, telemetry
+from models.repository.catalogue import StoredFile
+from models.settings import Settings
+from models.storage import Storage
+from tests.tiny import write_tiny_bert, write_tiny_dataset
+from tests.worker.conftest import read, submit
+from tests.worker.processes import in_background, trainers, until
+from worker.queue import Bell
+from worker.runner import TRAINER
+from worker.service import Worker
+from worker.slots import Slots
+
+
+@pytest.fixture
+def config(database: Database, storage: Storage, tmp_path: Path) -> dict[str, Any]:
+    """A config over an uploaded teacher and data set."""
+    teacher = write_tiny_bert(tmp_path / "teacher")
+    data = write_tiny_dataset(tmp_path / "data", rows=120)
+    files = [storage.put_file(path, f"models/t/{path.name}") for path in sorted(teacher.iterdir())]
+    splits = {path.stem: storage.put_file(path, f"datasets/d/{path.name}") for path in data.glob("*.parquet")}
+    with database.session() as session:
+        model = catalogue.add_model(
+            session,
+            kind=ModelKind.TEACHER,
+            name="tiny",
+            files=[StoredFile(Path(one.key).name, one.key, one.bytes, one.sha256) for one in files],
+        )
+        dataset = catalogue.add_dataset(
+            session,
+            name="tiny",
+            splits={
+                name: {"rows": 0, "bytes": one.bytes, "sha256": one.sha256, "key": one.key}
+                for name, one in splits.items()
+            },
+            profile={},
+            sha256="0" * 64,
+        )
+    document = {
+        "teacher": {"source": f"model:{model.id}", "finetune": {"epochs": 5, "learning_rate": 5e-3}},
+        "dataset": f"dataset:{dataset.id}",
+        "student": 2,
+        "evaluation": {"baseline": False},
+        "training": {"epochs": 6, "learning_rate": 5e-3, "max_length": 32, "batch_size": 8},
+        "export": [],
+    }
+    return DistillConfig.parse(document).model_dump(mode="json")
+
+
+@pytest.fixture
+def engine_worker(settings: Settings, database: Database, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    patient = settings.model_copy(update={"lease_seconds": 20, "heartbeat_seconds": 5})
+    return Worker(patient, database, storage, Bell(settings), Slots(1), command=TRAINER)
+
+
+def weights(database: Database, job_id: str) -> Mapping[ModelKind, str]:
+    with database.reading() as session:
+        return {
+            model.kind: catalogue.model_file(session, model.id, "model.safetensors").sha256
+            for model in catalogue.models_of_job(session, job_id)
+        }
+
+
+def wait_for_event(database: Database, job: Job, kind: str) -> None:
+    def told() -> bool:
+        with database.reading() as session:
+            return kind in [event.kind for event in telemetry.events_after(session, job.id, 0, 1000)]
+
+    until(told, 60)
+
+
+def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
+    engine_worker: Worker, database: Database, config: dict[str, Any]
+) -> None:
+    """Guards against a resume that repeats or leaves out an update, in the teacher's training and in the student's."""
+    undisturbed = submit(database, config=config)
+    engine_worker.drain()
+    ended = read(database, undisturbed.id)
+    assert ended.status is JobStatus.SUCCEEDED, ended.error
+    assert ended.result is not None
+    assert set(weights(database, undisturbed.id)) == {ModelKind.STUDENT}
+
+    disturbed = submit(database, config=config)
+    running = in_background(engine_worker)
+    for number, kind in enumerate(("checkpoint.saved", "teacher.evaluated"), 1):
+        until(lambda number=number: read(database, disturbed.id).fence == number and trainers(), 60)
+        (trainer,) = trainers()
+        wait_for_event(database, disturbed, kind)
+        trainer.kill()
+    running.join(120)
+    ended = read(database, disturbed.id)
+    assert ended.status is JobStatus.SUCCEEDED, ended.error
+    with database.reading() as session:
+        assert [one.outcome for one in telemetry.attempts(session, disturbed.id)] == ["failed", "failed", "succeeded"]
+    assert weights(database, disturbed.id) == weights(database, undisturbed.id)

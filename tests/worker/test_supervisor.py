@@ -1,0 +1,59 @@
+"""``limbeck up`` refuses what cannot work with one clear line. How it runs and ends is in ``tests/e2e``."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services import free_port
+
+
+def up(data_dir: Path, *more: str, port: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "limbeck.cli", "up", "--data-dir", str(data_dir), "--port", str(port), *more]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+def test_a_port_in_use_is_one_clear_line_and_exit_code_2(tmp_path: Path, taken_port: int) -> None:
+    done = up(tmp_path / "data", port=taken_port)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"limbeck: port {taken_port} on 127.0.0.1 is in use by another program; choose another with --port\n"
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_data_folder_in_use_is_one_clear_line_and_exit_code_2(tmp_path: Path) -> None:
+    """Guards against two servers over one SQLite file and one broker folder."""
+    with (tmp_path / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        done = up(tmp_path, port=free_port())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"is in use by another `limbeck up` (process {os.getpid()})" in done.stderr
+
+
+def test_an_address_that_is_not_here_is_one_clear_line(tmp_path: Path) -> None:
+    done = up(tmp_path / "data", "--host", "192.0.2.1", port=free_port())
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "192.0.2.1" in done.stderr
+
+
+def test_a_data_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    done = up(tmp_path / "file" / "data", port=free_port())
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
