@@ -51,6 +51,8 @@ JOB: dict[str, Any] = {
     "started_at": "2026-11-24T02:13:26.540000Z",
     "finished_at": None,
     "queue_position": None,
+    "starts_in_seconds": None,
+    "resources": {"gpus": 0},
     "attempt": 1,
     "progress": {
         "stage": "distilling",
@@ -71,7 +73,8 @@ QUEUED: dict[str, Any] = JOB | {
     "stage": None,
     "started_at": None,
     "attempt": 0,
-    "queue_position": 1,
+    "queue_position": 3,
+    "starts_in_seconds": {"least": 180.0, "most": 540.0},
     "progress": None,
     "provenance": {},
 }

@@ -5,27 +5,44 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from models.job import Job, JobStatus
-from models.repository import jobs, overview
+from models.repository import overview
+from models.repository.queue import Pace, pace, queue_position
 
 _KEPT_SECONDS = 0.25
 #: Working them out takes at most one part in so many of a process's time, however long the queue is.
 _SHARE = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job waits."""
+
+    position: int  #: 1 for the job that is next
+    starts_in: tuple[float, float] | None  #: seconds, at the least and at the most; none before jobs have ended
+
+
+def place_of(session: Session, job: Job) -> Place | None:
+    """A job's place as it is now; None for one that does not wait."""
+    position = queue_position(session, job)
+    return None if position is None else _place(position, pace(session))
+
+
 class Places:
     """The queue's order as it was a moment ago. A job that is newer than that is looked up by itself."""
 
     def __init__(self) -> None:
-        self._places: Mapping[str, int] = {}
+        self._positions: Mapping[str, int] = {}
+        self._pace: Pace | None = None
         self._good_until = 0.0
         self._working = threading.Lock()
 
-    def of(self, session: Session, job: Job) -> int | None:
-        """1 for the job that is next; None for one that does not wait."""
+    def of(self, session: Session, job: Job) -> Place | None:
+        """A job's place; None for one that does not wait."""
         if job.status is not JobStatus.QUEUED:
             return None
         if time.monotonic() >= self._good_until and self._working.acquire(blocking=False):
@@ -33,10 +50,16 @@ class Places:
                 self._work_out(session)
             finally:
                 self._working.release()
-        return self._places.get(job.id) or jobs.queue_position(session, job)
+        position = self._positions.get(job.id)
+        return place_of(session, job) if position is None else _place(position, self._pace)
 
     def _work_out(self, session: Session) -> None:
         began = time.monotonic()
-        self._places = overview.queue_positions(session)
+        self._positions = overview.queue_positions(session)
+        self._pace = pace(session)
         now = time.monotonic()
         self._good_until = now + max(_KEPT_SECONDS, _SHARE * (now - began))
+
+
+def _place(position: int, pace: Pace | None) -> Place:
+    return Place(position, None if pace is None else pace.starts_in(position))

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from api.places import Place
 from limbeck.config import DistillConfig
+from limbeck.spec import Spec
 from models.attempt import Attempt
 from models.dataset import Dataset
 from models.event import Event
@@ -20,6 +22,13 @@ from models.model import Model, ModelFile, ModelKind
 
 class Envelope(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Resources(Spec):
+    """What a job needs of the worker that runs it."""
+
+    gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    """1 waits for a worker with a free GPU. With 0 any worker may take the job, and one with GPUs uses one of them."""
 
 
 class JobRequest(DistillConfig):
@@ -36,6 +45,7 @@ class JobRequest(DistillConfig):
     """Among jobs of one priority, owners take turns."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Higher goes first."""
+    resources: Resources = Resources()
 
     def config(self) -> DistillConfig:
         """The distillation alone."""
@@ -83,6 +93,17 @@ class ResultView(Envelope):
     """The gate's answer."""
 
 
+class SecondsRange(Envelope):
+    """An estimate from the middle half of the jobs that succeeded last."""
+
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, bounds: tuple[float, float]) -> SecondsRange:
+        return cls(least=bounds[0], most=bounds[1])
+
+
 class JobView(Envelope):
     """A job: a request with a life."""
 
@@ -98,6 +119,9 @@ class JobView(Envelope):
     finished_at: datetime | None
     queue_position: int | None
     """1 is next; null when the job does not wait."""
+    starts_in_seconds: SecondsRange | None
+    """When a waiting job is likely to begin; null until three jobs have succeeded."""
+    resources: Resources
     attempt: int
     progress: ProgressView | None
     config: dict[str, Any]
@@ -109,7 +133,7 @@ class JobView(Envelope):
     result: ResultView | None
 
     @classmethod
-    def of(cls, job: Job, queue_position: int | None) -> JobView:
+    def of(cls, job: Job, place: Place | None) -> JobView:
         return cls.model_validate(
             {
                 "id": job.id,
@@ -121,7 +145,11 @@ class JobView(Envelope):
                 "created_at": job.created_at,
                 "started_at": job.started_at,
                 "finished_at": job.finished_at,
-                "queue_position": queue_position,
+                "queue_position": place and place.position,
+                "starts_in_seconds": place
+                and place.starts_in
+                and dict(zip(("least", "most"), place.starts_in, strict=True)),
+                "resources": {"gpus": job.gpus},
                 "attempt": job.attempt,
                 "progress": job.progress,
                 "config": job.config,

@@ -75,7 +75,7 @@ def main() -> int:
     }
     print(_table(report))
     print(f"written to {write_json('load', report)}")
-    missed = _missed(submits, polls, after)
+    missed = _missed(submits, polls, before, after)
     for line in missed:
         print(f"MISSED: {line}")
     return 1 if missed and options.goals else 0
@@ -178,7 +178,7 @@ def _table(report: dict[str, Any]) -> str:
     return f"\n{where}\n\n{markdown_table(('measured', 'value', 'goal'), rows)}\n"
 
 
-def _missed(submits: Submits, polls: Polls, job: Job) -> list[str]:
+def _missed(submits: Submits, polls: Polls, before: Job, after: Job) -> list[str]:
     missed = []
     if submits.median_ms >= GOAL_SUBMIT_MS:
         missed.append(f"submit median {submits.median_ms:.1f} ms, goal < {GOAL_SUBMIT_MS:.0f} ms")
@@ -186,8 +186,9 @@ def _missed(submits: Submits, polls: Polls, job: Job) -> list[str]:
         missed.append(f"{polls.answers_per_second:.0f} answers/s, goal ≥ {GOAL_ANSWERS_PER_SECOND:.0f}")
     if polls.errors:
         missed.append(f"{polls.errors} answers were no 200")
-    if job.status != "running":
-        missed.append(f"the job was {job.status} at the end, so not all was measured under training")
+    if after.status != "running" or _steps(after) == _steps(before):
+        went = f"from step {_steps(before)} to {_steps(after)}"
+        missed.append(f"not measured under training: the job is {after.status} and went {went} meanwhile")
     return missed
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from limbeck.config import DistillConfig
 from limbeck.errors import Problem
+from limbeck.families import FAMILIES
 from limbeck.sources import ModelFacts
 
 
@@ -17,6 +18,7 @@ def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence
     """
     found: list[Problem] = []
     if teacher is not None:
+        found += _family(teacher)
         found += _depth(config, teacher)
         found += _length(config, teacher)
         found += _finetuning(config, teacher)
@@ -26,6 +28,13 @@ def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence
             count = len(layers) if isinstance(layers, tuple) else layers or max(1, teacher.layers // 2)
             found += config.method.problems(classes=len(labels), teacher_layers=teacher.layers, student_layers=count)
     return tuple(dict.fromkeys(found))
+
+
+def _family(teacher: ModelFacts) -> Iterator[Problem]:
+    if teacher.model_type not in FAMILIES:
+        yield Problem(
+            "/teacher/source", f"found a model of the type {teacher.model_type!r}; allowed: {', '.join(FAMILIES)}"
+        )
 
 
 def _depth(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:

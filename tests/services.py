@@ -1,4 +1,5 @@
-"""Real Redis and PostgreSQL servers on free loopback ports, from the binaries on this machine.
+"""Real Redis and PostgreSQL servers on free ports, of the loopback where nothing else is said, from the binaries on
+this machine.
 
 Each dies with the test process, however that ends: its launcher asks the kernel for it before it becomes the server.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import psycopg
 import redis
 
+LOOPBACK = "127.0.0.1"
 _START_SECONDS = 30.0
 # Changing the user clears the death signal, so the launcher changes the user first and asks afterwards.
 _LAUNCHER = """
@@ -113,14 +115,21 @@ class Service:
 
 
 class Redis(Service):
-    def __init__(self) -> None:
+    def __init__(self, host: str = LOOPBACK) -> None:
         binary = shutil.which("redis-server")
         if binary is None:
             raise ServiceMissing("redis-server is not on the PATH")
         port = free_port()
-        self.url = f"redis://127.0.0.1:{port}/0"
+        self.url = f"redis://{host}:{port}/0"
         folder = Path(tempfile.mkdtemp(prefix="limbeck-redis-"))
-        options = {"port": port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": folder}
+        options = {
+            "port": port,
+            "bind": host,
+            "protected-mode": "no",
+            "save": "",
+            "appendonly": "no",
+            "dir": folder,
+        }
         command = [binary, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
         super().__init__("Redis", command, folder, ready=self._ping)
 
@@ -130,10 +139,10 @@ class Redis(Service):
 
 
 class Postgres(Service):
-    def __init__(self) -> None:
+    def __init__(self, host: str = LOOPBACK) -> None:
         binaries = _postgres_binaries()
         port = free_port()
-        self._address = f"postgres@127.0.0.1:{port}"
+        self._address = f"postgres@{host}:{port}"
         self.url = f"postgresql+psycopg://{self._address}/postgres"
         user = _postgres_user()
         folder = Path(tempfile.mkdtemp(prefix="limbeck-postgres-"))
@@ -158,9 +167,11 @@ class Postgres(Service):
         if done.returncode:
             shutil.rmtree(folder)
             raise RuntimeError(f"initdb failed: {done.stderr}")
+        with (data / "pg_hba.conf").open("a") as allowed:
+            allowed.write("host all all samenet trust\n")
         settings = {
             "fsync": "off",
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": host,
             "unix_socket_directories": "",
             "max_connections": "200",
         }

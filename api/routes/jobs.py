@@ -14,6 +14,7 @@ from api import examples, pages, preflight
 from api.deps import House, Services
 from api.errors import not_json
 from api.openapi import answers
+from api.places import place_of
 from api.schemas import DocumentOf, JobRequest, JobView, Listing, ValidationView
 from api.transfer import matches
 from limbeck.errors import InvalidConfig, InvalidInput, Problem, QueueFull
@@ -60,7 +61,7 @@ def submit_job(house: House, document: JobDocument, idempotency_key: Idempotency
             webhook_url=None,
             idempotency_key=idempotency_key,
             request_hash=_hash(document),
-            gpus=0,
+            gpus=wanted.resources.gpus,
             max_attempts=house.settings.max_attempts,
         )
         if created and overview.count_queued(session) > house.settings.max_queued_jobs:
@@ -115,14 +116,14 @@ def list_jobs(
     responses=answers(404, 503, ok=(JobView, examples.JOB)) | {304: {"description": "It has not changed."}},
 )
 def get_job(request: Request, house: House, job_id: str) -> Response:
-    """Send the `ETag` back as `If-None-Match` to be told only of changes. `queue_position` may be a moment old."""
+    """Send the `ETag` back as `If-None-Match` to be told only of changes. The queue's order may be a moment old."""
     with house.database.reading() as session:
         job = jobs.get(session, job_id)
-        position = house.places.of(session, job)
-    etag = f'"{job.version}-{position or 0}"'
+        place = house.places.of(session, job)
+    etag = f'"{job.version}-{place.position if place else 0}"'
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag})
-    return _json(JobView.of(job, position), headers={"ETag": etag})
+    return _json(JobView.of(job, place), headers={"ETag": etag})
 
 
 @router.delete(
@@ -187,7 +188,7 @@ def _change(house: Services, job_id: str, change: Callable[[Session, str], Job])
 
 
 def _view(session: Session, job: Job) -> JobView:
-    return JobView.of(job, jobs.queue_position(session, job))
+    return JobView.of(job, place_of(session, job))
 
 
 def _json(view: JobView | Listing[JobView], status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -19,7 +19,7 @@ from worker import lease
 from worker.lease import Lease
 from worker.telemetry import Batch
 
-_LOOK_SECONDS = 0.25
+_LOOK_SECONDS = 0.5
 
 _SQLITE = (
     "CREATE TABLE chaos_ledger (number INTEGER PRIMARY KEY, job_id TEXT, fence INTEGER, was TEXT, became TEXT)",

@@ -27,6 +27,7 @@ from worker.queue import BELL, celery_app
 
 _QUEUE = "limbeck"
 _ORPHAN_SECONDS = 2.0
+_END_SECONDS = 30.0
 #: How often each comes in a deck of cards, and on which stacks.
 _EVERYWHERE = {
     "worker_killed": 3,
@@ -97,7 +98,7 @@ class Faults:
     @property
     def pending(self) -> bool:
         """Something is still down, stopped or locked."""
-        return bool(self._later)
+        return bool(self._later) or any(program.ending for program in self._stack.programs)
 
     def do(self, kind: str) -> bool:
         """Do it now, where the stack is in a state to have it done."""
@@ -114,8 +115,8 @@ class Faults:
         for program in self._stack.programs:
             if program.fell:
                 program.wait(1)
-                self.fell[program.name] += 1
-                self._in(1.0, program.start)
+                self.fell[program.name] += not program.ending
+                self._in(0.5, program.start)
 
     def _in(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), action))
@@ -160,9 +161,16 @@ class Faults:
         if worker is None:
             return False
         worker.signal(signal.SIGTERM)
-        worker.wait(30)
-        worker.start()
+        worker.ending = True
+        # Like systemd and Kubernetes: who has not ended in time is killed.
+        pid = worker.pid
+        self._in(_END_SECONDS, lambda: self._kill_if_still(worker, pid))
         return True
+
+    def _kill_if_still(self, worker: Program, pid: int) -> None:
+        if worker.ending and worker.pid == pid:
+            worker.kill()
+            worker.start()
 
     def _api_killed(self) -> bool:
         if not self._stack.api.up:

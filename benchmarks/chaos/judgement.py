@@ -78,7 +78,7 @@ def judge(database: Database, accepted: Mapping[str, str], together: Mapping[str
         lost=[f"{job_id}: {what}" for job_id, what in lost.items()],
         twice=dict(twice),
         attempts=len(attempts),
-        outcomes=Counter(str(one.outcome) for one in attempts),
+        outcomes=dict(Counter(str(one.outcome) for one in attempts)),
         repeated=[
             max(0, before.last_step - after.resumed_from_step)
             for before, after in pairwise(attempts)

@@ -29,7 +29,7 @@ _REFUSAL = "is no longer held under fence"
 #: Jobs that are not done so long after the last fault will not be.
 _PATIENCE_SECONDS = 240.0
 #: Without an end of a job for so long the next fault comes nevertheless.
-_STALLED_SECONDS = 15.0
+_STALLED_SECONDS = 25.0
 _BURST = 6
 
 
@@ -154,8 +154,9 @@ class _Run:
         now = time.monotonic()
         done = self._plan.faults - len(self._left)
         # Spread over the jobs: neither are there none left when the last fault comes, nor the other way round.
-        in_step = self._ended >= (done - 2) * self._plan.jobs / self._plan.faults
-        if now < self._fault_at or not (in_step or now - self._progress_at > _STALLED_SECONDS):
+        in_step = self._ended >= (done - 4) * self._plan.jobs / self._plan.faults
+        stalled = now - max(self._progress_at, self._fault_at) > _STALLED_SECONDS
+        if now < self._fault_at or not (in_step or stalled):
             return
         for kind in self._left:
             if self._faults.do(kind):

@@ -31,21 +31,29 @@ class Program:
         self.name = name
         self.log = log
         self.stopped = False
+        self.ending = False  #: it was told to end
         self._command = [sys.executable, "-m", "worker.death", str(os.getpid()), *arguments]
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def pid(self) -> int:
+        """0 while it is down."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
     def up(self) -> bool:
-        """It runs, and is not stopped."""
-        return self._process is not None and self._process.poll() is None and not self.stopped
+        """It runs, and is neither stopped nor told to end."""
+        running = self._process is not None and self._process.poll() is None
+        return running and not self.stopped and not self.ending
 
     @property
     def fell(self) -> bool:
-        """It ended, and nobody here had made it."""
+        """It ended otherwise than by ``kill``."""
         return self._process is not None and self._process.poll() is not None
 
     def start(self) -> None:
+        self.ending = False
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
                 self._command,

@@ -119,7 +119,9 @@ def headline(job: Job) -> str:
     if job.status == "running" and job.stage:
         return job.stage
     if job.status == "queued" and job.queue_position is not None:
-        return f"queued, place {job.queue_position}"
+        wait = job.starts_in_seconds
+        likely = f", starts in {wait.least / 60:.0f} to {wait.most / 60:.0f} min" if wait else ""
+        return f"queued, place {job.queue_position}{likely}"
     return job.status
 
 

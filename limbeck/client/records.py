@@ -47,6 +47,13 @@ class Outcome(Record):
     """The gate's answer; see :class:`limbeck.scorecard.Verdict`."""
 
 
+class SecondsRange(Record):
+    """An estimate."""
+
+    least: float
+    most: float
+
+
 class Job(Record):
     """A request with a life."""
 
@@ -59,6 +66,7 @@ class Job(Record):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     queue_position: int | None = None
+    starts_in_seconds: SecondsRange | None = None
     attempt: int = 0
     progress: JobProgress | None = None
     config: dict[str, Any]

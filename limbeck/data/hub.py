@@ -1,72 +1,88 @@
-"""Data sets of the Hugging Face hub, by ``datasets``; the revision that a name meant is resolved and recorded."""
+"""Data sets of the Hugging Face hub, by ``datasets``; the revision that a name meant is resolved and recorded.
+
+The files are fetched by the hub's client and loaded from its cache, not by name: so they load offline as well, and
+what was loaded is what the commit says.
+"""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
+from limbeck import hub
 from limbeck.config import Dataset
 from limbeck.data.loading import wanted_splits
-from limbeck.data.table import Table
-from limbeck.errors import InvalidDataset, Problem, Unavailable
+from limbeck.data.table import Foreign, Table
+from limbeck.errors import InvalidInput
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+#: Tables and what describes them; ``*.py`` tells that a data set would need its own code. No images, sound or models.
+_FILES = [
+    f"*{suffix}"
+    for suffix in (
+        ".arrow",
+        ".csv",
+        ".gz",
+        ".json",
+        ".jsonl",
+        ".parquet",
+        ".py",
+        ".tsv",
+        ".txt",
+        ".yaml",
+        ".zip",
+        ".zst",
+    )
+] + ["README.md"]
 
 
-def load_tables(spec: Dataset) -> tuple[dict[str, Table], str]:
+def load_tables(spec: Dataset) -> tuple[dict[str, Table], str | None]:
     """Fetch a data set's splits, and say which commit they are of.
 
     Raises:
         InvalidDataset: there is no such data set, subset or split, or it needs code of its own to load.
         Unavailable: the hub does not answer and its local cache has no copy.
     """
-    folder, revision = _snapshot(spec)
-    splits = _open(folder, spec)
+    folder, revision = hub.snapshot("dataset", spec.source, spec.revision, _FILES)
+    if (folder / f"{spec.source.rpartition('/')[2]}.py").exists():
+        detail = (
+            f"{spec.source!r} needs code of its own to load, which is not run; "
+            "the hub may have it as plain files: try the revision 'refs/convert/parquet'"
+        )
+        raise _fault("source", detail)
+    splits = _open(str(folder), spec)
     tables = {where: _table(splits[name]) for where, name in wanted_splits(spec.splits, splits.keys()).items()}
     return tables, revision
 
 
-def _snapshot(spec: Dataset) -> tuple[Path, str]:
-    """The data set's files at one commit, from the hub or from its local cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(spec.source, repo_type="dataset", revision=spec.revision))
-    except RepositoryNotFoundError as error:
-        raise _fault("source", f"the hub has no data set {spec.source!r} (or it is private)") from error
-    except LocalEntryNotFoundError as error:
-        raise Unavailable(f"The hub does not answer, and its local cache has no data set {spec.source!r}.") from error
-    except HfHubHTTPError as error:
-        raise _fault("revision", f"the hub has no revision {spec.revision!r} of {spec.source!r}: {error}") from error
-    # A snapshot lies in a folder that is named by its commit.
-    return folder, folder.name if _COMMIT.fullmatch(folder.name) else (spec.revision or "")
-
-
-def _open(folder: Path, spec: Dataset) -> Any:
+def _open(folder: str, spec: Dataset) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(str(folder), spec.subset)
-    except ValueError as error:
-        raise _fault("subset", f"{spec.source!r} cannot be loaded with subset {spec.subset!r}: {error}") from error
-    except RuntimeError as error:
-        raise _fault(
-            "source", f"{spec.source!r} needs code of its own to load, which Limbeck does not run: {error}"
-        ) from error
-    except (datasets.exceptions.DatasetGenerationError, FileNotFoundError) as error:
-        raise _fault("source", f"{spec.source!r} has no data that can be read: {error}") from error
+        subsets = datasets.get_dataset_config_names(folder)
+        if spec.subset not in (None, *subsets):
+            raise _fault("subset", f"found {spec.subset!r}; {spec.source!r} has {', '.join(subsets)}")
+        if spec.subset is None and len(subsets) > 1 and "default" not in subsets:
+            raise _fault("subset", f"{spec.source!r} has several, one has to be chosen: {', '.join(subsets)}")
+        return datasets.load_dataset(folder, spec.subset)
+    except (datasets.exceptions.DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
+        raise _fault("source", f"{spec.source!r} has no data that can be read: {error.__cause__ or error}") from error
 
 
 def _table(split: Any) -> Table:
+    """Text, numbers and booleans; other columns (lists, images …) are told, not decoded."""
     import datasets
 
-    features = split.features
-    names = {name: tuple(one.names) for name, one in features.items() if isinstance(one, datasets.ClassLabel)}
-    return Table({name: list(split[name]) for name in split.column_names}, len(split), names)
+    names: dict[str, tuple[str, ...]] = {}
+    columns: dict[str, list[Any]] = {}
+    for name, feature in split.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            names[name] = tuple(feature.names)
+        if isinstance(feature, datasets.ClassLabel | datasets.Value):
+            columns[name] = list(split[name])
+        else:
+            columns[name] = [Foreign(str(feature))] * len(split)
+    return Table(columns, len(split), names)
 
 
-def _fault(field: str, detail: str) -> InvalidDataset:
-    return InvalidDataset(f"dataset.{field}: {detail}", [Problem(f"/dataset/{field}", detail)])
+def _fault(field: str, detail: str) -> InvalidInput:
+    return hub.fault("dataset", field, detail)

@@ -148,6 +148,8 @@ def label_order(train: Named, names: tuple[str, ...] | None, where: str = "train
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    if re.fullmatch(r"[+-]?\d+", name):
+        return ((0, int(name), name),)
     parts = _DIGITS.split(name)
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
 

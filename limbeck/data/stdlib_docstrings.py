@@ -27,8 +27,8 @@ AREAS: dict[str, str] = {
         _threading_local asyncio concurrent contextvars multiprocessing queue sched selectors subprocess threading
     """,
     "data structures": """
-        _collections_abc _weakrefset abc annotationlib array bisect collections copy copyreg dataclasses enum functools graphlib heapq
-        itertools operator pprint reprlib types typing weakref
+        _collections_abc _weakrefset abc annotationlib array bisect collections copy copyreg dataclasses enum functools
+        graphlib heapq itertools operator pprint reprlib types typing weakref
     """,
     "development": """
         _ast_unparse _pyrepl ast bdb cProfile cgitb code codeop cmd dis inspect pdb profile pstats pyclbr pydoc

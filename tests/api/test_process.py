@@ -119,7 +119,7 @@ def events_in(text: str) -> list[str]:
 
 
 def test_the_process_never_loads_torch(served: Served) -> None:
-    """It would cost every API process a gigabyte; looked for where a lazy import shows, in the memory of the process."""
+    """It would cost every API process a gigabyte. A lazy import shows only in the memory of a process that worked."""
     with httpx.Client(base_url=served.url, timeout=60) as http:
         rows = "".join(f"{text},{label}\n" for label in ("a", "b") for text in map(str, range(40)))
         answer = http.post("/v1/datasets", files={"train": ("d.csv", f"text,label\n{rows}".encode())})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,12 @@ BROKEN = {
     "no object": ("a.jsonl", b'["a", "b"]\n', "line 1 is not a JSON object"),
     "no parquet": ("a.parquet", b"PAR1 and nothing", "not a Parquet file"),
     "unknown": ("a.xlsx", b"PK", "allowed: .csv, .tsv, .jsonl, .parquet"),
+    "deep json": ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"\n", "line 1 is nested too deeply"),
+    "semicolons": ("a.csv", b"text;label\nfine;x\n", "its parts are separated by ';'"),
+    "tabs in csv": ("a.csv", b"text\tlabel\nfine\tx\n", "and in .tsv by tabs"),
+    "parquet unsaid": ("a.csv", CONTENTS[".parquet"], "the file is Parquet, but its name says .csv"),
+    "gzip of another": ("a.jsonl.gz", CONTENTS[".parquet"], "the file is Parquet, but its name says .jsonl"),
+    "not utf-8, packed": ("a.csv.gz", "text,label\ngut,x\nüber,y\n".encode("latin-1"), "line 3 is not UTF-8"),
     "gzip unsaid": ("a.csv", gzip.compress(b"text,label\n"), "the file is gzipped, but its name says that it is not"),
 }
 
@@ -102,6 +110,20 @@ def test_a_gzip_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path) -> None
     assert path.stat().st_size < 10_000
     with pytest.raises(InvalidDataset, match="unpacks to more than 1,000,000 bytes"):
         read_table(path, "a.csv.gz", max_unpacked_bytes=1_000_000)
+
+
+def test_a_gzip_is_not_unpacked_into_memory(tmp_path: Path) -> None:
+    """Two copies of an unpacked upload of 4 GiB would end the API process."""
+    row = b"a plain line of text that stands here often,x\n"
+    path = _write(tmp_path, "a.csv.gz", b"text,label\n" + row * 200_000 + b"ragged\n")
+    tracemalloc.start()
+    with pytest.raises(InvalidDataset, match="row 200001"):
+        read_table(path, "a.csv.gz")
+    everything_at_once = 2 * len(row) * 200_000
+    cells = 200_000 * (sys.getsizeof(row.decode()[:-3]) + 2 * 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < cells + everything_at_once / 2
 
 
 def test_a_gzip_that_is_cut_off_is_refused(tmp_path: Path) -> None:

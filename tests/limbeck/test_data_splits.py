@@ -163,20 +163,6 @@ def test_a_class_with_a_single_text_stays_in_train() -> None:
     assert len(held) == 1
 
 
-def test_the_docstrings_are_split_by_content_with_no_text_in_two_splits() -> None:
-    corpus = load(Dataset(source="builtin:stdlib-docstrings"), seed=1)
-    assert len(corpus.labels) == 12
-    assert len(corpus.train) > 4000
-    assert all(count >= 50 for count in Counter(corpus.train.labels).values())
-    seen = [
-        {" ".join(text.lower().split()) for text in split.texts}
-        for split in (corpus.train, corpus.validation, corpus.test)
-    ]
-    assert not seen[0] & seen[1]
-    assert not seen[0] & seen[2]
-    assert not seen[1] & seen[2]
-
-
 @pytest.mark.parametrize("name", ["sst2_glue", "banking77", "mrpc", "rte", "snips"])
 def test_real_data_sets_load_as_they_lie(test_data: Path, name: str) -> None:
     corpus = load(Dataset(source=f"path:{test_data / name}"), seed=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from models.job import Job, JobStatus
 from models.model import ModelKind
 from models.repository import catalogue, jobs, overview, telemetry
 from models.repository.catalogue import StoredFile
+from models.repository.queue import pace
 from tests.models.conftest import Submit, config, set_status
 
 S = JobStatus
@@ -271,3 +273,23 @@ def test_jobs_are_counted_by_status_also_where_there_are_none(database: Database
     with database.reading() as session:
         counts = overview.count_by_status(session)
     assert counts == {status: int(status is S.QUEUED) for status in JobStatus}
+
+
+def test_the_time_until_a_job_starts_is_measured_on_those_that_ended(database: Database, submit: Submit) -> None:
+    """An ETA from nothing would be a guess; the slowest and the quickest job must not decide it alone."""
+    with database.reading() as session:
+        assert pace(session) is None
+    for minutes in (1, 10, 10, 20, 20, 30, 30, 900):
+        job_id = submit().id
+        with database.session() as session:
+            job = jobs.get(session, job_id)
+            job.status, job.started_at = S.SUCCEEDED, datetime(2026, 11, 24, 2, tzinfo=UTC)
+            job.finished_at = job.started_at + timedelta(minutes=minutes)
+    for _ in range(2):
+        set_status(database, submit().id, S.RUNNING)
+    with database.reading() as session:
+        found = pace(session)
+    assert found is not None
+    assert (found.quick, found.slow, found.side_by_side) == (600, 1800, 2)
+    assert found.starts_in(1) == (0, 1800)
+    assert found.starts_in(5) == (1200, 5400)

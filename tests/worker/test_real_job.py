@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from limbeck.config import DistillConfig
@@ -75,6 +77,10 @@ def weights(database: Database, job_id: str) -> Mapping[ModelKind, str]:
         }
 
 
+def trainers_of_attempt(database: Database, job: Job, number: int) -> list[psutil.Process]:
+    return trainers() if read(database, job.id).fence == number else []
+
+
 def wait_for_event(database: Database, job: Job, kind: str) -> None:
     def told() -> bool:
         with database.reading() as session:
@@ -97,8 +103,7 @@ def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
     disturbed = submit(database, config=config)
     running = in_background(engine_worker)
     for number, kind in enumerate(("checkpoint.saved", "teacher.evaluated"), 1):
-        until(lambda number=number: read(database, disturbed.id).fence == number and trainers(), 60)
-        (trainer,) = trainers()
+        (trainer,) = until(partial(trainers_of_attempt, database, disturbed, number), 60)
         wait_for_event(database, disturbed, kind)
         trainer.kill()
     running.join(120)

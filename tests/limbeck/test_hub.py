@@ -1,0 +1,182 @@
+"""The hub's client against a cache in its own layout, and against a hub that refuses or is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tests.tiny import docstrings, write_tiny_bert
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny") / "bert", layers=3, labels=["gui", "networking"])
+
+
+def _cached(home: Path, kind: str, name: str) -> Path:
+    """A repository as the hub's client keeps it: refs name a commit, snapshots lie by commit."""
+    root = home / "hub" / f"{kind}--{name.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(SHA)
+    snapshot = root / "snapshots" / SHA
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
+def _offline(home: Path, code: str) -> str:
+    env = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip().splitlines()[-1]
+
+
+def test_a_hub_name_gives_the_folder_and_records_the_commit(tiny: Path, tmp_path: Path) -> None:
+    snapshot = _cached(tmp_path, "models", "someone/tiny-bert")
+    for file in tiny.iterdir():
+        (snapshot / file.name).write_bytes(file.read_bytes())
+    found = _offline(
+        tmp_path,
+        "from limbeck.sources import *; from limbeck.config import Teacher\n"
+        "one = teacher_folder(Teacher(source='someone/tiny-bert'))\n"
+        "print(one.revision, model_facts(one.path).layers)",
+    )
+    assert found == f"{SHA} 3"
+
+
+def test_a_hub_name_that_is_nowhere_says_that_the_hub_does_not_answer(tmp_path: Path) -> None:
+    found = _offline(
+        tmp_path,
+        "from limbeck.sources import *; from limbeck.config import Teacher\n"
+        "from limbeck.errors import Unavailable\n"
+        "try: teacher_folder(Teacher(source='someone/unknown'))\n"
+        "except Unavailable as error: print(error)",
+    )
+    assert found == "The hub does not answer, and its local cache has no model 'someone/unknown'."
+
+
+def test_a_hub_data_set_loads_with_its_label_names_and_commit(tmp_path: Path) -> None:
+    snapshot = _cached(tmp_path, "datasets", "someone/areas")
+    for split, start in (("train", 0), ("test", 40)):
+        texts = [docstrings(area)[start + index] for index in range(20) for area in ("gui", "networking")]
+        table = pyarrow.table({"sentence": texts, "label": [index % 2 for index in range(40)]})
+        features = {
+            "sentence": {"dtype": "string", "_type": "Value"},
+            "label": {"names": ["window", "wire"], "_type": "ClassLabel"},
+        }
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        (snapshot / "data").mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(table, snapshot / "data" / f"{split}-00000-of-00001.parquet")
+    found = _offline(
+        tmp_path,
+        "from limbeck.data import load; from limbeck.config import Dataset\n"
+        "one = load(Dataset(source='someone/areas'), seed=1)\n"
+        "print(one.revision, one.labels, len(one.test), len(one.train) + len(one.validation))",
+    )
+    assert found == f"{SHA} ('window', 'wire') 40 40"
+
+
+LOAD = """
+from limbeck.data import load
+from limbeck.config import Dataset
+from limbeck.errors import LimbeckError
+found = []
+for spec in {specs}:
+    try: found.append(load(Dataset(**spec), seed=1).labels)
+    except LimbeckError as error:
+        found.append(" ".join([type(error).__name__, *(one.pointer for one in error.problems), error.message]))
+import json; print(json.dumps(found))
+"""
+
+
+def _loaded(home: Path, *specs: dict[str, str]) -> list[Any]:
+    found: list[Any] = json.loads(_offline(home, LOAD.format(specs=specs)))
+    return found
+
+
+def _csv(path: Path, *labels: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"{text!r},{label}" for label in labels for text in docstrings(label)[:20] if not {'"', ","} & set(text)]
+    path.write_text("\n".join(["text,label", *(row.replace("\n", " ") for row in rows)]))
+
+
+def test_a_subset_of_a_hub_data_set_is_chosen_by_name(tmp_path: Path) -> None:
+    """Without a name the first subset, or all of them in one, would be learned."""
+    snapshot = _cached(tmp_path, "datasets", "someone/two")
+    _csv(snapshot / "one" / "train.csv", "gui", "networking")
+    _csv(snapshot / "two" / "train.csv", "gui", "numbers")
+    configs = [{"config_name": name, "data_files": f"{name}/*.csv"} for name in ("one", "two")]
+    (snapshot / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    named = {"source": "someone/two", "subset": "two"}
+    right, none, wrong = _loaded(tmp_path, named, {"source": "someone/two"}, named | {"subset": "three"})
+    assert right == ["gui", "numbers"]
+    assert none.startswith("InvalidDataset /dataset/subset")
+    assert "one has to be chosen: one, two" in none
+    assert "found 'three'; 'someone/two' has one, two" in wrong
+
+
+def test_a_data_set_that_needs_code_is_refused_plainly(tmp_path: Path) -> None:
+    snapshot = _cached(tmp_path, "datasets", "someone/scripted")
+    (snapshot / "scripted.py").write_text("raise SystemExit('this was run')")
+    (found,) = _loaded(tmp_path, {"source": "someone/scripted"})
+    assert found.startswith("InvalidDataset /dataset/source")
+    assert "needs code of its own to load, which is not run" in found
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """A hub that answers by the repository's name."""
+
+    def do_GET(self) -> None:
+        codes = {"gone": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "norev": (404, "RevisionNotFound")}
+        status, code = next((answer for name, answer in codes.items() if name in self.path), (503, "Busy"))
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_what_the_hub_refuses_is_told_from_a_hub_that_is_away(tmp_path: Path, hub: str) -> None:
+    """The first is the user's to mend and fails a job for good; the second passes, and the job is tried again."""
+    code = """
+from limbeck.hub import snapshot
+from limbeck.errors import LimbeckError
+for name in ("x/gone", "x/gated", "x/norev", "x/a--b", "x/busy"):
+    try: snapshot("dataset", name, "v2", ["*.csv"])
+    except LimbeckError as error: print(type(error).__name__, *(one.pointer for one in error.problems), error.message)
+"""
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    env.pop("HF_HUB_OFFLINE", None)
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    gone, gated, revision, name, busy = ran.stdout.splitlines()
+    assert gone.startswith("InvalidDataset /dataset/source dataset.source: the hub has no data set 'x/gone'")
+    assert "accepted its terms" in gated
+    assert revision.endswith("/dataset/revision dataset.revision: the hub's data set 'x/norev' has no revision 'v2'")
+    assert name.startswith("InvalidDataset /dataset/source")
+    assert busy.startswith("Unavailable The hub does not answer")
