@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-#: Addresses that no real network has (RFC 5737).
-GATEWAY = "192.0.2.1"
+#: Networks that the Internet does not have (RFC 5737, RFC 2544); this machine may have some of them.
+_NETWORKS = ("198.51.100", "203.0.113", "192.0.2", "198.18.77", "198.19.77")
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,30 @@ def why_not() -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Network:
+    gateway: str  #: the machine's own address on the bridge, where the servers listen
+    hosts: Sequence[Host]
+
+
 @contextmanager
-def joined_hosts(count: int) -> Iterator[list[Host]]:
-    """So many hosts on one bridge, which is :data:`GATEWAY` for the machine itself; all removed at the end."""
-    tag = os.getpid()
+def joined_hosts(count: int) -> Iterator[Network]:
+    """So many hosts on one bridge; all removed at the end."""
+    tag, network = os.getpid(), _free_network()
     bridge = f"lbk{tag}"
     with ExitStack() as undo:
         _ip("link", "add", bridge, "type", "bridge")
         undo.callback(_ip, "link", "del", bridge)
-        _ip("address", "add", f"{GATEWAY}/24", "dev", bridge)
+        _ip("address", "add", f"{network}.1/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
-        yield [_join(undo, bridge, f"lbk{tag}h{n}", f"192.0.2.{10 + n}") for n in range(count)]
+        hosts = [_join(undo, bridge, f"lbk{tag}h{n}", f"{network}.{10 + n}") for n in range(count)]
+        yield Network(f"{network}.1", hosts)
+
+
+def _free_network() -> str:
+    """The first three numbers of a network that no interface of this machine is in."""
+    taken = _ip("-4", "-oneline", "address") + _ip("-4", "route")
+    return next(network for network in _NETWORKS if f"{network}." not in taken)
 
 
 def _join(undo: ExitStack, bridge: str, name: str, address: str) -> Host:
@@ -73,5 +86,5 @@ def _join(undo: ExitStack, bridge: str, name: str, address: str) -> Host:
     return host
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+def _ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout

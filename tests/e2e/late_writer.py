@@ -4,20 +4,40 @@ given; prints what became of each write. ``python late_writer.py JOB FENCE``"""
 from __future__ import annotations
 
 import sys
-
+import time
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from limbeck.errors import LeaseLost
+from limbeck.errors import LeaseLost, Unavailable
 from models.db import Database
 from models.settings import Settings
 from worker import lease
 from worker.lease import Lease
 from worker.telemetry import Batch
 
-if __name__ == "__main__":
+PATIENCE_SECONDS = 30.0
+
+
+def attempt(database: Database, write: Callable[[Session], Any]) -> str:
+    """What becomes of the write once the database answers again."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with database.session() as session:
+                write(session)
+        except LeaseLost:
+            return "refused"
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return "written"
+
+
+def main() -> None:
     database = Database(Settings())
     database.ping()
     held = Lease(sys.argv[1], int(sys.argv[2]))
@@ -30,11 +50,9 @@ if __name__ == "__main__":
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
-    database.dispose()  # those connections are as dead as the link was
     for name, write in writes.items():
-        try:
-            with database.session() as session:
-                write(session)
-            sys.stdout.write(f"{name} written\n")
-        except LeaseLost:
-            sys.stdout.write(f"{name} refused\n")
+        sys.stdout.write(f"{name} {attempt(database, write)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ from models.repository.catalogue import StoredFile
 from models.settings import Settings
 from models.storage import open_storage
 from tests.conftest import absent
-from tests.e2e.hosts import GATEWAY, Host, joined_hosts, why_not
+from tests.e2e.hosts import Host, joined_hosts, why_not
 from tests.services import Postgres, Redis, ServiceMissing
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 from tests.worker.processes import ROOT, until
@@ -49,7 +49,7 @@ class Cluster:
 
     settings: Settings
     database: Database
-    hosts: list[Host]
+    hosts: Sequence[Host]
     folder: Path
     mark: str
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -100,19 +100,19 @@ def _skip_where_impossible() -> None:
 
 
 @contextmanager
-def _servers() -> Iterator[Settings]:
+def _servers(address: str) -> Iterator[Settings]:
     """PostgreSQL, Redis and an S3, on the bridge alone."""
     try:
-        redis, postgres = Redis(GATEWAY), Postgres(GATEWAY)
+        redis, postgres = Redis(address), Postgres(address)
     except ServiceMissing as missing:
         absent(str(missing))
         raise
-    bucket = ThreadedMotoServer(ip_address=GATEWAY, port=0, verbose=False)
+    bucket = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     bucket.start()
     try:
         redis.start()
         postgres.start()
-        endpoint = f"http://{GATEWAY}:{bucket.get_host_and_port()[1]}"
+        endpoint = f"http://{address}:{bucket.get_host_and_port()[1]}"
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).close()
         yield Settings(
             database_url=postgres.new_database(),
@@ -140,10 +140,10 @@ def _servers() -> Iterator[Settings]:
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     _skip_where_impossible()
     mark = uuid.uuid4().hex
-    with joined_hosts(2) as hosts, _servers() as settings:
+    with joined_hosts(2) as network, _servers(network.gateway) as settings:
         database = Database(settings)
         database.migrate()
-        cluster = Cluster(settings, database, hosts, tmp_path, mark)
+        cluster = Cluster(settings, database, network.hosts, tmp_path, mark)
         try:
             yield cluster
         finally:
@@ -165,7 +165,7 @@ def _marked(mark: str) -> list[psutil.Process]:
 
 
 def _submit(cluster: Cluster, folder: Path) -> Job:
-    """A job of some twenty seconds, with teacher and data in the bucket."""
+    """A job of some ten seconds, with teacher and data in the bucket."""
     storage = open_storage(cluster.settings)
     teacher, data = write_tiny_bert(folder / "teacher"), write_tiny_dataset(folder / "data", rows=160)
     files = [storage.put_file(path, f"models/t/{path.name}") for path in sorted(teacher.iterdir())]
@@ -180,11 +180,11 @@ def _submit(cluster: Cluster, folder: Path) -> Job:
         facts = {name: {"rows": 0, "bytes": s.bytes, "sha256": s.sha256, "key": s.key} for name, s in splits.items()}
         dataset = catalogue.add_dataset(session, name="areas", splits=facts, profile={}, sha256="0" * 64)
         config: dict[str, Any] = {
-            "teacher": {"source": f"model:{model.id}", "finetune": {"epochs": 30, "learning_rate": 5e-3}},
+            "teacher": {"source": f"model:{model.id}", "finetune": {"epochs": 16, "learning_rate": 5e-3}},
             "dataset": f"dataset:{dataset.id}",
             "student": 2,
             "evaluation": {"baseline": False},
-            "training": {"epochs": 30, "learning_rate": 5e-3, "max_length": 32, "batch_size": 8},
+            "training": {"epochs": 12, "learning_rate": 5e-3, "max_length": 32, "batch_size": 8},
             "export": [],
         }
         job, _ = jobs.submit(
@@ -222,14 +222,15 @@ def test_a_job_moves_from_a_host_that_is_cut_off_and_is_done_once(cluster: Clust
     bell = Bell(cluster.settings)
     bell.ring()
     first = cluster.start_worker(first_host)
+    until(lambda: cluster.attempts(job), 60)
+    second = cluster.start_worker(second_host)
+    late = cluster.start(first_host, str(Path(__file__).with_name("late_writer.py")), job.id, "1", stdin=PIPE)
+    assert late.stdout is not None
+    assert late.stdout.readline() == "ready\n"
+    until(lambda: "slot(s)" in cluster.log(second_host).read_text(), 60)
     until(lambda: (cluster.job(job).checkpoint or {}).get("step"), 60)
     trainer = _trainer_of(first)
     assert trainer is not None
-    late = cluster.start(first_host, str(Path(__file__).with_name("late_writer.py")), job.id, "1", stdin=PIPE)
-    second = cluster.start_worker(second_host)
-    assert late.stdout is not None
-    assert late.stdout.readline() == "ready\n"
-    until(lambda: "slot(s)" in cluster.log(second_host).read_text(), 30)
 
     first_host.cut_off()
     until(lambda: _gone(trainer), LEASE_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow
@@ -19,7 +20,7 @@ from tests.tiny import docstrings
 AREAS = ("gui", "networking", "numbers")
 
 
-def _csv(folder: Path, name: str, rows: list[tuple[str, ...]], header: str = "text,label") -> tuple[Path, str]:
+def _csv(folder: Path, name: str, rows: Sequence[tuple[str, ...]], header: str = "text,label") -> tuple[Path, str]:
     path = folder / name
     lines = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
     path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")

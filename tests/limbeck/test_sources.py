@@ -71,7 +71,7 @@ def _copied(tiny: Path, folder: Path, **config: Any) -> Path:
     return folder
 
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown family": ({"model_type": "nonsense"}, "'nonsense'.*allowed: bert, distilbert"),
     "architectures": ({"architectures": 5}, "architectures that are not a list"),
     "no layers": ({"num_hidden_layers": True}, "no num_hidden_layers"),

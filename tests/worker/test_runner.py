@@ -212,7 +212,7 @@ def test_a_job_survives_a_database_that_is_away_for_less_than_the_lease(
     until(step_reached(database, job, 10))
     lock = sqlite3.connect(settings.data_dir / "limbeck.db", isolation_level=None, timeout=30)
     lock.execute("BEGIN IMMEDIATE")
-    time.sleep(1.2)
+    time.sleep(0.8)
     lock.execute("ROLLBACK")
     lock.close()
     running.join(20)

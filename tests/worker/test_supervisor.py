@@ -17,7 +17,7 @@ from tests.services import free_port
 
 def up(data_dir: Path, *more: str, port: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "limbeck.cli", "up", "--data-dir", str(data_dir), "--port", str(port), *more]
-    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
