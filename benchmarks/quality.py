@@ -66,8 +66,8 @@ GRID = (
         "sst2_glue",
         test="validation",
         limit=8000,
-        teacher={"epochs": 3, "learning_rate": 5e-5},
-        training={"epochs": 4, "learning_rate": 1e-4, "max_length": 64},
+        teacher={"epochs": 2, "learning_rate": 5e-5},
+        training={"epochs": 3, "learning_rate": 1e-4, "max_length": 64},
     ),
     Cell(
         "banking77",

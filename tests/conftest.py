@@ -74,9 +74,11 @@ def own_postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: Postgres) -> str:
+def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """``postgresql+psycopg://…`` of an empty database of the test's own."""
-    return postgres_server.new_database()
+    url = postgres_server.new_database()
+    yield url
+    postgres_server.recycle(url)
 
 
 @pytest.fixture(scope="session")

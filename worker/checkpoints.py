@@ -15,6 +15,8 @@ from worker.lease import Lease, commit_checkpoint
 
 _log = logging.getLogger(__name__)
 _TRIES = 5
+#: Until a checkpoint that the storage or the database did not take is offered again.
+_AGAIN_SECONDS = 2.0
 
 
 class Courier:
@@ -66,18 +68,20 @@ class Courier:
         self._wanted.set()
 
     def _run(self) -> None:
+        pause: float | None = None
         while True:
-            self._wanted.wait()
+            self._wanted.wait(pause)
             self._wanted.clear()
             if self._stopping.is_set():
                 return
-            self._bring()
+            pause = None if self._bring() else _AGAIN_SECONDS
 
-    def _bring(self) -> None:
+    def _bring(self) -> bool:
+        """Bring the newest checkpoint; False where it is worth another try."""
         try:
             checkpoint = self._upload()
             if checkpoint is None or checkpoint == self._committed:
-                return
+                return True
             with self._database.session() as session:
                 commit_checkpoint(session, self._lease, checkpoint)
             replaced = _keys(self._committed) - _keys(checkpoint)
@@ -89,8 +93,10 @@ class Courier:
         except StorageFull as error:
             self.full = error
         except (LimbeckError, OSError) as error:
-            # The next checkpoint is the next try; the last one that was committed stays good.
-            _log.warning("%s: a checkpoint could not be stored: %s", self._lease.job_id, error)
+            # The last one that was committed stays good. Waiting for the next would double what a fault costs.
+            _log.warning("%s: a checkpoint could not be stored yet: %s", self._lease.job_id, error)
+            return False
+        return True
 
     def _upload(self) -> dict[str, Any] | None:
         """Store what the manifest names and is not stored yet; the checkpoint with its keys."""

@@ -244,7 +244,10 @@ def test_logs_are_one_short_line_a_request_and_carry_no_bodies(served: Served) -
     body = {**SMALLEST, "metadata": {"token": "s3cr3t"}}
     answer = httpx.post(f"{served.url}/v1/jobs?x=s3cr3t", json=body, headers={"X-Request-Id": "find-me"})
     assert answer.status_code == 202
-    lines = [line for line in served.log.read_text().splitlines() if "find-me" in line]
+    deadline = time.monotonic() + 10  # the line is written once the answer is out
+    while not (lines := [line for line in served.log.read_text().splitlines() if "find-me" in line]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert len(lines) == 1
     assert "POST /v1/jobs 202" in lines[0]
     assert "s3cr3t" not in served.log.read_text()

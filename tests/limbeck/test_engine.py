@@ -226,7 +226,7 @@ class Killer(Callbacks):
         if step == kill_at and "distilling/loss" in values:
             os.kill(os.getpid(), signal.SIGKILL)
 distill(DistillConfig.model_validate_json((folder / "config.json").read_text()), folder / "work",
-        callbacks=Killer(), checkpoint_seconds=0.0)
+        callbacks=Killer(), checkpoint_seconds=0.1)
 """
 
     def run(kill_at: int) -> int:
