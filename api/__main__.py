@@ -79,6 +79,7 @@ def configure_logging(settings: Settings) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its own set-up at each start
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

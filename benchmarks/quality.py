@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from limbeck.engine import distill
-
 from benchmarks.report import ROOT, machine, markdown_table, replace_part, write_json
 from limbeck.callbacks import Callbacks, Progress, Stage
 from limbeck.config import DistillConfig
+from limbeck.engine import distill
 from limbeck.scorecard import Estimate, Scorecard
 
 CACHE = Path(__file__).parent / ".cache" / "quality"

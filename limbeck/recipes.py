@@ -28,11 +28,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "A 6-layer teacher that every install has, distilled to 3 layers on the docstrings of Python's "
                 "standard library: needs no network and a few minutes on two cores.",
                 {
-                    "teacher": {"source": "builtin:minilm-l6", "finetune": {"epochs": 3, "learning_rate": 1e-4}},
-                    "dataset": {"source": "builtin:stdlib-docstrings", "limit": 2500},
+                    "teacher": {"source": "builtin:minilm-l6", "finetune": {"epochs": 3, "learning_rate": 2e-4}},
+                    "dataset": {"source": "builtin:stdlib-docstrings", "limit": 2200},
                     "student": {"layers": 3},
                     "method": {"type": "kd", "temperature": 4.0},
-                    "training": {"epochs": 3, "batch_size": 32, "learning_rate": 1e-4, "max_length": 64},
+                    "training": {"epochs": 3, "batch_size": 16, "learning_rate": 3e-4, "max_length": 32},
                     "export": ["onnx"],
                 },
             ),

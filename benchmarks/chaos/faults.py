@@ -115,7 +115,8 @@ class Faults:
         for program in self._stack.programs:
             if program.fell:
                 program.wait(1)
-                self.fell[program.name] += not program.ending
+                if not program.ending:
+                    self.fell[program.name] += 1
                 self._in(0.5, program.start)
 
     def _in(self, seconds: float, action: Callable[[], None]) -> None:

@@ -12,10 +12,12 @@ from limbeck.data.table import fault
 #: Cuts depend on the data alone, never on a training seed: every job on a data set is judged on the same examples.
 _CUT_SEED = 20_150_309
 _HELD_OUT = 0.1
+#: A share of two thousand texts is known to within about two points; more would only take time from every epoch.
+_MOST_HELD_OUT = 2000
 
 
 def cut(train: Split, share: float = _HELD_OUT) -> tuple[Split, Split]:
-    """Take ``share`` of each class out of ``train``.
+    """Take ``share`` of each class out of ``train``, but about two thousand texts at the most.
 
     Examples of the same text go together, so that what is held out was never trained on. Each class keeps a text in
     train.
@@ -29,6 +31,7 @@ def cut(train: Split, share: float = _HELD_OUT) -> tuple[Split, Split]:
     groups: dict[tuple[str, str | None], list[int]] = defaultdict(list)
     for row, key in enumerate(train.keys()):
         groups[key].append(row)
+    share = min(share, _MOST_HELD_OUT / len(groups))
     by_class: dict[int, list[list[int]]] = defaultdict(list)
     for rows in groups.values():
         by_class[train.labels[rows[0]]].append(rows)

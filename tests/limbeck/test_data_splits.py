@@ -157,6 +157,12 @@ def test_a_limit_holds_where_rare_classes_round_up() -> None:
     assert set(kept.labels) == set(range(21))
 
 
+def test_no_more_is_held_out_than_an_epoch_should_spend_on_validation() -> None:
+    split = Split([f"text {i}" for i in range(50_000)], None, [i % 2 for i in range(50_000)])
+    left, held = cut(split)
+    assert (len(left), len(held)) == (48_000, 2_000)
+
+
 def test_a_class_with_a_single_text_stays_in_train() -> None:
     split = Split(["same", "same", "a", "b", "c"], None, [0, 0, 1, 1, 1])
     left, held = cut(split)

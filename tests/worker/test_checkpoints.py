@@ -134,6 +134,21 @@ def test_only_the_newest_checkpoint_is_kept(
     assert [entry.key for entry in storage.list("jobs")] == jobs.checkpoint_keys(checkpoint)
 
 
+def test_a_checkpoint_that_could_not_be_stored_does_not_wait_for_the_next_one(
+    settings: Settings, database: Database, held: Claim, tmp_path: Path
+) -> None:
+    """Guards against a short absence of the bucket or the database that costs a second interval of steps."""
+    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
+    carrier = courier(storage, database, held, tmp_path)
+    save(tmp_path, 1)
+    carrier.start()
+    carrier.notice()
+    until(lambda: storage._left < 0)
+    storage._left = 100
+    until(lambda: read(database, held.job.id).checkpoint)
+    carrier.finish()
+
+
 def test_a_late_worker_neither_replaces_nor_deletes_its_successors_checkpoint(
     storage: LocalStorage, database: Database, held: Claim, tmp_path: Path
 ) -> None:
