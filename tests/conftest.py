@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,11 @@ from tests.services import Postgres, Redis, Service, ServiceMissing
 
 Server = TypeVar("Server", bound=Service)
 _SERVERS = {"redis_server", "own_redis", "postgres_server", "own_postgres"}
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background has SIGINT ignored, and every process would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -129,8 +129,9 @@ def write_page() -> None:
     """Put the runs whose results are there into the page: the control last."""
     found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{_PREFIX}*.json"))]
     documents = sorted(found, key=lambda document: not document["plan"]["fence"])
+    hosts = {f"{(here := one['machine'])['date']}, {here['cores']} cores of {here['cpu']}" for one in documents}
     commands = "\n".join(document["command"] for document in documents)
-    replace_part(PAGE, "chaos", f"```\n{commands}\n```\n\n{table(documents)}")
+    replace_part(PAGE, "chaos", f"{'; '.join(sorted(hosts))}:\n\n```\n{commands}\n```\n\n{table(documents)}")
     replace_part(PAGE, "chaos-faults", faults_table(documents))
 
 

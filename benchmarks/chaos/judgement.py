@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
 
 from models.attempt import Attempt
@@ -46,15 +46,10 @@ def judge(database: Database, accepted: Mapping[str, str], together: Mapping[str
     with database.reading() as session:
         jobs = {job.id: job for job in session.scalars(select(Job))}
         attempts = list(session.scalars(select(Attempt).order_by(Attempt.job_id, Attempt.fence)))
-        students = _count(
-            session, select(Model.job_id, func.count()).where(Model.kind == ModelKind.STUDENT), Model.job_id
-        )
+        students = _count(session, Model.job_id, Model.kind == ModelKind.STUDENT)
+        bare = ~select(ModelFile).where(ModelFile.model_id == Model.id).exists()
+        without_files = set(session.scalars(select(Model.job_id).where(bare)))
         twice = _signs_of_two_runs(session, students)
-        empty = set(
-            session.scalars(
-                select(Model.job_id).where(~select(ModelFile).where(ModelFile.model_id == Model.id).exists())
-            )
-        )
         interval = _longest_interval(session)
     for job_id, seconds in together.items():
         if seconds > MAY_OVERLAP_SECONDS:
@@ -62,16 +57,7 @@ def judge(database: Database, accepted: Mapping[str, str], together: Mapping[str
     for job_id, count in Counter(accepted.values()).items():
         if count > 1:
             twice[job_id].append(f"{count} submits under different keys were answered with it")
-    lost = {
-        job_id: f"{key} was answered with 202 and is not there"
-        for key, job_id in accepted.items()
-        if job_id not in jobs
-    }
-    for job in jobs.values():
-        if job.status is not JobStatus.SUCCEEDED:
-            lost[job.id] = f"it is {job.status}: {job.error}"
-        elif not students.get(job.id) or job.id in empty:
-            lost[job.id] = "it has succeeded, and there is no student"
+    lost = _lost(jobs, accepted, students.keys() - without_files)
     return Judgement(
         jobs=len(jobs),
         once=len(jobs.keys() - lost.keys() - twice.keys()),
@@ -88,10 +74,25 @@ def judge(database: Database, accepted: Mapping[str, str], together: Mapping[str
     )
 
 
+def _lost(jobs: Mapping[str, Job], accepted: Mapping[str, str], with_student: Set[str]) -> dict[str, str]:
+    """Job to what became of it instead."""
+    lost = {
+        job_id: f"{key} was answered with 202 and is not there"
+        for key, job_id in accepted.items()
+        if job_id not in jobs
+    }
+    for job in jobs.values():
+        if job.status is not JobStatus.SUCCEEDED:
+            lost[job.id] = f"it is {job.status}: {job.error}"
+        elif job.id not in with_student:
+            lost[job.id] = "it has succeeded, and there is no student"
+    return lost
+
+
 def _signs_of_two_runs(session: Session, students: Mapping[str, int]) -> defaultdict[str, list[str]]:
     """Job to what shows that it ended more than once."""
     signs: defaultdict[str, list[str]] = defaultdict(list)
-    ended = _count(session, select(Event.job_id, func.count()).where(Event.kind == "job.succeeded"), Event.job_id)
+    ended = _count(session, Event.job_id, Event.kind == "job.succeeded")
     became = text(
         "SELECT job_id, count(*) FROM chaos_ledger WHERE became = 'succeeded' AND was <> became GROUP BY job_id"
     )
@@ -108,8 +109,8 @@ def _signs_of_two_runs(session: Session, students: Mapping[str, int]) -> default
     return signs
 
 
-def _count(session: Session, query: Any, by: Any) -> dict[str, int]:
-    return dict(session.execute(query.group_by(by)).all())
+def _count(session: Session, by: Any, which: ColumnElement[bool]) -> dict[str, int]:
+    return dict(session.execute(select(by, func.count()).where(which).group_by(by)).all())
 
 
 def _longest_interval(session: Session) -> int:

@@ -93,12 +93,6 @@ class Cluster:
             return jobs.get(session, job.id)
 
 
-def _skip_where_impossible() -> None:
-    reason = why_not()
-    if reason is not None:
-        absent(reason)
-
-
 @contextmanager
 def _servers(address: str) -> Iterator[Settings]:
     """PostgreSQL, Redis and an S3, on the bridge alone."""
@@ -138,7 +132,9 @@ def _servers(address: str) -> Iterator[Settings]:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    _skip_where_impossible()
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
     mark = uuid.uuid4().hex
     with joined_hosts(2) as network, _servers(network.gateway) as settings:
         database = Database(settings)
