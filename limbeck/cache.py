@@ -21,6 +21,8 @@ from limbeck.run import Run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from limbeck.tasks.base import Task
+
 _ROLE = "cache"
 
 
@@ -28,6 +30,7 @@ _ROLE = "cache"
 def predict(
     model: PreTrainedModel,
     data: Encoded,
+    task: Task,
     run: Run,
     done: Callable[[int], None] = lambda examples: None,
 ) -> NDArray[np.float32]:  # (examples, classes), in the split's order
@@ -38,7 +41,7 @@ def predict(
     for rows in forward_batches(data.lengths):
         run.poll()
         with run.device.autocast():
-            logits[rows] = model(**collate(rows).inputs).logits.float().cpu().numpy()
+            logits[rows] = task.logits(model(**collate(rows).inputs)).float().cpu().numpy()
         done(len(rows))
     return logits
 
@@ -54,7 +57,9 @@ def cache_key(run: Run, teacher_weights: str, data_sha256: str) -> str:
 
 
 @torch.inference_mode()
-def teacher_logits(load: Callable[[], PreTrainedModel], data: Encoded, key: str, classes: int, run: Run) -> Tensor:
+def teacher_logits(
+    load: Callable[[], PreTrainedModel], data: Encoded, task: Task, key: str, classes: int, run: Run
+) -> Tensor:
     """The teacher's logits over the training split, (examples, classes), float32, from the state or computed.
 
     An interrupted pass goes on where it stopped.
@@ -72,7 +77,7 @@ def teacher_logits(load: Callable[[], PreTrainedModel], data: Encoded, key: str,
     started = time.monotonic()
     run.meter.begin("cache")
     if hits < len(data):
-        _fill(load(), data, logits, done, key, run)
+        _fill(load(), data, task, logits, done, key, run)
         require_finite(logits, "the teacher's logits")
         _stage(run, logits, len(forward_batches(data.lengths)), key)
         run.commit()
@@ -94,7 +99,7 @@ def _say_built(run: Run, logits: Tensor, hits: int, seconds: float) -> None:
     )
 
 
-def _fill(model: PreTrainedModel, data: Encoded, logits: Tensor, done: int, key: str, run: Run) -> None:
+def _fill(model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, done: int, key: str, run: Run) -> None:
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
     tokens = data.lengths
@@ -108,7 +113,7 @@ def _fill(model: PreTrainedModel, data: Encoded, logits: Tensor, done: int, key:
             _stage(run, logits, number, key)
             run.commit()
         with run.device.autocast():
-            logits[torch.from_numpy(rows)] = model(**collate(rows).inputs).logits.float().cpu()
+            logits[torch.from_numpy(rows)] = task.logits(model(**collate(rows).inputs)).float().cpu()
         run.meter.advance(float(tokens[rows].sum() / tokens.sum()), examples=len(rows))
 
 

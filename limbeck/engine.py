@@ -163,10 +163,10 @@ def _teacher(run: Run, job: Prepared) -> Weights:
         fitted = train(_teacher_phase(run, job, job.finetune, model), run)
         model, score, epoch = fitted.model, fitted.score, fitted.epoch
     else:
-        logits = predict(model, job.validation, run)
+        logits = predict(model, job.validation, job.task, run)
         if not torch.isfinite(torch.from_numpy(logits)).all():
             raise Diverged("The teacher's logits hold NaN or infinite values on the validation split.")
-        score = evaluate.score(job.task.main_metric, logits.argmax(axis=1), job.validation.labels)
+        score = evaluate.score(job.task.main_metric, job.task.predictions(logits), job.validation.labels)
         epoch = None
     _require_fit(job, score)
     run.facts["teacher"] = {"validation": score, "epoch": epoch}
@@ -212,10 +212,10 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
     logits = None
     if any(part.teacher_logits for part in method.parts()):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
-        logits = teacher_logits(load, job.train, key, len(job.card.labels), run)
+        logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
     student = run.device.place(job.blueprint.cut(teacher, job.layers))
     training = run.config.training
-    models = Models(student, load)
+    models = Models(student, load, job.layers)
     fitted = train(_phase(run, job, name, method, models, logits, training.epochs, training.learning_rate), run)
     run.store.drop("cache")
     _say_trained(run, job, name, fitted)

@@ -16,11 +16,15 @@ class Family:
 
     layers: str = "encoder.layer"  #: the list of layers, within the base model
     output: str = "classifier"  #: the last linear layer of the classification head, within the whole model
+    #: The linear layers that make queries, keys and values of the hidden states, within a layer.
+    projections: tuple[str, str, str] = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 
 FAMILIES = {
     "bert": Family(),
-    "distilbert": Family(layers="transformer.layer"),
+    "distilbert": Family(
+        layers="transformer.layer", projections=("attention.q_lin", "attention.k_lin", "attention.v_lin")
+    ),
     "electra": Family(output="classifier.out_proj"),
     "roberta": Family(output="classifier.out_proj"),
     "xlm-roberta": Family(output="classifier.out_proj"),

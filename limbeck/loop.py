@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from limbeck import evaluate
 from limbeck.batches import Collator, Encoded, training_batches
 from limbeck.cache import predict
+from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
 from limbeck.methods.base import Method, Models, Objective
@@ -111,7 +112,7 @@ def train(phase: Phase, run: Run) -> Fitted:
             continue
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -1.0
-        objective = phase.method.build(part, phase.models, phase.task)
+        objective = phase.method.build(part, phase.models, Criterion(phase.task))
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
         if saved is not None:
@@ -225,11 +226,11 @@ def _adamw(module: nn.Module, student: PreTrainedModel, weight_decay: float) -> 
 
 
 def _validate(objective: Objective, phase: Phase, position: Position, run: Run) -> float:
-    logits = predict(objective.student, phase.validation, run)
+    logits = predict(objective.student, phase.validation, phase.task, run)
     if not np.isfinite(logits).all():
         raise Diverged(f"After step {position.step} of {phase.name} the model's logits hold NaN or infinite values.")
     name = phase.task.main_metric
-    score = evaluate.score(name, logits.argmax(axis=1), phase.validation.labels)
+    score = evaluate.score(name, phase.task.predictions(logits), phase.validation.labels)
     position.history.append({"step": position.step, name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
     epoch = math.ceil(position.step / phase.steps_per_epoch)

@@ -52,14 +52,18 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     Raises:
         Diverged: a logit is NaN or infinite.
     """
-    answers = predict(model, job.validation, run).argmax(axis=1)
+    answers = job.task.predictions(predict(model, job.validation, job.task, run))
     # Last, so that an interruption never makes a model answer the test split again.
     logits = predict(
-        model, job.test, run, done=lambda examples: run.meter.advance(examples / len(job.test), examples=examples)
+        model,
+        job.test,
+        job.task,
+        run,
+        done=lambda examples: run.meter.advance(examples / len(job.test), examples=examples),
     )
     if not np.isfinite(logits).all():
         raise Diverged(f"The {name}'s logits hold NaN or infinite values on the test split.")
-    predictions = logits.argmax(axis=1)
+    predictions = job.task.predictions(logits)
     quality = evaluate.scores(job.task.metrics, predictions, job.test.labels)
     shown = ", ".join(f"{metric.replace('_', ' ')} {100 * value:.1f} %" for metric, value in quality.items())
     run.event(f"{name}.tested", f"{name.capitalize()} on the test split: {shown}", **quality)

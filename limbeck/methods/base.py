@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from limbeck.errors import Problem
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
-    from limbeck.tasks.base import Task
+    from limbeck.criterion import Criterion
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Models:
 
     student: PreTrainedModel
     teacher: Callable[[], PreTrainedModel]  #: loads it, frozen and in ``eval()``; not called, it costs no memory
+    layers: tuple[int, ...] = ()  #: of the teacher (from 0), that the student started from
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class Term:
     value: Tensor  # scalar, float32
     weight: float = 1.0
     unit: str = "examples"
+
+    def times(self, weight: float) -> Term:
+        """The same with its weight multiplied."""
+        return replace(self, weight=self.weight * weight)
 
 
 class Objective(ABC):
@@ -115,7 +120,7 @@ class Method(Spec, ABC):
         return (Part(teacher_logits=self.uses_teacher),)
 
     @abstractmethod
-    def build(self, part: Part, models: Models, task: Task) -> Objective:
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
         """The objective of ``part``; called again when a run resumes in the middle of it."""
 
     def finish(self, objective: Objective) -> PreTrainedModel:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
-    from limbeck.tasks.base import Task
+    from limbeck.criterion import Criterion
 
 
 class KnowledgeDistillation(Method):
@@ -27,23 +27,23 @@ class KnowledgeDistillation(Method):
     alpha: float = Field(default=0.9, ge=0, le=1)
     """Weight of the soft loss; the true labels get ``1 - alpha``."""
 
-    def build(self, part: Part, models: Models, task: Task) -> Objective:
-        return _TeacherAndLabels(models.student, task, self)
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        return TeacherAndLabels(models.student, criterion, self.temperature, self.alpha)
 
 
-class _TeacherAndLabels(Objective):
-    def __init__(self, student: PreTrainedModel, task: Task, options: KnowledgeDistillation) -> None:
+class TeacherAndLabels(Objective):
+    """``alpha`` times the soft loss and ``1 - alpha`` times the hard one; other methods end with a part of it."""
+
+    def __init__(self, student: PreTrainedModel, criterion: Criterion, temperature: float, alpha: float) -> None:
         self.module = self.student = student
-        self.task = task
-        self.options = options
+        self.criterion = criterion
+        self.temperature = temperature
+        self.alpha = alpha
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        if batch.teacher_logits is None:
-            raise ValueError("kd needs the teacher's logits in every batch")
-        logits = self.student(**batch.inputs).logits
-        soft = self.task.soft_loss(logits, batch.teacher_logits, self.options.temperature)
-        hard = self.task.hard_loss(logits, batch.labels)
+        logits = self.criterion.logits(self.student(**batch.inputs))
+        soft = self.criterion.soft(logits, batch, self.temperature, progress=step / steps)
         return {
-            "soft_loss": Term(soft, self.options.alpha),
-            "hard_loss": Term(hard, 1 - self.options.alpha),
+            "soft_loss": soft.times(self.alpha),
+            "hard_loss": self.criterion.hard(logits, batch).times(1 - self.alpha),
         }

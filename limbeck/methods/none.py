@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
-    from limbeck.tasks.base import Task
+    from limbeck.criterion import Criterion
 
 
 class FineTuning(Method):
@@ -21,15 +21,17 @@ class FineTuning(Method):
 
     type: Literal["none"] = "none"
 
-    def build(self, part: Part, models: Models, task: Task) -> Objective:
-        return _Labels(models.student, task)
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        return Labels(models.student, criterion)
 
 
-class _Labels(Objective):
-    def __init__(self, student: PreTrainedModel, task: Task) -> None:
+class Labels(Objective):
+    """The hard loss alone."""
+
+    def __init__(self, student: PreTrainedModel, criterion: Criterion) -> None:
         self.module = self.student = student
-        self.task = task
+        self.criterion = criterion
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        logits = self.student(**batch.inputs).logits
-        return {"hard_loss": Term(self.task.hard_loss(logits, batch.labels))}
+        logits = self.criterion.logits(self.student(**batch.inputs))
+        return {"hard_loss": self.criterion.hard(logits, batch)}

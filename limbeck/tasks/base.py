@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from limbeck.spec import Spec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedConfig
+
+    from limbeck.batches import Batch
 
 
 class Task(Spec, ABC):
@@ -19,6 +23,8 @@ class Task(Spec, ABC):
     shorthand: ClassVar[str | None] = "type"
     #: The metric that selects weights and that retention is of; a name of ``limbeck.evaluate``.
     main_metric: ClassVar[str]
+    #: What a loss is the mean over: a key of ``Batch.counts``.
+    unit: ClassVar[str] = "examples"
     #: Every metric of the scorecard.
     metrics: ClassVar[tuple[str, ...]]
 
@@ -32,10 +38,28 @@ class Task(Spec, ABC):
     def configure(self, config: PreTrainedConfig, labels: Sequence[str]) -> None:
         """Write the labels into a model's configuration."""
 
-    @abstractmethod
-    def hard_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss against the true labels, a float32 scalar, the mean over examples."""
+    def logits(self, output: Any) -> Tensor:
+        """The answer in the output of a model of :meth:`model_class`: (examples, classes), or what the task has."""
+        logits: Tensor = output.logits
+        return logits
+
+    def rows(self, values: Tensor, batch: Batch) -> Tensor:
+        """Of logits in the task's shape those that have a label, (units, classes)."""
+        return values
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The labels of :meth:`rows`, (units,) or what the task has."""
+        return batch.labels
 
     @abstractmethod
-    def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-        """The loss against the teacher's logits at ``temperature``, a float32 scalar, the mean over examples."""
+    def hard_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row of :meth:`rows` against its target, (units,) in float32."""
+
+    @abstractmethod
+    def soft_losses(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        """The loss of each row against the teacher's at ``temperature``, (units,) in float32."""
+
+    def predictions(self, logits: NDArray[np.float32]) -> NDArray[Any]:
+        """What the metrics judge, from logits over a whole split."""
+        answers: NDArray[Any] = logits.argmax(axis=-1)
+        return answers

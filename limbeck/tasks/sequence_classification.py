@@ -30,12 +30,12 @@ class SequenceClassification(Task):
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
 
-    def hard_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        from limbeck.losses import hard_loss
+    def hard_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        from limbeck.losses import hard_losses
 
-        return hard_loss(logits, labels)
+        return hard_losses(logits, targets)
 
-    def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-        from limbeck.losses import soft_loss
+    def soft_losses(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        from limbeck.losses import soft_losses
 
-        return soft_loss(student_logits, teacher_logits, temperature)
+        return soft_losses(student_logits, teacher_logits, temperature)

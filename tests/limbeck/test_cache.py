@@ -16,7 +16,7 @@ from limbeck.callbacks import Stage
 from limbeck.errors import Diverged, Interrupted
 from limbeck.progress import Item
 from limbeck.run import Run
-from tests.limbeck.bench import LABELS, Bench, Recorder
+from tests.limbeck.bench import LABELS, TASK, Bench, Recorder
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def test_a_pass_that_is_stopped_again_and_again_gives_the_same_answers(
 ) -> None:
     """Guards the order of the answers, and that no example is answered twice."""
     assert len(forward_batches(many.lengths)) >= 3
-    expected = predict(bench.teacher(), many, open_run(bench, tmp_path / "whole", Recorder()))
+    expected = predict(bench.teacher(), many, TASK, open_run(bench, tmp_path / "whole", Recorder()))
     attempt = 0
     while attempt < 20:
         said = Recorder(stop_after=1)
         run = open_run(bench, tmp_path / "pieces", said)
         try:
-            found = teacher_logits(bench.teacher, many, "key", len(LABELS), run)
+            found = teacher_logits(bench.teacher, many, TASK, "key", len(LABELS), run)
             break
         except Interrupted:
             run.commit()
@@ -67,20 +67,20 @@ def test_known_answers_need_no_teacher(bench: Bench, many: Encoded, tmp_path: Pa
         raise AssertionError("the teacher was loaded")
 
     run = open_run(bench, tmp_path, Recorder())
-    first = teacher_logits(bench.teacher, many, "key", len(LABELS), run)
-    again = teacher_logits(unwanted, many, "key", len(LABELS), open_run(bench, tmp_path, Recorder()))
+    first = teacher_logits(bench.teacher, many, TASK, "key", len(LABELS), run)
+    again = teacher_logits(unwanted, many, TASK, "key", len(LABELS), open_run(bench, tmp_path, Recorder()))
     assert torch.equal(first, again)
 
 
 def test_answers_of_another_teacher_are_not_used(bench: Bench, many: Encoded, tmp_path: Path) -> None:
     """Guards the key: what one teacher said is nothing that another one knows."""
     run = open_run(bench, tmp_path, Recorder())
-    teacher_logits(bench.teacher, many, "one", len(LABELS), run)
+    teacher_logits(bench.teacher, many, TASK, "one", len(LABELS), run)
     other = bench.teacher()
     with torch.no_grad():
         other.get_submodule("classifier").bias.add_(1.0)  # type: ignore[operator]
-    found = teacher_logits(lambda: other, many, "other", len(LABELS), run)
-    assert torch.equal(found, torch.from_numpy(predict(other, many, run)))
+    found = teacher_logits(lambda: other, many, TASK, "other", len(LABELS), run)
+    assert torch.equal(found, torch.from_numpy(predict(other, many, TASK, run)))
 
 
 def test_a_teacher_that_answers_nan_is_refused(bench: Bench, many: Encoded, tmp_path: Path) -> None:
@@ -88,4 +88,4 @@ def test_a_teacher_that_answers_nan_is_refused(bench: Bench, many: Encoded, tmp_
     with torch.no_grad():
         broken.get_submodule("classifier").bias[0] = float("nan")  # type: ignore[index]
     with pytest.raises(Diverged, match="teacher's logits"):
-        teacher_logits(lambda: broken, many, "key", len(LABELS), open_run(bench, tmp_path, Recorder()))
+        teacher_logits(lambda: broken, many, TASK, "key", len(LABELS), open_run(bench, tmp_path, Recorder()))

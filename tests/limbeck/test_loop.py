@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from limbeck.batches import Batch, Collator
+from limbeck.criterion import Criterion
 from limbeck.errors import Diverged, Interrupted
 from limbeck.loop import backward, schedule, train
 from limbeck.methods.base import Models, Objective, Part, Term
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.none import FineTuning
-from limbeck.tasks.base import Task
 from tests.limbeck.bench import TASK, Bench, Recorder
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(bench: Bench, tmp_
 def test_the_loss_is_the_weighted_sum_of_its_terms(bench: Bench, tmp_path: Path) -> None:
     phase = bench.phase(KnowledgeDistillation(alpha=0.25))
     phase.models.student.eval()
-    objective = phase.method.build(Part(), phase.models, TASK)
+    objective = phase.method.build(Part(), phase.models, Criterion(TASK))
     collate = Collator(bench.train, 0, CPU, phase.teacher_logits)
     values = backward(objective, collate, np.arange(8), 1, 0, 1, bench.run(tmp_path, phase))
     assert values["loss"].item() == pytest.approx(0.25 * values["soft_loss"].item() + 0.75 * values["hard_loss"].item())
@@ -129,7 +129,7 @@ def test_the_best_epoch_is_kept_and_not_the_last(bench: Bench, tmp_path: Path) -
     history = [point["accuracy"] for point in fitted.history]
     assert fitted.score == max(history)
     assert fitted.epoch == 1 + history.index(max(history))
-    answers = predict(fitted.model, bench.validation, run).argmax(axis=1)
+    answers = predict(fitted.model, bench.validation, TASK, run).argmax(axis=1)
     assert score("accuracy", answers, bench.validation.labels) == fitted.score
 
 
@@ -144,8 +144,8 @@ def test_unused_rows_of_the_vocabulary_stay_as_they_were(bench: Bench, tmp_path:
 
 
 class _Exploding(FineTuning):
-    def build(self, part: Part, models: Models, task: Task) -> Objective:
-        objective = super().build(part, models, task)
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        objective = super().build(part, models, criterion)
         inner = objective.losses
 
         def losses(batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
@@ -174,8 +174,8 @@ class _TwoParts(FineTuning):
     def parts(self) -> tuple[Part, ...]:
         return (Part("projection", share=1 / 3, learning_rate=5.0, selects=False), Part("labels", share=2 / 3))
 
-    def build(self, part: Part, models: Models, task: Task) -> Objective:
-        return _Projection(models.student) if part.name == "projection" else super().build(part, models, task)
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        return _Projection(models.student) if part.name == "projection" else super().build(part, models, criterion)
 
 
 class _Projection(Objective):

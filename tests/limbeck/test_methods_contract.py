@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 import limbeck.config
 from limbeck.batches import Collator
 from limbeck.config import DistillConfig
+from limbeck.criterion import Criterion
 from limbeck.loop import train
 from limbeck.methods.base import Method
 from tests.limbeck.bench import TASK, Bench
@@ -59,7 +60,7 @@ def test_parts_share_all_steps(method: type[Method]) -> None:
 def test_terms_are_finite_named_and_count_known_units(bench: Bench, method: type[Method]) -> None:
     phase = bench.phase(method())
     for part in phase.method.parts():
-        objective = phase.method.build(part, phase.models, TASK)
+        objective = phase.method.build(part, phase.models, Criterion(TASK))
         batch = Collator(bench.train, 0, torch.device("cpu"), phase.teacher_logits if part.teacher_logits else None)(
             np.arange(4)
         )
