@@ -13,21 +13,24 @@ same folder goes on from there, and ends with the same weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck import evaluate
+from limbeck.batches import Collator, Encoded
 from limbeck.cache import cache_key, predict, teacher_logits
 from limbeck.callbacks import Callbacks, Stage
 from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig, FineTune
+from limbeck.criterion import Criterion
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, Interrupted, OutOfMemory, TeacherUnfit
 from limbeck.loop import Fitted, Phase, train
@@ -36,6 +39,7 @@ from limbeck.methods.none import FineTuning
 from limbeck.outcome import Evaluation, evaluate_model, export
 from limbeck.preparation import Prepared, prepare
 from limbeck.progress import TRAINING, Item, forward_work
+from limbeck.pruning import most_important, neuron_importance
 from limbeck.run import Run
 from limbeck.scorecard import Scorecard
 
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 #: Seconds that timing a model, and writing a form of the student, take on a small machine; for the estimate only.
 _TIMING_SECONDS = 3.0
 _EXPORT_SECONDS = 10.0
+#: Training texts on which the importance of neurons is measured.
+_PRUNED_ON = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,29 +123,28 @@ def _plan(run: Run, job: Prepared) -> None:
     training, tune = run.config.training, job.finetune
     per_epoch = math.ceil(len(job.train) / training.batch_size)
 
-    def learn(layers: int, epochs: int) -> float:
-        once = forward_work(job.blueprint.config, layers, job.train.lengths) * TRAINING
-        return epochs * (once + forward_work(job.blueprint.config, layers, job.validation.lengths))
+    def once(config: Any, data: Encoded) -> float:
+        return forward_work(config, int(config.num_hidden_layers), data.lengths)
 
-    def read(layers: int) -> float:
-        return forward_work(job.blueprint.config, layers, job.test.lengths)
+    def learn(config: Any, epochs: int) -> float:
+        return epochs * (once(config, job.train) * TRAINING + once(config, job.validation))
 
-    deep, shallow = job.blueprint.layers, len(job.layers)
+    deep, shallow = job.blueprint.config, job.student.config()
     items = {
         "teacher": Item(
             Stage.TEACHER,
-            learn(deep, tune.epochs) if tune else forward_work(job.blueprint.config, deep, job.validation.lengths),
+            learn(deep, tune.epochs) if tune else once(deep, job.validation),
         ),
         "distilling": Item(Stage.DISTILLING, learn(shallow, training.epochs)),
-        "evaluate-teacher": Item(Stage.EVALUATING, read(deep)),
-        "evaluate-student": Item(Stage.EVALUATING, read(shallow)),
+        "evaluate-teacher": Item(Stage.EVALUATING, once(deep, job.test)),
+        "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
     if any(part.teacher_logits for part in run.config.method.parts()):
-        items["cache"] = Item(Stage.DISTILLING, forward_work(job.blueprint.config, deep, job.train.lengths))
+        items["cache"] = Item(Stage.DISTILLING, once(deep, job.train))
     if _wants_baseline(run.config):
         items["baseline"] = Item(Stage.DISTILLING, learn(shallow, training.epochs))
-        items["evaluate-baseline"] = Item(Stage.EVALUATING, read(shallow))
+        items["evaluate-baseline"] = Item(Stage.EVALUATING, once(shallow, job.test))
     learners = training.epochs * (2 if _wants_baseline(run.config) else 1) + (tune.epochs if tune else 0)
     run.meter.plan(items, per_epoch * learners)
 
@@ -213,13 +218,41 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
     if any(part.teacher_logits for part in method.parts()):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
         logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
-    student = run.device.place(job.blueprint.cut(teacher, job.layers))
+    student = run.device.place(job.student.start(teacher, _neurons(run, job, load)))
     training = run.config.training
     models = Models(student, load, job.layers)
     fitted = train(_phase(run, job, name, method, models, logits, training.epochs, training.learning_rate), run)
     run.store.drop("cache")
     _say_trained(run, job, name, fitted)
     return _keep(run, name, fitted.model)
+
+
+def _neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> list[Tensor] | None:
+    """The neurons that pruning leaves in each of the student's layers; found once, for the student and its baseline."""
+    prune, layers = run.config.student.prune, job.student.shape.layers
+    if prune is None:
+        return None
+    if not run.store.has("pruning"):
+        criterion = Criterion(job.task)
+        collate = Collator(job.train, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)
+        drawn = np.random.default_rng(run.config.training.seed).permutation(len(job.train))[:_PRUNED_ON]
+        parts = np.array_split(drawn, max(1, len(drawn) // run.config.training.batch_size))
+        found = neuron_importance(
+            load(),
+            [collate(part) for part in parts],
+            lambda model, batch: criterion.hard(criterion.logits(model(**batch.inputs)), batch).value,
+        )
+        run.store.write_tensors("pruning", {"importance": found}, {})
+        run.event(
+            "student.pruned",
+            f"{prune.neurons:.0%} of the neurons go, the least important on {len(drawn):,} training texts; "
+            f"{job.student.shape.intermediate_size:,} stay in each layer",
+            neurons=job.student.shape.intermediate_size,
+        )
+        run.commit()
+    importance = run.store.read_tensors("pruning")[0]["importance"]
+    chosen = importance[list(layers)] if len(importance) == job.blueprint.layers else importance
+    return most_important(chosen, job.student.shape.intermediate_size)
 
 
 def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:
@@ -286,7 +319,7 @@ def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[st
 
 
 def _build(job: Prepared, name: str, weights: Weights) -> PreTrainedModel:
-    return job.blueprint.build(job.blueprint.layers if name == "teacher" else len(job.layers), weights)
+    return job.blueprint.build(job.blueprint.layers, weights) if name == "teacher" else job.student.build(weights)
 
 
 def _export(

@@ -13,11 +13,14 @@ _LABELS_SHOWN = 30
 
 _WITH_TORCH = """\
 ```python
-from transformers import pipeline
+${first}from transformers import pipeline
 
 classify = pipeline("text-classification", model="this/folder")
 print(classify($question, truncation=True))
 ```"""
+
+#: What transformers has to be told of before it reads a recurrent student.
+_KNOWN_TO_LIMBECK = "import limbeck.recurrent  # tells transformers of this kind of model (pip install limbeck)\n"
 
 _WITHOUT_TORCH = """
 
@@ -176,6 +179,7 @@ def _usage(card: Scorecard, is_student: bool, pair: bool) -> str:
     names = {
         "question": '{"text": "a text", "text_pair": "another"}' if pair else '"a text"',
         "texts": '"a text", "another"' if pair else '"a text"',
+        "first": _KNOWN_TO_LIMBECK if card.student.architecture.startswith("Recurrent") else "",
         "graph": FILES[card.exports[0].format] if card.exports else "",
     }
     return Template(_WITH_TORCH + (_WITHOUT_TORCH if is_student and card.exports else "")).substitute(names)

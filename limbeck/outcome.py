@@ -22,6 +22,7 @@ from limbeck.preparation import Prepared, load_tokenizer
 from limbeck.run import Run
 from limbeck.scorecard import Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
 from limbeck.students import read_config
+from limbeck.trimming import trimmed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,7 @@ _EXPORTED = 0.6
 class Evaluation:
     """One model's answers to the test split, and its shape."""
 
+    architecture: str
     layers: int
     hidden_size: int
     parameters: int
@@ -68,8 +70,11 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     shown = ", ".join(f"{metric.replace('_', ' ')} {100 * value:.1f} %" for metric, value in quality.items())
     run.event(f"{name}.tested", f"{name.capitalize()} on the test split: {shown}", **quality)
     table: Any = model.get_input_embeddings().weight
-    unused = job.blueprint.vocabulary.full_size - len(job.blueprint.vocabulary)
+    of = job.blueprint if name == "teacher" else job.student.origin
+    whole = name == "teacher" or not job.student.trimmed
+    unused = of.vocabulary.full_size - len(of.vocabulary) if whole else 0
     return Evaluation(
+        architecture=type(model).__name__,
         layers=int(model.config.num_hidden_layers),
         hidden_size=int(model.config.hidden_size),
         parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
@@ -82,10 +87,12 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
     """A model as a Hugging Face folder with its tokenizer, and ``limbeck.json`` for the runtime."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    job.blueprint.save(model, folder)
+    job.student.save(model, folder)
     # safetensors keeps it to the owner; whoever may read the folder may read all of it.
     (folder / "model.safetensors").chmod(0o644)
     tokenizer = load_tokenizer(job.blueprint.folder, read_config(job.blueprint.folder))
+    if job.student.trimmed:
+        tokenizer = trimmed(tokenizer, job.blueprint.vocabulary.kept)
     tokenizer.model_max_length = config.training.max_length
     tokenizer.save_pretrained(folder)
     described = {
@@ -113,7 +120,11 @@ def export(
     for name in written:
         run.poll()
         write_folder(models[name], output / name, job, run.config)
-    student, kept = output / "student", job.blueprint.vocabulary.kept
+    student, pad_id = output / "student", job.blueprint.config.pad_token_id or 0
+    # The ids of texts are those of the student's folder, compact ones where it is trimmed.
+    kept = None if job.student.trimmed else job.blueprint.vocabulary.kept
+    if job.student.trimmed:
+        pad_id = job.blueprint.vocabulary.place(pad_id)
     rows = rows_of(job.test, kept)
     exports = export_onnx(
         student,
@@ -137,9 +148,7 @@ def export(
         for name, model in models.items()
     }
     runners |= {card.format: onnx_runner(student, card.format) for card in exports}
-    latency = measure_latency(
-        runners, rows, pad_id=job.blueprint.config.pad_token_id or 0, seconds=_TIMED, poll=run.poll
-    )
+    latency = measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=run.poll)
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
     scorecard = _scorecard(run, job, evaluations, latency, exports)
     for name in written:
@@ -190,6 +199,7 @@ def _scorecard(
 def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepared, seed: int) -> ModelCard:
     return ModelCard(
         name=name,
+        architecture=found.architecture,
         layers=found.layers,
         hidden_size=found.hidden_size,
         parameters=found.parameters,

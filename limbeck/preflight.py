@@ -4,56 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from limbeck import shapes
 from limbeck.config import DistillConfig
 from limbeck.errors import Problem
 from limbeck.families import FAMILIES
 from limbeck.sources import ModelFacts
 
 
-def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence[str] | None) -> tuple[Problem, ...]:
-    """Hold a configuration against its teacher and its data set, each where it is known.
+def check(
+    config: DistillConfig,
+    *,
+    teacher: ModelFacts | None,
+    labels: Sequence[str] | None,
+    student: ModelFacts | None = None,
+) -> tuple[Problem, ...]:
+    """Hold a configuration against its teacher, its data set and ``student.source``, each where it is known.
 
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
     found: list[Problem] = []
+    origin = teacher if config.student.source is None else student
+    if student is not None:
+        found += _family(student, "student")
+        found += _length(config, student, "the student")
+    if origin is not None:
+        found += shapes.problems(config.student, origin)
     if teacher is not None:
-        found += _family(teacher)
-        found += _depth(config, teacher)
-        found += _length(config, teacher)
+        found += _family(teacher, "teacher")
+        found += _length(config, teacher, "the teacher")
         found += _finetuning(config, teacher)
         if labels is not None:
             found += _labels(config, teacher, labels)
-            layers = config.student.layers
-            count = len(layers) if isinstance(layers, tuple) else layers or max(1, teacher.layers // 2)
-            found += config.method.problems(classes=len(labels), teacher_layers=teacher.layers, student_layers=count)
+            if origin is not None:
+                count = shapes.depth(config.student, origin.layers)
+                found += config.method.problems(
+                    classes=len(labels), teacher_layers=teacher.layers, student_layers=count
+                )
     return tuple(dict.fromkeys(found))
 
 
-def _family(teacher: ModelFacts) -> Iterator[Problem]:
-    if teacher.model_type not in FAMILIES:
+def _family(model: ModelFacts, part: str) -> Iterator[Problem]:
+    if model.model_type not in FAMILIES:
         yield Problem(
-            "/teacher/source", f"found a model of the type {teacher.model_type!r}; allowed: {', '.join(FAMILIES)}"
+            f"/{part}/source", f"found a model of the type {model.model_type!r}; allowed: {', '.join(FAMILIES)}"
         )
 
 
-def _depth(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
-    layers = config.student.layers
-    if isinstance(layers, int) and layers > teacher.layers:
-        yield Problem(
-            "/student/layers",
-            f"found {layers}; the teacher has {teacher.layers} layers, so 1 to {teacher.layers} are allowed",
-        )
-    if isinstance(layers, tuple) and layers[-1] >= teacher.layers:
-        yield Problem(
-            "/student/layers", f"found layer {layers[-1]}; the teacher has the layers 0 to {teacher.layers - 1}"
-        )
-
-
-def _length(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
-    wanted, most = config.training.max_length, teacher.max_positions
+def _length(config: DistillConfig, model: ModelFacts, who: str) -> Iterator[Problem]:
+    wanted, most = config.training.max_length, model.max_positions
     if most is not None and wanted > most:
-        yield Problem("/training/max_length", f"found {wanted}; the teacher reads at most {most} tokens")
+        yield Problem("/training/max_length", f"found {wanted}; {who} reads at most {most} tokens")
 
 
 def _finetuning(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:

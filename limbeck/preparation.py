@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +19,23 @@ from limbeck.callbacks import Stage
 from limbeck.config import FineTune
 from limbeck.device import installed
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
+from limbeck.families import FAMILIES
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
-from limbeck.students import Blueprint, label_order, read_config, student_layers
+from limbeck.student_plan import StudentPlan
+from limbeck.students import Blueprint, label_order, read_config
 from limbeck.tasks.base import Task
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.trimming import kept_ids, trimmed
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from limbeck.data import Corpus
-    from limbeck.sources import ModelFacts
+    from limbeck.sources import LocalModel, ModelFacts
 
 _SPLITS = ("train", "validation", "test")
+#: Texts on which two tokenizers of the same tokens are compared.
+_COMPARED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Prepared:
     train: Encoded
     validation: Encoded
     test: Encoded
-    layers: tuple[int, ...]  #: of the teacher, that the student starts from
+    student: StudentPlan
+    layers: tuple[int, ...]  #: of the teacher, that the student's stand for
     finetune: FineTune | None
     keep_head: bool  #: whether the teacher's own head is used
     teacher_revision: str | None
@@ -63,16 +69,20 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         spec = spec.model_copy(update={"revision": known})
     teacher = sources.teacher_folder(spec, given)
     facts = sources.model_facts(teacher.path)
-    _preflight(run, facts, None)
+    source = _student_source(run, given)
+    about = None if source is None else sources.model_facts(source.path)
+    _preflight(run, facts, None, about)
     if not run.store.has("data"):
-        _encode(run, teacher.path, facts, given)
+        _encode(run, teacher.path, facts, given, source, about)
         run.facts["teacher_revision"] = teacher.revision
+        run.facts["student_revision"] = None if source is None else source.revision
         run.commit()
     tensors, stored = run.store.read_tensors("data")
     card = DatasetCard.model_validate(stored["card"])
     task: Task = run.config.task or SequenceClassification()
     vocabulary = Vocabulary(tensors["vocabulary"].numpy(), int(read_config(teacher.path).vocab_size))
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
+    plan = _student_plan(run, blueprint, card.labels, source, about)
     finetune = _finetune(run, facts)
     sha256 = _weights_sha256(teacher.path)
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
@@ -85,7 +95,8 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         train=train,
         validation=validation,
         test=test,
-        layers=student_layers(run.config.student, blueprint.layers),
+        student=plan,
+        layers=plan.matched,
         finetune=finetune,
         keep_head=facts.has_head and _labels_agree(teacher.path, card.labels, must=finetune is None),
         teacher_revision=teacher.revision,
@@ -93,12 +104,65 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
     )
 
 
-def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path]) -> None:
+def _student_source(run: Run, given: Mapping[str, Path]) -> LocalModel | None:
+    """The student's own folder, where it is a model of its own, at the commit that an earlier attempt found."""
+    spec = run.config.student
+    if spec.source is None:
+        return None
+    if (known := run.facts.get("student_revision")) is not None:
+        spec = spec.model_copy(update={"revision": known})
+    return sources.student_folder(spec, given)
+
+
+def _student_plan(
+    run: Run, teacher: Blueprint, labels: tuple[str, ...], source: LocalModel | None, about: ModelFacts | None
+) -> StudentPlan:
+    spec, seed = run.config.student, run.config.training.seed
+    if source is None or about is None:
+        return StudentPlan.of(spec, teacher, seed=seed)
+    vocabulary = replace(teacher.vocabulary, full_size=int(read_config(source.path).vocab_size))
+    own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
+    keep = about.has_head and _labels_agree(source.path, labels, must=False)
+    return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
+
+
+def _require_same_tokenizer(tokenizer: Any, source: LocalModel, texts: Sequence[str], *, pair: bool) -> None:
+    """
+    Raises:
+        InvalidConfig: the student's own model does not read texts as the teacher does.
+    """
+    config = read_config(source.path)
+    own = load_tokenizer(source.path, config)
+    same = (
+        own.get_vocab() == tokenizer.get_vocab()
+        and own(list(texts))["input_ids"] == tokenizer(list(texts))["input_ids"]
+    )
+    if not same:
+        detail = (
+            f"found a model whose tokenizer ({len(own):,} tokens) is not the teacher's ({len(tokenizer):,} tokens): it "
+            "reads texts as other tokens; allowed: a model with the teacher's own tokenizer"
+        )
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
+    if pair and (getattr(config, "type_vocab_size", 0) > 1) != ("token_type_ids" in tokenizer.model_input_names):
+        detail = "found a model that tells the two texts of a pair apart otherwise than the teacher (by token types)"
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
+
+
+def _encode(
+    run: Run,
+    teacher: Path,
+    facts: ModelFacts,
+    given: Mapping[str, Path],
+    source: LocalModel | None,
+    about: ModelFacts | None,
+) -> None:
     seed = run.config.training.seed
     corpus = data.load(run.config.dataset, seed=seed, sources=given)
-    _preflight(run, facts, corpus.labels)
+    _preflight(run, facts, corpus.labels, about)
     config = read_config(teacher)
     tokenizer = load_tokenizer(teacher, config)
+    if source is not None:
+        _require_same_tokenizer(tokenizer, source, corpus.train.texts[:_COMPARED], pair=corpus.train.pairs is not None)
     length = run.config.training.max_length
     whole = {name: encode(tokenizer, getattr(corpus, name), length, run.poll) for name in _SPLITS}
     vocabulary = Vocabulary.of(
@@ -106,7 +170,18 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
         special=tokenizer.all_special_ids,
         pad_id=tokenizer.pad_token_id,
         full_size=int(config.vocab_size),
+        offset=any(FAMILIES[one.model_type].offset for one in (facts, about) if one is not None),
     )
+    if run.config.student.vocabulary == "trimmed":
+        vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, vocabulary.kept))
+        small = trimmed(tokenizer, vocabulary.kept)
+        for name, split in whole.items():
+            again = encode(small, getattr(corpus, name), length, run.poll)
+            if not np.array_equal(again.ids, vocabulary.compact(split).ids):
+                detail = (
+                    f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
+                )
+                raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
     tensors = {"vocabulary": torch.from_numpy(vocabulary.kept)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
@@ -151,6 +226,11 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
             f"The tokenizer pads with the token {tokenizer.pad_token_id}, the teacher with {config.pad_token_id}: "
             "they do not belong together."
         )
+    # What a tokenizer tells of by itself is its class's affair, and of some (ALBERT's) not what the model reads.
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    if getattr(config, "type_vocab_size", 0) < 2:
+        names.remove("token_type_ids")
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     return tokenizer
 
 
@@ -166,8 +246,8 @@ def _card(corpus: Corpus) -> DatasetCard:
     )
 
 
-def _preflight(run: Run, facts: ModelFacts, labels: tuple[str, ...] | None) -> None:
-    problems = preflight.check(run.config, teacher=facts, labels=labels)
+def _preflight(run: Run, facts: ModelFacts, labels: tuple[str, ...] | None, student: ModelFacts | None) -> None:
+    problems = preflight.check(run.config, teacher=facts, labels=labels, student=student)
     if problems:
         raise InvalidConfig("; ".join(f"{p.pointer}: {p.detail}" for p in problems), problems)
 

@@ -31,6 +31,8 @@ class ModelCard(Spec):
     """One model's row."""
 
     name: str
+    architecture: str = ""
+    """As in its config.json, e.g. ``BertForSequenceClassification``."""
     layers: int
     hidden_size: int
     parameters: int

@@ -30,13 +30,16 @@ def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> t
     Raises:
         NotFound: one has been deleted.
     """
-    references = {part: str(config[part]["source"]) for part in ("teacher", "dataset")}
+    references = {part: str(config[part].get("source")) for part in ("teacher", "student", "dataset") if part in config}
     sources: dict[str, Path] = {}
     needed: list[Needed] = []
     with database.reading() as session:
-        if references["teacher"].startswith("model:"):
-            place = sources[references["teacher"]] = folder / "teacher"
-            files = catalogue.model_files(session, references["teacher"].removeprefix("model:"))
+        for part in ("teacher", "student"):
+            reference = references.get(part, "")
+            if not reference.startswith("model:") or reference in sources:
+                continue
+            place = sources[reference] = folder / part
+            files = catalogue.model_files(session, reference.removeprefix("model:"))
             needed += [Needed(file.key, place / file.path, file.sha256) for file in files]
         if references["dataset"].startswith("dataset:"):
             place = sources[references["dataset"]] = folder / "dataset"

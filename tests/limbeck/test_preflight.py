@@ -44,8 +44,8 @@ def test_preflight_refuses_a_head_that_answers_with_other_labels(tiny: Path) -> 
 
 def test_preflight_refuses_a_family_whose_layers_cannot_be_taken_apart(tiny: Path) -> None:
     """A job would wait its turn, fetch gigabytes, and only then fail."""
-    config = DistillConfig.parse({"teacher": "someone/deberta", "dataset": "someone/data"})
-    facts = replace(model_facts(tiny), model_type="deberta-v2")
+    config = DistillConfig.parse({"teacher": "someone/gpt", "dataset": "someone/data"})
+    facts = replace(model_facts(tiny), model_type="gpt2")
     (problem,) = preflight.check(config, teacher=facts, labels=None)
     assert problem.pointer == "/teacher/source"
-    assert "'deberta-v2'; allowed: bert" in problem.detail
+    assert "'gpt2'; allowed: bert" in problem.detail
