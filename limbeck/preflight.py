@@ -28,9 +28,10 @@ def check(
     if student is not None:
         found += _family(student, "student")
         found += _length(config, student, "the student")
-    if origin is not None:
-        found += shapes.problems(config.student, origin)
+    misfits = () if origin is None else tuple(shapes.problems(config.student, origin))
+    found += misfits
     if teacher is not None:
+        found += () if misfits else _needs(config, teacher)
         found += _family(teacher, "teacher")
         found += _length(config, teacher, "the teacher")
         found += _finetuning(config, teacher)
@@ -48,6 +49,16 @@ def _family(model: ModelFacts, part: str) -> Iterator[Problem]:
     if model.model_type not in FAMILIES:
         yield Problem(
             f"/{part}/source", f"found a model of the type {model.model_type!r}; allowed: {', '.join(FAMILIES)}"
+        )
+
+
+def _needs(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
+    """What the method asks of a student, and this one has not."""
+    for name in sorted(config.method.needs - shapes.offers(config.student, teacher)):
+        yield Problem(
+            "/method",
+            f"found {config.method.type!r}, which needs {shapes.OFFERS[name]} of the student; such as "
+            "/student asks for it has none of them: take 'kd', or another student",
         )
 
 

@@ -278,6 +278,8 @@ def _say_provenance(
     run: Run, card: DatasetCard, dataset_revision: str | None, teacher_revision: str | None, teacher_sha256: str
 ) -> None:
     packages = ("limbeck", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+    if run.config.student.source is not None:
+        run.provenance(student={"source": run.config.student.source, "revision": run.facts["student_revision"]})
     run.provenance(
         dataset={"source": card.source, "revision": dataset_revision, "sha256": card.sha256},
         teacher={"source": run.config.teacher.source, "revision": teacher_revision, "sha256": teacher_sha256},

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from limbeck.config import Student
     from limbeck.sources import ModelFacts
 
+#: What a method may need of a student (``Method.needs``), in words for people.
+OFFERS = {
+    "layers": "layers as a transformer has them, with hidden states after each",
+    "projections": "queries, keys and values",
+    "teacher_layers": "layers of the teacher's own shape",
+}
 #: Units for each direction of a recurrent student of which nothing is said.
 RECURRENT_UNITS = 256
 #: Families whose word table may be narrower than their layers in plain transformers.
@@ -131,6 +137,19 @@ def _default_inner(student: Student, width: int, origin: ModelFacts) -> int:
     if student.prune is not None:
         return max(1, round(origin.intermediate_size * (1 - student.prune.neurons)))
     return max(1, origin.intermediate_size * width // origin.hidden_size)
+
+
+def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
+    """Which of :data:`OFFERS` a student has whose options fit."""
+    if student.recurrent:
+        return frozenset()
+    found = {"layers", "projections"}
+    if student.source is None:
+        shape = resolve(student, teacher)
+        have = shape.hidden_size, shape.intermediate_size, shape.heads
+        if have == (teacher.hidden_size, teacher.intermediate_size or shape.intermediate_size, teacher.heads):
+            found.add("teacher_layers")
+    return frozenset(found)
 
 
 def problems(student: Student, origin: ModelFacts) -> Iterator[Problem]:

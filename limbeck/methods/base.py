@@ -108,6 +108,8 @@ class Method(Spec, ABC):
     uses_teacher: ClassVar[bool] = True
     #: The paper, for people.
     paper: ClassVar[str | None] = None
+    #: What the student has to offer, of ``limbeck.shapes.OFFERS``.
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     type: Any
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from limbeck.errors import InvalidInput, Problem
 from models.dataset import Dataset
 from models.job import TERMINAL, Job
 from models.model import Model
+
+#: Parts of a config whose ``source`` may be one of the service's models.
+MODEL_FIELDS = ("teacher", "student")
 
 
 def hold(session: Session, config: Mapping[str, Any]) -> None:
@@ -20,18 +23,16 @@ def hold(session: Session, config: Mapping[str, Any]) -> None:
     Raises:
         InvalidInput: one is not.
     """
-    _hold(session, config, field="teacher", prefix="model:", table=Model)
+    for field in MODEL_FIELDS:
+        _hold(session, config, field=field, prefix="model:", table=Model)
     _hold(session, config, field="dataset", prefix="dataset:", table=Dataset)
 
 
-def users(session: Session, *, field: str, reference: str) -> list[str]:
-    """Ids of the jobs that have not ended and whose config names ``reference`` as its ``field``."""
+def users(session: Session, *, fields: Sequence[str], reference: str) -> list[str]:
+    """Ids of the jobs that have not ended and whose config names ``reference`` as one of its ``fields``."""
+    named = or_(*(Job.config[(field, "source")].as_string() == reference for field in fields))
     return list(
-        session.scalars(
-            select(Job.id)
-            .where(Job.status.not_in(TERMINAL), Job.config[(field, "source")].as_string() == reference)
-            .order_by(Job.created_at, Job.id)
-        )
+        session.scalars(select(Job.id).where(Job.status.not_in(TERMINAL), named).order_by(Job.created_at, Job.id))
     )
 
 

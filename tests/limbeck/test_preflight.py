@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from limbeck import preflight
 from limbeck.config import DistillConfig, Teacher
+from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.sources import model_facts, teacher_folder
 from tests.tiny import write_tiny_bert
 
@@ -32,6 +34,33 @@ def test_preflight_names_the_field_and_what_is_allowed() -> None:
     assert "at most 512 tokens" in _problems(training={"max_length": 513})["/training/max_length"]
     finetune = {"source": "builtin:minilm-l6", "finetune": False}
     assert "no classification head" in _problems(teacher=finetune)["/teacher/finetune"]
+
+
+class NeedsLayers(KnowledgeDistillation):
+    needs: ClassVar[frozenset[str]] = frozenset({"layers", "teacher_layers"})
+
+
+@pytest.mark.parametrize(
+    ("student", "missing"),
+    [
+        ({"layers": 3}, []),
+        ({"preset": "T3-small"}, []),
+        ({"hidden_size": 192}, ["the teacher's own shape"]),
+        ({"prune": 0.5}, ["the teacher's own shape"]),
+        ({"source": "builtin:minilm-l6"}, ["the teacher's own shape"]),
+        ({"architecture": "bilstm"}, ["layers as a transformer", "the teacher's own shape"]),
+    ],
+)
+def test_a_student_that_a_method_cannot_serve_is_refused(student: dict[str, Any], missing: list[str]) -> None:
+    """A method that hooks layers would fail in the middle of a job, or match layers of different widths."""
+    teacher = model_facts(teacher_folder(Teacher(source="builtin:minilm-l6")).path)
+    document = {"teacher": "builtin:minilm-l6", "dataset": "someone/data", "student": student}
+    config = DistillConfig.parse(document)
+    assert preflight.check(config, teacher=teacher, labels=["a", "b"], student=teacher) == ()
+    needy = config.model_copy(update={"method": NeedsLayers()})
+    found = preflight.check(needy, teacher=teacher, labels=["a", "b"], student=teacher)
+    assert [problem.pointer for problem in found] == ["/method"] * len(missing)
+    assert all(words in problem.detail for words, problem in zip(missing, found, strict=True))
 
 
 def test_preflight_refuses_a_head_that_answers_with_other_labels(tiny: Path) -> None:

@@ -46,9 +46,12 @@ def test_a_data_set_is_kept_while_a_job_needs_it(database: Database, submit: Sub
         catalogue.get_dataset(session, dataset.id)
 
 
-def test_a_teacher_is_kept_while_a_job_needs_it(database: Database, submit: Submit) -> None:
+@pytest.mark.parametrize("part", ["teacher", "student"])
+def test_a_model_is_kept_while_a_job_needs_it(database: Database, submit: Submit, part: str) -> None:
     model = _model(database)
-    job = submit(config=config(teacher=f"model:{model.id}"))
+    source = f"model:{model.id}"
+    document = config(teacher=source) if part == "teacher" else {**config(), "student": {"source": source}}
+    job = submit(config=document)
     set_status(database, job.id, JobStatus.PAUSED)
     with pytest.raises(Conflict, match=job.id), database.session() as session:
         catalogue.delete_model(session, model.id)
@@ -64,6 +67,8 @@ def test_a_job_that_names_what_is_not_there_is_refused(database: Database, submi
     assert [problem.pointer for problem in caught.value.problems] == ["/dataset/source"]
     with pytest.raises(InvalidInput, match="mdl_gone"):
         submit(config=config(teacher="model:mdl_gone"))
+    with pytest.raises(InvalidInput, match=r"/student/source.*mdl_gone"):
+        submit(config={**config(), "student": {"source": "model:mdl_gone"}})
 
 
 def test_a_model_has_its_files_by_path(database: Database) -> None:
