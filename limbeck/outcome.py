@@ -22,7 +22,7 @@ from limbeck.preparation import Prepared, load_tokenizer
 from limbeck.run import Run
 from limbeck.scorecard import Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
 from limbeck.students import read_config
-from limbeck.trimming import trimmed
+from limbeck.trimming import name_for_all, trimmed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,6 +95,8 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
         tokenizer = trimmed(tokenizer, job.blueprint.vocabulary.kept)
     tokenizer.model_max_length = config.training.max_length
     tokenizer.save_pretrained(folder)
+    if job.student.trimmed:
+        name_for_all(folder)
     described = {
         "version": 1,
         "task": job.task.type,

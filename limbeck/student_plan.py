@@ -13,6 +13,7 @@ import torch
 
 from limbeck.cutting import cut_config
 from limbeck.dropout import quicken_dropout
+from limbeck.errors import InvalidConfig, Problem
 from limbeck.narrowing import Bases, Basis, narrow
 from limbeck.shapes import Shape, resolve
 from limbeck.students import Blueprint, config_facts_of, quiet_transformers, word_table, write_model
@@ -60,6 +61,8 @@ class StudentPlan:
             InvalidConfig: the options do not fit; the fields are named.
         """
         origin = source or teacher
+        if options.recurrent:
+            _require_text_labels(options, teacher)
         shape = resolve(options, config_facts_of(origin.config))
         matched = shape.layers
         if source is not None:
@@ -189,6 +192,17 @@ class StudentPlan:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             yield
+
+
+def _require_text_labels(options: Student, teacher: Blueprint) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    if teacher.task.model_class() is not AutoModelForSequenceClassification:
+        detail = (
+            f"found {options.architecture!r}, which answers for a text as a whole; the task {teacher.task.type} asks "
+            "for more: take 'transformer'"
+        )
+        raise InvalidConfig(f"/student/architecture: {detail}", [Problem("/student/architecture", detail)])
 
 
 def _is_table(name: str) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,15 @@ def trimmed(tokenizer: Any, kept: Ids) -> Any:
         **names,
     )
     return small
+
+
+def name_for_all(folder: Path) -> None:
+    """Name a saved trimmed tokenizer's class as transformers 4 knew it; 5 reads both names as the same."""
+    path = folder / "tokenizer_config.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document["tokenizer_class"] == "TokenizersBackend":
+        document["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _renumber(document: dict[str, Any], places: Mapping[int, int]) -> None:

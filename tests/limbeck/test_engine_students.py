@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,9 @@ def test_a_trimmed_narrow_student_is_exported(place: Path, tmp_path: Path) -> No
     card, _ = check(place, result)
     assert (card.layers, card.hidden_size) == (2, 16)
     tokenizer = AutoTokenizer.from_pretrained(result.student)
+    assert json.loads((result.student / "tokenizer_config.json").read_text())["tokenizer_class"] == (
+        "PreTrainedTokenizerFast"
+    )
     assert card.parameters < 16 * len(vocabulary())
     assert len(tokenizer) < len(vocabulary())
     assert result.scorecard.exports[0].label_agreement == 1

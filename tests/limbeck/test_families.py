@@ -12,11 +12,15 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import limbeck.families
+from limbeck import preflight
 from limbeck.batches import Collator, Encoded, encode
+from limbeck.config import DistillConfig
 from limbeck.data.corpus import Split
 from limbeck.errors import InvalidModel
 from limbeck.export import export_onnx, onnx_runner, rows_of
 from limbeck.families import family_of
+from limbeck.loop import train
+from limbeck.methods.base import Method
 from limbeck.preparation import load_tokenizer
 from limbeck.runtime.encoding import Encoder, pad
 from limbeck.runtime.student import StudentFacts
@@ -25,6 +29,8 @@ from limbeck.students import Blueprint, read_config
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.vocabulary import Vocabulary
 from tests.families import FAMILIES, LABELS, LENGTH, texts, write_tiny
+from tests.limbeck.bench import Bench
+from tests.limbeck.test_methods_contract import METHODS
 
 TASK = SequenceClassification()
 ROWS = 24
@@ -152,13 +158,37 @@ def test_every_family_is_exported_and_answers_the_same(folder: Path, tmp_path: P
     student = blueprint.cut(blueprint.load_teacher(keep_head=True).state_dict(), (0, 3))
     blueprint.save(student, tmp_path)
     rows = rows_of(data, blueprint.vocabulary.kept)
-    (card,) = export_onnx(tmp_path, ("onnx",), rows, [i % 3 for i in range(ROWS)], metrics=("accuracy",), seed=1)
+    labels = answers(student, data).argmax(dim=1).numpy()
+    card, small = export_onnx(tmp_path, ("onnx", "onnx-int8"), rows, labels, metrics=("accuracy",), seed=1)
     assert card.max_logit_difference < 1e-4
     assert card.label_agreement == 1
+    assert small.bytes < card.bytes
+    assert small.label_agreement > 0.8
     fused = {node.op_type for node in onnx.load(tmp_path / "onnx/model.onnx").graph.node} & {"Attention"}
     assert bool(fused) == family_of(blueprint.config.model_type).fused_export
     exported = onnx_runner(tmp_path, "onnx", threads=1)(pad(rows, blueprint.config.pad_token_id))
     torch.testing.assert_close(torch.from_numpy(exported), answers(student, data), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_every_method_trains_every_family_that_it_serves(folder: Path, tmp_path: Path, method: type[Method]) -> None:
+    """Guards hooks, dropout and the optimizer in each family: two steps, and the folder answers as what was trained."""
+    wanted = {"teacher": f"path:{folder}", "dataset": "someone/data", "student": 2, "method": method().type}
+    config = DistillConfig.parse({**wanted, "training": {"max_length": LENGTH}})
+    refused = preflight.check(config, teacher=model_facts(folder), labels=LABELS)
+    if refused:
+        pytest.skip(f"{refused[0].pointer}: {refused[0].detail}")
+    blueprint, data = prepared(folder)
+    bench = Bench(tmp_path, blueprint, data, data)
+    phase = bench.phase(method(), epochs=1, batch_size=12)
+    assert phase.steps == 2
+    before = {name: value.clone() for name, value in phase.models.student.state_dict().items()}
+    student = train(phase, bench.run(tmp_path / "run", phase)).model
+    output = f"{family_of(student.config.model_type).output}.weight"
+    assert not torch.equal(student.state_dict()[output], before[output])
+    blueprint.save(student, tmp_path / "student")
+    load_tokenizer(folder, read_config(folder)).save_pretrained(tmp_path / "student")
+    torch.testing.assert_close(answers_of_plain_transformers(tmp_path / "student"), answers(student, data))
 
 
 def test_an_albert_of_several_groups_is_refused(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForTokenClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from limbeck.batches import Collator, Encoded
 from limbeck.config import Student
@@ -289,6 +290,21 @@ def test_a_recurrent_student_is_saved_exported_and_read_again(
     cards = export_onnx(tmp_path, ("onnx",), rows, data.labels, metrics=("accuracy",), seed=1)
     assert cards[0].max_logit_difference < 1e-4
     assert model_facts(tmp_path).layers == 2
+
+
+class TokenLabels(SequenceClassification):
+    """Stands for any task whose answers are not one for a text."""
+
+    def model_class(self) -> Any:
+        return AutoModelForTokenClassification
+
+
+def test_a_recurrent_student_is_refused_where_tokens_are_answered(bert: Path) -> None:
+    """Guards against a network with one answer for a text being trained as if it had one for each token."""
+    blueprint = replace(prepared(bert)[0], task=TokenLabels())
+    with pytest.raises(InvalidConfig, match="answers for a text as a whole") as caught:
+        plan_of(blueprint, architecture="bilstm")
+    assert caught.value.problems[0].pointer == "/student/architecture"
 
 
 MINILM = ModelFacts("BertModel", "bert", 6, 384, None, False, 0, 0, 512, heads=12, intermediate_size=1536)
