@@ -133,7 +133,7 @@ class Collator:
         logits = None
         if self.teacher_logits is not None:
             logits = self.teacher_logits[torch.from_numpy(rows)].to(self.device, non_blocking=True)
-        counts = {"examples": len(rows), "tokens": int(lengths.sum())}
+        counts = {"examples": len(rows), "tokens": int(lengths.sum()), "pairs": int((lengths**2).sum())}
         return Batch(inputs, self._on_device(self.data.labels[rows]), logits, counts)
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:

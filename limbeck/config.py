@@ -11,8 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from limbeck.methods.auto import Auto
+from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.minilm import MiniLM
 from limbeck.methods.none import FineTuning
+from limbeck.methods.patient import Patient
+from limbeck.methods.tinybert import TinyBERT
 from limbeck.spec import Spec, invalid_config
 from limbeck.tasks.sequence_classification import SequenceClassification
 
@@ -244,7 +249,13 @@ def _tag(value: Any) -> Any:
 
 
 Method = Annotated[
-    Annotated[KnowledgeDistillation, Tag("kd")] | Annotated[FineTuning, Tag("none")],
+    Annotated[Auto, Tag("auto")]
+    | Annotated[KnowledgeDistillation, Tag("kd")]
+    | Annotated[Patient, Tag("patient")]
+    | Annotated[DistilBERT, Tag("distilbert")]
+    | Annotated[TinyBERT, Tag("tinybert")]
+    | Annotated[MiniLM, Tag("minilm")]
+    | Annotated[FineTuning, Tag("none")],
     Discriminator(_tag),
 ]
 """How knowledge is passed. A new method is one file in ``limbeck/methods/`` and one line here."""
@@ -262,7 +273,7 @@ class DistillConfig(Spec):
     task: Task | None = None
     """Default: inferred from the data."""
     student: Student = Student()
-    method: Method = KnowledgeDistillation()
+    method: Method = Auto()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)

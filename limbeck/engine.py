@@ -34,10 +34,10 @@ from limbeck.criterion import Criterion
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, Interrupted, OutOfMemory, TeacherUnfit
 from limbeck.loop import Fitted, Phase, train
-from limbeck.methods.base import Method, Models
+from limbeck.methods.base import Method, Models, SpecialTokens
 from limbeck.methods.none import FineTuning
 from limbeck.outcome import Evaluation, evaluate_model, export
-from limbeck.preparation import Prepared, prepare
+from limbeck.preparation import Prepared, load_tokenizer, prepare
 from limbeck.progress import TRAINING, Item, forward_work
 from limbeck.pruning import most_important, neuron_importance
 from limbeck.run import Run
@@ -220,11 +220,21 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
     student = run.device.place(job.student.start(teacher, _neurons(run, job, load)))
     training = run.config.training
-    models = Models(student, load, job.layers)
+    models = Models(student, load, job.layers, lambda: special_tokens(job))
     fitted = train(_phase(run, job, name, method, models, logits, training.epochs, training.learning_rate), run)
     run.store.drop("cache")
     _say_trained(run, job, name, fitted)
     return _keep(run, name, fitted.model)
+
+
+def special_tokens(job: Prepared) -> SpecialTokens:
+    """The tokenizer's special ids in the compact vocabulary, which keeps them all."""
+    tokenizer = load_tokenizer(job.blueprint.folder, job.blueprint.config)
+    places = {int(full): place for place, full in enumerate(job.blueprint.vocabulary.kept)}
+    mask = tokenizer.mask_token_id
+    return SpecialTokens(
+        None if mask is None else places[mask], tuple(places[one] for one in tokenizer.all_special_ids)
+    )
 
 
 def _neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> list[Tensor] | None:

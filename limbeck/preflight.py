@@ -57,8 +57,8 @@ def _needs(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
     for name in sorted(config.method.needs - shapes.offers(config.student, teacher)):
         yield Problem(
             "/method",
-            f"found {config.method.type!r}, which needs {shapes.OFFERS[name]} of the student; such as "
-            "/student asks for it has none of them: take 'kd', or another student",
+            f"found {config.method.type!r}, which needs of the student {shapes.OFFERS[name]}; the one that "
+            "/teacher and /student ask for has not: take 'kd', or another student",
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.errors import InvalidConfig, Problem
-from limbeck.families import FAMILIES
+from limbeck.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from limbeck.config import Student
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 #: What a method may need of a student (``Method.needs``), in words for people.
 OFFERS = {
     "layers": "layers as a transformer has them, with hidden states after each",
-    "projections": "queries, keys and values",
+    "relations": "queries, keys and values into which positions are not turned afterwards, as ModernBERT's are",
+    "scores": "attention that is the product of queries and keys alone, as BERT's is",
+    "same_width": "the width of the teacher, as its states are compared with the teacher's",
+    "same_heads": "as many attention heads as the teacher",
     "teacher_layers": "layers of the teacher's own shape",
 }
 #: Units for each direction of a recurrent student of which nothing is said.
@@ -143,9 +146,14 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
     """Which of :data:`OFFERS` a student has whose options fit."""
     if student.recurrent:
         return frozenset()
-    found = {"layers", "projections"}
-    if student.source is None:
+    family = FAMILIES.get(teacher.model_type, Family())
+    found = {"layers", *(("scores",) if family.fused_export else ()), *(() if family.rotary else ("relations",))}
+    if student.source is not None:
+        found |= {"same_width", "same_heads"}  # not known before it is read; the method looks again
+    else:
         shape = resolve(student, teacher)
+        found |= {"same_width"} if shape.hidden_size == teacher.hidden_size else set()
+        found |= {"same_heads"} if shape.heads == (teacher.heads or shape.heads) else set()
         have = shape.hidden_size, shape.intermediate_size, shape.heads
         if have == (teacher.hidden_size, teacher.intermediate_size or shape.intermediate_size, teacher.heads):
             found.add("teacher_layers")

@@ -8,7 +8,7 @@ import pytest
 
 from limbeck.config import DistillConfig
 from limbeck.errors import InvalidConfig
-from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.auto import Auto
 
 SMALLEST: dict[str, Any] = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings"}
 
@@ -29,7 +29,7 @@ def test_a_configuration_survives_json() -> None:
     """Guards the job's JSON column: what is read back is what was submitted, defaults written out."""
     config = DistillConfig.parse({**SMALLEST, "student": [1, 3, 5]})
     assert DistillConfig.model_validate_json(config.model_dump_json()) == config
-    assert isinstance(config.method, KnowledgeDistillation)
+    assert isinstance(config.method, Auto)
 
 
 def test_a_configuration_is_frozen() -> None:
@@ -40,8 +40,8 @@ def test_a_configuration_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("change", "pointer", "said"),
     [
-        ({"method": "magic"}, "/method", "'kd', 'none'"),
-        ({"method": {"type": "magic"}}, "/method", "'kd', 'none'"),
+        ({"method": "magic"}, "/method", "'kd', 'patient'"),
+        ({"method": {"type": "magic"}}, "/method", "'kd', 'patient'"),
         ({"method": {"type": "kd", "temperature": 0}}, "/method/temperature", "greater than or equal to 0.1; found 0"),
         ({"method": {"type": "kd", "alpha": 1.5}}, "/method/alpha", "less than or equal to 1; found 1.5"),
         ({"method": {"type": "kd", "temprature": 2}}, "/method/temprature", "no such field"),
