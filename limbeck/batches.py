@@ -59,6 +59,8 @@ class Batch:
     labels: Tensor  # (examples,)
     teacher_logits: Tensor | None = None  # (examples, classes)
     counts: Mapping[str, int] = field(default_factory=dict)  #: how many units a loss term may be the mean of
+    places: NDArray[np.int64] | None = None  # (examples,): where in the split they stand
+    weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
 
 
 def encode(tokenizer: Any, split: Split, max_length: int, poll: Callable[[], None] = lambda: None) -> Encoded:
@@ -134,7 +136,7 @@ class Collator:
         if self.teacher_logits is not None:
             logits = self.teacher_logits[torch.from_numpy(rows)].to(self.device, non_blocking=True)
         counts = {"examples": len(rows), "tokens": int(lengths.sum())}
-        return Batch(inputs, self._on_device(self.data.labels[rows]), logits, counts)
+        return Batch(inputs, self._on_device(self.data.labels[rows]), logits, counts, rows)
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -6,15 +6,16 @@ Imports no torch: the API process reads configurations and never trains.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.none import FineTuning
-from limbeck.spec import Spec, invalid_config
+from limbeck.soft_loss import KullbackLeibler, SoftLoss
+from limbeck.spec import Spec, invalid_config, type_tag
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.weighting import SampleWeighting
 
 BUILTIN_TEACHERS = ("builtin:minilm-l6",)
 BUILTIN_DATASETS = ("builtin:stdlib-docstrings",)
@@ -138,6 +139,30 @@ class Training(Spec):
     seed: int = Field(default=42, ge=0, lt=2**32)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 on CUDA, else float32."""
+    loss: SoftLoss = KullbackLeibler()
+    """How the student's answer is compared with the teacher's."""
+    sample_weighting: SampleWeighting | None = None
+    """Which examples count more, with mean 1 in a batch; default: all count alike. A baseline is weighted where that
+    takes no teacher (``focal``), and a teacher that is fine-tuned never is."""
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> Training:
+        """With what looks at a batch as a whole, a batch cut into parts would have another gradient."""
+        if self.gradient_accumulation == 1:
+            return self
+        found = []
+        if self.loss.needs_whole_batch:
+            found.append(f"loss {self.loss.type!r} with intra > 0, which compares the examples of a batch")
+        if self.sample_weighting is not None and self.sample_weighting.by_student:
+            found.append(
+                f"sample_weighting {self.sample_weighting.type!r}, whose weights hang on the student's answers to "
+                "all of a batch"
+            )
+        if found:
+            raise ValueError(
+                f"gradient_accumulation ({self.gradient_accumulation}) has to be 1 with {' and '.join(found)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_parts(self) -> Training:
@@ -164,16 +189,9 @@ class Gate(Spec):
     """95th percentile of the latency at batch size 1, in milliseconds, on the machine of the job."""
 
 
-def _tag(value: Any) -> Any:
-    """The ``type`` of a method, given in full, as shorthand, or already built."""
-    if isinstance(value, Mapping):
-        return value.get("type")
-    return value if isinstance(value, str) else getattr(value, "type", None)
-
-
 Method = Annotated[
     Annotated[KnowledgeDistillation, Tag("kd")] | Annotated[FineTuning, Tag("none")],
-    Discriminator(_tag),
+    Discriminator(type_tag),
 ]
 """How knowledge is passed. A new method is one file in ``limbeck/methods/`` and one line here."""
 

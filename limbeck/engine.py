@@ -42,6 +42,8 @@ from limbeck.scorecard import Scorecard
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from limbeck.weighting import SampleWeighting
+
 #: Seconds that timing a model, and writing a form of the student, take on a small machine; for the estimate only.
 _TIMING_SECONDS = 3.0
 _EXPORT_SECONDS = 10.0
@@ -135,7 +137,7 @@ def _plan(run: Run, job: Prepared) -> None:
         "evaluate-student": Item(Stage.EVALUATING, read(shallow)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
-    if any(part.teacher_logits for part in run.config.method.parts()):
+    if _asks_teacher(run.config.method, training.sample_weighting):
         items["cache"] = Item(Stage.DISTILLING, forward_work(job.blueprint.config, deep, job.train.lengths))
     if _wants_baseline(run.config):
         items["baseline"] = Item(Stage.DISTILLING, learn(shallow, training.epochs))
@@ -210,7 +212,7 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         return run.device.place(model)
 
     logits = None
-    if any(part.teacher_logits for part in method.parts()):
+    if _asks_teacher(method, _weighting(run, name)):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
         logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
     student = run.device.place(job.blueprint.cut(teacher, job.layers))
@@ -258,7 +260,22 @@ def _phase(
         warmup_ratio=training.warmup_ratio,
         weight_decay=training.weight_decay,
         seed=training.seed,
+        loss=training.loss,
+        weighting=_weighting(run, name),
     )
+
+
+def _weighting(run: Run, name: str) -> SampleWeighting | None:
+    """The baseline is the student's twin without a teacher: it gets the weights that take none, and no others."""
+    weighting = run.config.training.sample_weighting
+    if name == "teacher" or weighting is None:
+        return None
+    return weighting if name == "distilling" or not weighting.by_teacher else None
+
+
+def _asks_teacher(method: Method, weighting: SampleWeighting | None) -> bool:
+    """Whether the teacher's answers to the training split are needed, and so kept."""
+    return any(part.teacher_logits for part in method.parts()) or (weighting is not None and weighting.by_teacher)
 
 
 def _keep(run: Run, name: str, model: PreTrainedModel) -> Weights:

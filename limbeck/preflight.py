@@ -8,6 +8,7 @@ from limbeck.config import DistillConfig
 from limbeck.errors import Problem
 from limbeck.families import FAMILIES
 from limbeck.sources import ModelFacts
+from limbeck.tasks.sequence_classification import SequenceClassification
 
 
 def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence[str] | None) -> tuple[Problem, ...]:
@@ -16,7 +17,7 @@ def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
-    found: list[Problem] = []
+    found: list[Problem] = [*_objective(config, labels)]
     if teacher is not None:
         found += _family(teacher)
         found += _depth(config, teacher)
@@ -28,6 +29,18 @@ def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence
             count = len(layers) if isinstance(layers, tuple) else layers or max(1, teacher.layers // 2)
             found += config.method.problems(classes=len(labels), teacher_layers=teacher.layers, student_layers=count)
     return tuple(dict.fromkeys(found))
+
+
+def _objective(config: DistillConfig, labels: Sequence[str] | None) -> Iterator[Problem]:
+    """Whether the loss and the weights mean something for the task's answers and the method."""
+    task, training, method = config.task or SequenceClassification(), config.training, config.method
+    yield from training.loss.problems(task=task, classes=None if labels is None else len(labels))
+    if training.loss.type != "kl" and not method.uses_teacher:
+        yield Problem(
+            "/training/loss", f"found {training.loss.type!r}; the method {method.type!r} has no teacher to compare with"
+        )
+    if training.sample_weighting is not None:
+        yield from training.sample_weighting.problems(task=task, uses_teacher=method.uses_teacher, method=method.type)
 
 
 def _family(teacher: ModelFacts) -> Iterator[Problem]:
