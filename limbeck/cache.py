@@ -86,6 +86,11 @@ def teacher_logits(
     return logits
 
 
+def kept_logits(run: Run) -> Tensor | None:
+    """The teacher's finished logits over the training split, where the state still has them."""
+    return run.store.read_tensors(_ROLE)[0]["logits"] if run.store.has(_ROLE) else None
+
+
 def _say_built(run: Run, logits: Tensor, hits: int, seconds: float) -> None:
     size, misses = logits.numel() * logits.element_size(), len(logits) - hits
     run.event(

@@ -33,6 +33,19 @@ def entropies(task: Task, logits: Tensor) -> Tensor:
     return -(yes + no).mean(dim=-1)
 
 
+def right_rows(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether each row's answer is the true one, (units,) of bool; of several yes or no, whether all are.
+
+    Raises:
+        ValueError: the task answers with numbers, which are never quite right.
+    """
+    if task.kind == "value":
+        raise ValueError(f"an answer of {task.type!r} is a number and neither right nor wrong")
+    if task.kind == "categorical":
+        return logits.argmax(dim=-1) == targets
+    return ((logits > 0) == (targets > 0.5)).all(dim=-1)
+
+
 def example_means(values: Tensor, owners: Tensor, examples: int) -> Tensor:
     """Of each row's value the mean over the rows of an example, (examples,); 0 where an example has no row.
 

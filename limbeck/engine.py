@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from limbeck import evaluate
-from limbeck.cache import cache_key, predict, teacher_logits
+from limbeck import evaluate, hard_samples
+from limbeck.cache import cache_key, kept_logits, predict, teacher_logits
 from limbeck.callbacks import Callbacks, Stage
 from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig, FineTune
@@ -37,7 +37,7 @@ from limbeck.outcome import Evaluation, evaluate_model, export
 from limbeck.preparation import Prepared, prepare
 from limbeck.progress import TRAINING, Item, forward_work
 from limbeck.run import Run
-from limbeck.scorecard import Scorecard
+from limbeck.scorecard import HARD_SAMPLES, Scorecard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,6 +70,7 @@ class DistillResult:
     teacher: TeacherFacts
     scorecard: Scorecard
     provenance: dict[str, Any]  #: revisions, hashes, versions, device: what repeating the run needs
+    hard_samples: tuple[Path, ...] = ()  #: the same table in two forms
 
 
 def distill(
@@ -104,6 +105,8 @@ def distill(
             if _wants_baseline(config):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
             evaluations = _evaluate(run, job, models)
+            if config.evaluation.hard_samples:
+                _measure_difficulty(run, job, models)
             return _export(run, job, workdir / "output", models, evaluations)
         except Interrupted:
             run.commit()
@@ -137,8 +140,12 @@ def _plan(run: Run, job: Prepared) -> None:
         "evaluate-student": Item(Stage.EVALUATING, read(shallow)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
-    if _asks_teacher(run.config.method, training.sample_weighting):
+    if _asks_teacher(run.config, "distilling"):
         items["cache"] = Item(Stage.DISTILLING, forward_work(job.blueprint.config, deep, job.train.lengths))
+    if run.config.evaluation.hard_samples:
+        answered = forward_work(job.blueprint.config, shallow, job.train.lengths)
+        answered += forward_work(job.blueprint.config, shallow + deep, job.validation.lengths)
+        items["difficulty"] = Item(Stage.EVALUATING, answered)
     if _wants_baseline(run.config):
         items["baseline"] = Item(Stage.DISTILLING, learn(shallow, training.epochs))
         items["evaluate-baseline"] = Item(Stage.EVALUATING, read(shallow))
@@ -212,14 +219,13 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         return run.device.place(model)
 
     logits = None
-    if _asks_teacher(method, _weighting(run, name)):
+    if _asks_teacher(run.config, name):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
         logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
     student = run.device.place(job.blueprint.cut(teacher, job.layers))
     training = run.config.training
     models = Models(student, load, job.layers)
     fitted = train(_phase(run, job, name, method, models, logits, training.epochs, training.learning_rate), run)
-    run.store.drop("cache")
     _say_trained(run, job, name, fitted)
     return _keep(run, name, fitted.model)
 
@@ -273,9 +279,16 @@ def _weighting(run: Run, name: str) -> SampleWeighting | None:
     return weighting if name == "distilling" or not weighting.by_teacher else None
 
 
-def _asks_teacher(method: Method, weighting: SampleWeighting | None) -> bool:
-    """Whether the teacher's answers to the training split are needed, and so kept."""
-    return any(part.teacher_logits for part in method.parts()) or (weighting is not None and weighting.by_teacher)
+def _asks_teacher(config: DistillConfig, name: str) -> bool:
+    """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
+    if name != "distilling":
+        return False
+    weighting = config.training.sample_weighting
+    return (
+        any(part.teacher_logits for part in config.method.parts())
+        or (weighting is not None and weighting.by_teacher)
+        or config.evaluation.hard_samples
+    )
 
 
 def _keep(run: Run, name: str, model: PreTrainedModel) -> Weights:
@@ -300,6 +313,37 @@ def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[st
         run.meter.finish(f"evaluate-{name}")
         run.commit()
     return {name: Evaluation(**done[name]) for name in models}
+
+
+def _measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) -> None:
+    """How hard each training and validation example is for the student; kept in the state, read by the export."""
+    if run.store.has("difficulty"):
+        return
+    run.meter.begin("difficulty")
+    student = run.device.place(_build(job, "student", weights["student"]))
+
+    def teacher() -> PreTrainedModel:
+        return run.device.place(_build(job, "teacher", weights["teacher"]))
+
+    splits = {"train": (job.train, kept_logits(run)), "validation": (job.validation, None)}
+    examples = sum(len(data) for data, _ in splits.values())
+    tensors: dict[str, Tensor] = {}
+    for name, (data, logits) in splits.items():
+        columns = hard_samples.measure(
+            student,
+            teacher,
+            data,
+            len(data),
+            job.task,
+            run,
+            logits,
+            done=lambda count: run.meter.advance(count / examples, examples=count),
+        )
+        tensors |= {f"{name}.{column}": values for column, values in columns.items()}
+    run.store.write_tensors("difficulty", tensors, {})
+    run.store.drop("cache")
+    run.meter.finish("difficulty")
+    run.commit()
 
 
 def _build(job: Prepared, name: str, weights: Weights) -> PreTrainedModel:
@@ -327,6 +371,7 @@ def _export(
         teacher=teacher,
         scorecard=scorecard,
         provenance=run.facts["provenance"],
+        hard_samples=tuple(output / name for name in HARD_SAMPLES) if run.store.has("difficulty") else (),
     )
 
 

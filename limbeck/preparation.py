@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck import data, evaluate, preflight, sources
+from limbeck import data, evaluate, preflight, sources, texts
 from limbeck.batches import Encoded, encode
 from limbeck.callbacks import Stage
 from limbeck.config import FineTune
@@ -27,7 +27,7 @@ from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from limbeck.data import Corpus
+    from limbeck.data import Corpus, Split
     from limbeck.sources import ModelFacts
 
 _SPLITS = ("train", "validation", "test")
@@ -49,6 +49,7 @@ class Prepared:
     keep_head: bool  #: whether the teacher's own head is used
     teacher_revision: str | None
     teacher_sha256: str
+    texts: Tensor  #: of training and validation examples, as ``limbeck.texts`` packs them
 
 
 def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
@@ -76,7 +77,7 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
     finetune = _finetune(run, facts)
     sha256 = _weights_sha256(teacher.path)
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
-    train, validation, test = (Encoded.from_tensors(_below(tensors, split)) for split in _SPLITS)
+    train, validation, test = (Encoded.from_tensors(below(tensors, split)) for split in _SPLITS)
     return Prepared(
         task=task,
         blueprint=blueprint,
@@ -90,6 +91,7 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         keep_head=facts.has_head and _labels_agree(teacher.path, card.labels, must=finetune is None),
         teacher_revision=teacher.revision,
         teacher_sha256=sha256,
+        texts=tensors["texts"],
     )
 
 
@@ -107,7 +109,8 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
         pad_id=tokenizer.pad_token_id,
         full_size=int(config.vocab_size),
     )
-    tensors = {"vocabulary": torch.from_numpy(vocabulary.kept)}
+    readable = {name: _shown(getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
+    tensors = {"vocabulary": torch.from_numpy(vocabulary.kept), "texts": texts.pack(readable)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
     card = _card(corpus)
@@ -125,6 +128,10 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
         tokens=int(whole["train"].lengths.sum()),
         vocabulary=len(vocabulary),
     )
+
+
+def _shown(split: Split, labels: Sequence[str]) -> list[texts.Shown]:
+    return texts.shown(split.texts, split.pairs, split.labels, labels)
 
 
 def load_tokenizer(folder: Path, config: Any) -> Any:
@@ -217,5 +224,6 @@ def _weights_sha256(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+    """Those of one split, by the rest of their names."""
     return {name.removeprefix(f"{split}."): value for name, value in tensors.items() if name.startswith(f"{split}.")}
