@@ -65,15 +65,16 @@ def _look_near(
         facts = _teacher(house, config.teacher)
     except (NotFound, InvalidModel) as error:
         problems.append(Problem("/teacher/source", f"found {config.teacher.source!r}: {error.message}"))
-    try:
-        labels = _labels(house, config.dataset.source)
-    except NotFound as error:
-        problems.append(Problem("/dataset/source", f"found {config.dataset.source!r}: {error.message}"))
-    for field, source in (("teacher", config.teacher.source), ("dataset", config.dataset.source)):
+    for pointer, source in config.data_sources().items():
+        try:
+            found = _labels(house, source)
+        except NotFound as error:
+            problems.append(Problem(pointer, f"found {source!r}: {error.message}"))
+        else:
+            labels = found if pointer == "/dataset/source" else labels
+    for pointer, source in {"/teacher/source": config.teacher.source, **config.data_sources()}.items():
         if source.startswith(_PATH):
-            problems.append(
-                Problem(f"/{field}/source", f"found {source!r}; a server takes no paths: upload it instead")
-            )
+            problems.append(Problem(pointer, f"found {source!r}; a server takes no paths: upload it instead"))
     return facts, labels, tuple(problems)
 
 

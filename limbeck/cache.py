@@ -52,7 +52,11 @@ def classes_of(model: PreTrainedModel) -> int:
 
 def cache_key(run: Run, teacher_weights: str, data_sha256: str) -> str:
     """What the teacher's logits depend on, as a hash."""
-    parts = [teacher_weights, data_sha256, run.config.training.max_length, run.device.precision, str(torch.__version__)]
+    training = run.config.training
+    # Copies are drawn by the seed.
+    added = [one.model_dump(mode="json") for one in training.augmentation]
+    drawn = [added, training.seed] if added else []
+    parts = [teacher_weights, data_sha256, training.max_length, run.device.precision, str(torch.__version__), *drawn]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

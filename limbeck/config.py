@@ -6,10 +6,13 @@ Imports no torch: the API process reads configurations and never trains.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from limbeck.augmentation import BaseAugmentation, MaskReplace, SentenceShuffle
+from limbeck.errors import Problem
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.none import FineTuning
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
@@ -100,6 +103,57 @@ class Dataset(Spec):
         return _source(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
 
 
+class TextColumns(Spec):
+    """Which columns hold texts; names that are not given are guessed from the usual ones."""
+
+    text: str | None = None
+    text_pair: str | None = None
+
+
+class Unlabelled(BaseAugmentation):
+    """Extra texts without labels, on which the student learns the teacher's answers alone.
+
+    Their hard loss is left out, and so are labels that the source may have. The baseline, which has no teacher, does
+    without them; its epochs are more by as much, so that it takes the same number of steps.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
+
+    type: Literal["unlabelled"] = "unlabelled"
+    source: str
+    """As a data set's: a hub name, ``builtin:stdlib-docstrings``, ``dataset:ds_…``, or (library only)
+    ``path:/folder``."""
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    revision: str | None = None
+    split: str = "train"
+    """Which of the source's splits is read."""
+    columns: TextColumns = TextColumns()
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many texts, drawn by the seed."""
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        return _source(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
+
+    def problems(self, *, at: str, task: str, reads_logits: bool, method: str) -> Iterator[Problem]:
+        yield from super().problems(at=at, task=task, reads_logits=reads_logits, method=method)
+        if not reads_logits:
+            yield Problem(
+                at,
+                f"found 'unlabelled'; the method {method!r} learns from labels, which these texts have none of",
+            )
+
+
+Augmentation = Annotated[
+    Annotated[SentenceShuffle, Tag("sentence_shuffle")]
+    | Annotated[MaskReplace, Tag("mask_replace")]
+    | Annotated[Unlabelled, Tag("unlabelled")],
+    Discriminator(type_tag),
+]
+
+
 class Student(Spec):
     """The small model."""
 
@@ -144,6 +198,27 @@ class Training(Spec):
     sample_weighting: SampleWeighting | None = None
     """Which examples count more, with mean 1 in a batch; default: all count alike. A baseline is weighted where that
     takes no teacher (``focal``), and a teacher that is fine-tuned never is."""
+
+    augmentation: tuple[Augmentation, ...] = ()
+    """More training texts, for the student and the baseline; a teacher is fine-tuned without. One, or a list."""
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Mapping | BaseAugmentation) else value
+
+    @model_validator(mode="after")
+    def _labels_where_needed(self) -> Training:
+        if not any(one.type == "unlabelled" for one in self.augmentation):
+            return self
+        weighting = self.sample_weighting
+        found = [f"loss {self.loss.type!r}"] if self.loss.needs_labels else []
+        found += [f"sample_weighting {weighting.type!r}"] if weighting is not None and weighting.needs_labels else []
+        if found:
+            raise ValueError(
+                f"augmentation 'unlabelled' brings texts without labels, which {' and '.join(found)} would need"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_batch(self) -> Training:
@@ -217,6 +292,15 @@ class DistillConfig(Spec):
     export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)
     """Forms beside safetensors."""
     gate: Gate = Gate()
+
+    def data_sources(self) -> dict[str, str]:
+        """Every source of texts, by the JSON pointer of the field that names it."""
+        extra = {
+            f"/training/augmentation/{index}/source": one.source
+            for index, one in enumerate(self.training.augmentation)
+            if isinstance(one, Unlabelled)
+        }
+        return {"/dataset/source": self.dataset.source, **extra}
 
     @classmethod
     def parse(cls, document: Any) -> Self:

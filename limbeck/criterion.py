@@ -52,9 +52,16 @@ class Criterion:
         return self.task.logits(output)
 
     def hard(self, logits: Tensor, batch: Batch) -> Term:
-        """The loss of ``logits`` against the true labels."""
-        losses = self.task.hard_losses(self.task.rows(logits, batch), self.task.targets(batch))
-        return self._mean(losses, logits, batch)
+        """The loss of ``logits`` against the true labels, of the examples that have one."""
+        rows, targets, weights = self.task.rows(logits, batch), self.task.targets(batch), self._weights(logits, batch)
+        if batch.labelled is None:
+            return _mean(self.task.hard_losses(rows, targets), weights, self.task.unit)
+        known = batch.labelled[self.task.owners(batch)]
+        if not bool(known.any()):
+            # Nothing to learn here, yet every parameter has to keep its gradient.
+            return Term(logits.float().sum() * 0, unit="labelled")
+        losses = self.task.hard_losses(rows[known], targets[known])
+        return _mean(losses, None if weights is None else weights[known], "labelled")
 
     def soft(
         self,
@@ -80,7 +87,7 @@ class Criterion:
             raise ValueError("the soft loss needs the teacher's logits in every batch: Part(teacher_logits=True)")
         student, teacher = self.task.rows(logits, batch), self.task.rows(teacher, batch)
         losses = self.loss.losses(self.task, student, teacher, self.task.targets(batch), temperature, progress)
-        return self._mean(losses, logits, batch)
+        return _mean(losses, self._weights(logits, batch), self.task.unit)
 
     def study(self, collate: Collator) -> None:
         """Look at the whole training split where the weights need that; ``collate`` carries the teacher's logits."""
@@ -128,6 +135,6 @@ class Criterion:
         rows = (self._difficulty(logits, batch) + _LEAST)[owners]
         return rows / rows.mean()
 
-    def _mean(self, losses: Tensor, logits: Tensor, batch: Batch) -> Term:
-        weights = self._weights(logits, batch)
-        return Term((losses if weights is None else losses * weights).mean(), unit=self.task.unit)
+
+def _mean(losses: Tensor, weights: Tensor | None, unit: str) -> Term:
+    return Term((losses if weights is None else losses * weights).mean(), unit=unit)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from limbeck import evaluate, hard_samples
+from limbeck.batches import Encoded
 from limbeck.cache import cache_key, kept_logits, predict, teacher_logits
 from limbeck.callbacks import Callbacks, Stage
 from limbeck.checkpoint import storage_errors
@@ -120,10 +121,9 @@ def _wants_baseline(config: DistillConfig) -> bool:
 def _plan(run: Run, job: Prepared) -> None:
     """Count the work of every phase, for the progress."""
     training, tune = run.config.training, job.finetune
-    per_epoch = math.ceil(len(job.train) / training.batch_size)
 
-    def learn(layers: int, epochs: int) -> float:
-        once = forward_work(job.blueprint.config, layers, job.train.lengths) * TRAINING
+    def learn(layers: int, data: Encoded, epochs: int) -> float:
+        once = forward_work(job.blueprint.config, layers, data.lengths) * TRAINING
         return epochs * (once + forward_work(job.blueprint.config, layers, job.validation.lengths))
 
     def read(layers: int) -> float:
@@ -133,9 +133,11 @@ def _plan(run: Run, job: Prepared) -> None:
     items = {
         "teacher": Item(
             Stage.TEACHER,
-            learn(deep, tune.epochs) if tune else forward_work(job.blueprint.config, deep, job.validation.lengths),
+            learn(deep, job.own, tune.epochs)
+            if tune
+            else forward_work(job.blueprint.config, deep, job.validation.lengths),
         ),
-        "distilling": Item(Stage.DISTILLING, learn(shallow, training.epochs)),
+        "distilling": Item(Stage.DISTILLING, learn(shallow, job.train, training.epochs)),
         "evaluate-teacher": Item(Stage.EVALUATING, read(deep)),
         "evaluate-student": Item(Stage.EVALUATING, read(shallow)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
@@ -143,14 +145,24 @@ def _plan(run: Run, job: Prepared) -> None:
     if _asks_teacher(run.config, "distilling"):
         items["cache"] = Item(Stage.DISTILLING, forward_work(job.blueprint.config, deep, job.train.lengths))
     if run.config.evaluation.hard_samples:
-        answered = forward_work(job.blueprint.config, shallow, job.train.lengths)
+        answered = forward_work(job.blueprint.config, shallow, job.own.lengths)
         answered += forward_work(job.blueprint.config, shallow + deep, job.validation.lengths)
         items["difficulty"] = Item(Stage.EVALUATING, answered)
     if _wants_baseline(run.config):
-        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, training.epochs))
+        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, _epochs(run.config, job, "baseline")))
         items["evaluate-baseline"] = Item(Stage.EVALUATING, read(shallow))
-    learners = training.epochs * (2 if _wants_baseline(run.config) else 1) + (tune.epochs if tune else 0)
-    run.meter.plan(items, per_epoch * learners)
+    trainings = [(job.train, training.epochs)]
+    trainings += [(job.own, tune.epochs)] if tune else []
+    trainings += [(job.labelled, _epochs(run.config, job, "baseline"))] if _wants_baseline(run.config) else []
+    steps = sum(math.ceil(len(data) / training.batch_size) * epochs for data, epochs in trainings)
+    run.meter.plan(items, steps)
+
+
+def _epochs(config: DistillConfig, job: Prepared, name: str) -> int:
+    """Of a phase. The baseline cannot learn from texts without labels: it gets as many steps from the others."""
+    if name != "baseline":
+        return config.training.epochs
+    return round(config.training.epochs * len(job.train) / len(job.labelled))
 
 
 Weights = dict[str, Tensor]
@@ -223,9 +235,9 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
         logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
     student = run.device.place(job.blueprint.cut(teacher, job.layers))
-    training = run.config.training
     models = Models(student, load, job.layers)
-    fitted = train(_phase(run, job, name, method, models, logits, training.epochs, training.learning_rate), run)
+    epochs, rate = _epochs(run.config, job, name), run.config.training.learning_rate
+    fitted = train(_phase(run, job, name, method, models, logits, epochs, rate), run)
     _say_trained(run, job, name, fitted)
     return _keep(run, name, fitted.model)
 
@@ -251,12 +263,13 @@ def _phase(
     learning_rate: float,
 ) -> Phase:
     training = run.config.training
+    data = {"teacher": job.own, "baseline": job.labelled}.get(name, job.train)
     return Phase(
         name=name,
         method=method,
         task=job.task,
         models=models,
-        train=job.train,
+        train=data,
         validation=job.validation,
         teacher_logits=logits,
         epochs=epochs,
@@ -268,6 +281,7 @@ def _phase(
         seed=training.seed,
         loss=training.loss,
         weighting=_weighting(run, name),
+        labelled=len(job.labelled) if name == "distilling" and job.card.unlabelled else None,
     )
 
 
@@ -325,19 +339,22 @@ def _measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights])
     def teacher() -> PreTrainedModel:
         return run.device.place(_build(job, "teacher", weights["teacher"]))
 
-    splits = {"train": (job.train, kept_logits(run)), "validation": (job.validation, None)}
-    examples = sum(len(data) for data, _ in splits.values())
+    splits = {
+        "train": (job.train, job.card.train, kept_logits(run)),
+        "validation": (job.validation, len(job.validation), None),
+    }
+    examples = sum(count for _, count, _ in splits.values())
     tensors: dict[str, Tensor] = {}
-    for name, (data, logits) in splits.items():
+    for name, (data, count, logits) in splits.items():
         columns = hard_samples.measure(
             student,
             teacher,
             data,
-            len(data),
+            count,
             job.task,
             run,
             logits,
-            done=lambda count: run.meter.advance(count / examples, examples=count),
+            done=lambda more: run.meter.advance(more / examples, examples=more),
         )
         tensors |= {f"{name}.{column}": values for column, values in columns.items()}
     run.store.write_tensors("difficulty", tensors, {})

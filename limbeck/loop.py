@@ -55,6 +55,7 @@ class Phase:
     seed: int
     loss: SoftLoss | None = None  #: how the student is compared with the teacher's logits
     weighting: SampleWeighting | None = None  #: which examples count more
+    labelled: int | None = None  #: the first so many training examples have a label; None: all
 
     @property
     def steps(self) -> int:
@@ -131,6 +132,7 @@ def train(phase: Phase, run: Run) -> Fitted:
             objective.student.config.pad_token_id or 0,
             run.device.torch,
             phase.teacher_logits if part.teacher_logits or criterion.needs_teacher_logits else None,
+            phase.labelled,
         )
         criterion.study(collate)
         try:
@@ -213,7 +215,9 @@ def backward(
     for part in parts:
         with run.device.autocast():
             terms = objective.losses(part, step, steps)
-        shares = {name: term.value * (part.counts[term.unit] / whole[term.unit]) for name, term in terms.items()}
+        shares = {
+            name: term.value * (part.counts[term.unit] / max(1, whole[term.unit])) for name, term in terms.items()
+        }
         loss = torch.stack([shares[name] * term.weight for name, term in terms.items()]).sum()
         torch.autograd.backward(loss)
         for name, value in {"loss": loss, **shares}.items():

@@ -41,6 +41,11 @@ def _objective(config: DistillConfig, labels: Sequence[str] | None) -> Iterator[
         )
     if training.sample_weighting is not None:
         yield from training.sample_weighting.problems(task=task, uses_teacher=method.uses_teacher, method=method.type)
+    reads_logits = all(part.teacher_logits for part in method.parts())
+    for index, augmentation in enumerate(training.augmentation):
+        yield from augmentation.problems(
+            at=f"/training/augmentation/{index}", task=task.type, reads_logits=reads_logits, method=method.type
+        )
 
 
 def _family(teacher: ModelFacts) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck import data, evaluate, preflight, sources, texts
+from limbeck import copies, data, evaluate, preflight, sources, texts
 from limbeck.batches import Encoded, encode
 from limbeck.callbacks import Stage
 from limbeck.config import FineTune
@@ -27,6 +27,7 @@ from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from limbeck.copies import Enlarged
     from limbeck.data import Corpus, Split
     from limbeck.sources import ModelFacts
 
@@ -41,7 +42,7 @@ class Prepared:
     blueprint: Blueprint
     card: DatasetCard
     pair: bool  #: whether an example is two texts
-    train: Encoded
+    train: Encoded  #: the data set's own examples, then their copies, then texts without labels
     validation: Encoded
     test: Encoded
     layers: tuple[int, ...]  #: of the teacher, that the student starts from
@@ -50,6 +51,19 @@ class Prepared:
     teacher_revision: str | None
     teacher_sha256: str
     texts: Tensor  #: of training and validation examples, as ``limbeck.texts`` packs them
+
+    @property
+    def own(self) -> Encoded:
+        """The training split without what augmentation added."""
+        return self._first(self.card.train)
+
+    @property
+    def labelled(self) -> Encoded:
+        """The training split without texts that have no label."""
+        return self._first(self.card.train + self.card.copies)
+
+    def _first(self, count: int) -> Encoded:
+        return self.train if count == len(self.train) else self.train.take(np.arange(count))
 
 
 def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
@@ -103,6 +117,9 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
     tokenizer = load_tokenizer(teacher, config)
     length = run.config.training.max_length
     whole = {name: encode(tokenizer, getattr(corpus, name), length, run.poll) for name in _SPLITS}
+    card, cut = _card(corpus), float(np.mean(whole["train"].lengths >= length))
+    enlarged = copies.enlarge(run, corpus, whole, teacher, tokenizer, given)
+    whole["train"] = enlarged.train
     vocabulary = Vocabulary.of(
         whole.values(),
         special=tokenizer.all_special_ids,
@@ -113,10 +130,14 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
     tensors = {"vocabulary": torch.from_numpy(vocabulary.kept), "texts": texts.pack(readable)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
-    card = _card(corpus)
+    card = card.model_copy(
+        update={
+            "copies": enlarged.labelled - enlarged.originals,
+            "unlabelled": len(enlarged.train) - enlarged.labelled,
+        }
+    )
     stored = {"card": card.model_dump(mode="json"), "pair": corpus.train.pairs is not None, "revision": corpus.revision}
     run.store.write_tensors("data", tensors, stored)
-    cut = float(np.mean(whole["train"].lengths >= length))
     run.event(
         "data.loaded",
         f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test examples of "
@@ -125,8 +146,21 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
         validation=card.validation,
         test=card.test,
         labels=len(card.labels),
-        tokens=int(whole["train"].lengths.sum()),
+        tokens=int(whole["train"].take(np.arange(card.train)).lengths.sum()),
         vocabulary=len(vocabulary),
+    )
+    if run.config.training.augmentation:
+        _say_enlarged(run, enlarged)
+
+
+def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
+    added = ", ".join(f"{count:,} by {name}" for name, count in enlarged.counts.items())
+    left_out = f"; {enlarged.held_out:,} more stand in validation or test and are left out" * bool(enlarged.held_out)
+    run.event(
+        "data.augmented",
+        f"The student learns from {len(enlarged.train) - enlarged.originals:,} more examples: {added}{left_out}",
+        **enlarged.counts,
+        held_out=enlarged.held_out,
     )
 
 

@@ -73,6 +73,10 @@ class DatasetCard(Spec):
     labels: tuple[str, ...]
     majority: float
     """Share of the most common class of the test split: what guessing gets."""
+    copies: int = 0
+    """Training examples that augmentation made of these, for the student and the baseline."""
+    unlabelled: int = 0
+    """Texts without labels that the student learned the teacher's answers on."""
 
 
 class Hardware(Spec):

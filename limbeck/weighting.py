@@ -42,10 +42,13 @@ class BaseWeighting(Spec, ABC):
     kinds: ClassVar[tuple[str, ...]] = ("categorical", "binary", "value")
     #: Whether an example is placed among all others of the training split.
     ranked: ClassVar[bool] = False
-    #: Whether the true labels take part.
-    needs_labels: ClassVar[bool] = False
 
     type: Any
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the true labels take part."""
+        return False
 
     def problems(self, *, task: Task, uses_teacher: bool, method: str) -> Iterator[Problem]:
         """What forbids this weighting for such a task and method."""
@@ -83,11 +86,14 @@ class Focal(BaseWeighting):
     by_student: ClassVar[bool] = True
     by_teacher: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ("categorical", "binary")
-    needs_labels: ClassVar[bool] = True
 
     type: Literal["focal"] = "focal"
     gamma: float = Field(default=2.0, gt=0, le=10)
     """The higher, the less what is known already counts (Lin et al. 2017, arXiv:1708.02002)."""
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
 
     def difficulties(self, task: Task, student: Tensor | None, teacher: Tensor | None, targets: Tensor) -> Tensor:
         assert student is not None
@@ -139,6 +145,10 @@ class Curriculum(BaseWeighting):
     """The share at the first step."""
     until: float = Field(default=0.5, gt=0, le=1)
     """Share of the steps after which all examples count alike."""
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.by == "loss"
 
     def problems(self, *, task: Task, uses_teacher: bool, method: str) -> Iterator[Problem]:
         yield from super().problems(task=task, uses_teacher=uses_teacher, method=method)
