@@ -72,15 +72,17 @@ def _look_near(
             facts[part] = None if source is None else _model(house, source)
         except (NotFound, InvalidModel) as error:
             problems.append(Problem(f"/{part}/source", f"found {source!r}: {error.message}"))
-    try:
-        labels = _labels(house, config.dataset.source)
-    except NotFound as error:
-        problems.append(Problem("/dataset/source", f"found {config.dataset.source!r}: {error.message}"))
-    for field, source in (*models, ("dataset", config.dataset.source)):
-        if source is not None and source.startswith(_PATH):
-            problems.append(
-                Problem(f"/{field}/source", f"found {source!r}; a server takes no paths: upload it instead")
-            )
+    for pointer, source in config.data_sources().items():
+        try:
+            found = _labels(house, source)
+        except NotFound as error:
+            problems.append(Problem(pointer, f"found {source!r}: {error.message}"))
+        else:
+            labels = found if pointer == "/dataset/source" else labels
+    named = {f"/{part}/source": source for part, source in models if source is not None}
+    for pointer, source in {**named, **config.data_sources()}.items():
+        if source.startswith(_PATH):
+            problems.append(Problem(pointer, f"found {source!r}; a server takes no paths: upload it instead"))
     return facts["teacher"], facts["student"], labels, tuple(problems)
 
 

@@ -6,11 +6,13 @@ Imports no torch: the API process reads configurations and never trains.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from limbeck.augmentation import BaseAugmentation, MaskReplace, SentenceShuffle
+from limbeck.errors import Problem
 from limbeck.methods.auto import Auto
 from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.kd import KnowledgeDistillation
@@ -18,8 +20,10 @@ from limbeck.methods.minilm import MiniLM
 from limbeck.methods.none import FineTuning
 from limbeck.methods.patient import Patient
 from limbeck.methods.tinybert import TinyBERT
-from limbeck.spec import Spec, invalid_config
+from limbeck.soft_loss import KullbackLeibler, SoftLoss
+from limbeck.spec import Spec, invalid_config, type_tag
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.weighting import SampleWeighting
 
 BUILTIN_TEACHERS = ("builtin:minilm-l6",)
 BUILTIN_DATASETS = ("builtin:stdlib-docstrings",)
@@ -114,6 +118,57 @@ class Prune(Spec):
     absence would change the teacher's loss on training texts, to the first order (Molchanov et al. 2017,
     arXiv:1611.06440). Whole heads are not offered: in transformers a head is ``hidden_size / heads`` wide, so that one
     without some heads could not be loaded, and masking them saves no time."""
+
+
+class TextColumns(Spec):
+    """Which columns hold texts; names that are not given are guessed from the usual ones."""
+
+    text: str | None = None
+    text_pair: str | None = None
+
+
+class Unlabelled(BaseAugmentation):
+    """Extra texts without labels, on which the student learns the teacher's answers alone.
+
+    Their hard loss is left out, and so are labels that the source may have. The baseline, which has no teacher, does
+    without them; its epochs are more by as much, so that it takes the same number of steps.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
+
+    type: Literal["unlabelled"] = "unlabelled"
+    source: str
+    """As a data set's: a hub name, ``builtin:stdlib-docstrings``, ``dataset:ds_…``, or (library only)
+    ``path:/folder``."""
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    revision: str | None = None
+    split: str = "train"
+    """Which of the source's splits is read."""
+    columns: TextColumns = TextColumns()
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many texts, drawn by the seed."""
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        return _source(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
+
+    def problems(self, *, at: str, task: str, reads_logits: bool, method: str) -> Iterator[Problem]:
+        yield from super().problems(at=at, task=task, reads_logits=reads_logits, method=method)
+        if not reads_logits:
+            yield Problem(
+                at,
+                f"found 'unlabelled'; the method {method!r} learns from labels, which these texts have none of",
+            )
+
+
+Augmentation = Annotated[
+    Annotated[SentenceShuffle, Tag("sentence_shuffle")]
+    | Annotated[MaskReplace, Tag("mask_replace")]
+    | Annotated[Unlabelled, Tag("unlabelled")],
+    Discriminator(type_tag),
+]
 
 
 class Student(Spec):
@@ -215,6 +270,51 @@ class Training(Spec):
     seed: int = Field(default=42, ge=0, lt=2**32)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 on CUDA, else float32."""
+    loss: SoftLoss = KullbackLeibler()
+    """How the student's answer is compared with the teacher's."""
+    sample_weighting: SampleWeighting | None = None
+    """Which examples count more, with mean 1 in a batch; default: all count alike. A baseline is weighted where that
+    takes no teacher (``focal``), and a teacher that is fine-tuned never is."""
+
+    augmentation: tuple[Augmentation, ...] = ()
+    """More training texts, for the student and the baseline; a teacher is fine-tuned without. One, or a list."""
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Mapping | BaseAugmentation) else value
+
+    @model_validator(mode="after")
+    def _labels_where_needed(self) -> Training:
+        if not any(one.type == "unlabelled" for one in self.augmentation):
+            return self
+        weighting = self.sample_weighting
+        found = [f"loss {self.loss.type!r}"] if self.loss.needs_labels else []
+        found += [f"sample_weighting {weighting.type!r}"] if weighting is not None and weighting.needs_labels else []
+        if found:
+            raise ValueError(
+                f"augmentation 'unlabelled' brings texts without labels, which {' and '.join(found)} would need"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> Training:
+        """With what looks at a batch as a whole, a batch cut into parts would have another gradient."""
+        if self.gradient_accumulation == 1:
+            return self
+        found = []
+        if self.loss.needs_whole_batch:
+            found.append(f"loss {self.loss.type!r} with intra > 0, which compares the examples of a batch")
+        if self.sample_weighting is not None and self.sample_weighting.by_student:
+            found.append(
+                f"sample_weighting {self.sample_weighting.type!r}, whose weights hang on the student's answers to "
+                "all of a batch"
+            )
+        if found:
+            raise ValueError(
+                f"gradient_accumulation ({self.gradient_accumulation}) has to be 1 with {' and '.join(found)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_parts(self) -> Training:
@@ -230,6 +330,9 @@ class Evaluation(Spec):
 
     baseline: bool = True
     """Train the same student without a teacher as well; only this shows what the distillation was worth."""
+    hard_samples: bool = True
+    """Measure how hard each training and validation example is for the student, by one more pass over both; the table
+    holds their texts, up to 500 characters of each."""
 
 
 class Gate(Spec):
@@ -241,13 +344,6 @@ class Gate(Spec):
     """95th percentile of the latency at batch size 1, in milliseconds, on the machine of the job."""
 
 
-def _tag(value: Any) -> Any:
-    """The ``type`` of a method, given in full, as shorthand, or already built."""
-    if isinstance(value, Mapping):
-        return value.get("type")
-    return value if isinstance(value, str) else getattr(value, "type", None)
-
-
 Method = Annotated[
     Annotated[Auto, Tag("auto")]
     | Annotated[KnowledgeDistillation, Tag("kd")]
@@ -256,7 +352,7 @@ Method = Annotated[
     | Annotated[TinyBERT, Tag("tinybert")]
     | Annotated[MiniLM, Tag("minilm")]
     | Annotated[FineTuning, Tag("none")],
-    Discriminator(_tag),
+    Discriminator(type_tag),
 ]
 """How knowledge is passed. A new method is one file in ``limbeck/methods/`` and one line here."""
 
@@ -279,6 +375,15 @@ class DistillConfig(Spec):
     export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)
     """Forms beside safetensors."""
     gate: Gate = Gate()
+
+    def data_sources(self) -> dict[str, str]:
+        """Every source of texts, by the JSON pointer of the field that names it."""
+        extra = {
+            f"/training/augmentation/{index}/source": one.source
+            for index, one in enumerate(self.training.augmentation)
+            if isinstance(one, Unlabelled)
+        }
+        return {"/dataset/source": self.dataset.source, **extra}
 
     @classmethod
     def parse(cls, document: Any) -> Self:

@@ -98,10 +98,19 @@ def _origin(card: Scorecard, is_student: bool, teacher: str, dataset: str) -> st
         labels.append(f"and {len(card.dataset.labels) - _LABELS_SHOWN} more")
     return (
         f"{how}\n\nIt was trained on {card.dataset.train:,} examples of `{dataset}` "
-        f"(sha256 `{card.dataset.sha256[:12]}…`, seed {card.seed}); {card.dataset.validation:,} others chose the "
+        f"(sha256 `{card.dataset.sha256[:12]}…`, seed {card.seed}){_more(card, is_student)}; "
+        f"{card.dataset.validation:,} others chose the "
         "epoch that was kept. "
         f"It answers with one of {len(card.dataset.labels)} labels: {', '.join(labels)}."
     )
+
+
+def _more(card: Scorecard, is_student: bool) -> str:
+    """What augmentation added."""
+    parts = [f"{card.dataset.copies:,} altered copies of them"] if card.dataset.copies else []
+    if card.dataset.unlabelled and is_student:
+        parts.append(f"{card.dataset.unlabelled:,} other texts, to which the teacher alone gave the answers")
+    return "".join(f", and {part}" for part in parts)
 
 
 def _quality(card: Scorecard, name: str) -> str:

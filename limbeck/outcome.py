@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck import evaluate
+from limbeck import evaluate, hard_samples, texts
 from limbeck.cache import predict
 from limbeck.config import DistillConfig, Gate
 from limbeck.errors import Diverged
 from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
 from limbeck.latency import measure_latency
 from limbeck.modelcard import model_card
-from limbeck.preparation import Prepared, load_tokenizer
+from limbeck.preparation import Prepared, below, load_tokenizer
 from limbeck.run import Run
-from limbeck.scorecard import Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
+from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
 from limbeck.students import read_config
 from limbeck.trimming import name_for_all, trimmed
 
@@ -153,6 +153,8 @@ def export(
     latency = measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=run.poll)
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
     scorecard = _scorecard(run, job, evaluations, latency, exports)
+    if run.store.has("difficulty"):
+        scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:
         text = model_card(scorecard, name, teacher=run.config.teacher.source, dataset=job.card.source, pair=job.pair)
         (output / name / "README.md").write_text(text, encoding="utf-8")
@@ -196,6 +198,31 @@ def _scorecard(
         minutes={stage: round(seconds / 60, 3) for stage, seconds in run.meter.state()["seconds"].items()},
         verdict=_verdict(run.config.gate, retention, latency["student"]),
     )
+
+
+def _difficulty(run: Run, job: Prepared, output: Path, evaluations: Mapping[str, Evaluation]) -> Difficulty:
+    """Write the table of hard samples, and sum it up."""
+    columns, _ = run.store.read_tensors("difficulty")
+    measured = {split: below(columns, split) for split in hard_samples.SPLITS}
+    shown = texts.unpack(job.texts)
+    hard_samples.write(output, measured, shown)
+    one_class = job.task.type == "sequence_classification"
+    found = hard_samples.summary(
+        measured,
+        shown,
+        {name: model.predictions for name, model in evaluations.items()},
+        job.test.labels if one_class else None,
+        job.card.labels,
+    )
+    run.event("difficulty.measured", _said(found), lost=found.lost, won=found.won)
+    return found
+
+
+def _said(found: Difficulty) -> str:
+    if not found.lost:
+        return "Hard samples: the losses of student and teacher on each training and validation example"
+    counts = ", ".join(f"{count:,} of {split}" for split, count in found.lost.items())
+    return f"Hard samples: the teacher is right and the student wrong on {counts}; hard_samples.csv has each example"
 
 
 def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepared, seed: int) -> ModelCard:

@@ -9,6 +9,7 @@ from limbeck.config import DistillConfig
 from limbeck.errors import Problem
 from limbeck.families import FAMILIES
 from limbeck.sources import ModelFacts
+from limbeck.tasks.sequence_classification import SequenceClassification
 
 
 def check(
@@ -23,7 +24,7 @@ def check(
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
-    found: list[Problem] = []
+    found: list[Problem] = [*_objective(config, labels)]
     origin = teacher if config.student.source is None else student
     if student is not None:
         found += _family(student, "student")
@@ -43,6 +44,23 @@ def check(
                     classes=len(labels), teacher_layers=teacher.layers, student_layers=count
                 )
     return tuple(dict.fromkeys(found))
+
+
+def _objective(config: DistillConfig, labels: Sequence[str] | None) -> Iterator[Problem]:
+    """Whether the loss and the weights mean something for the task's answers and the method."""
+    task, training, method = config.task or SequenceClassification(), config.training, config.method
+    yield from training.loss.problems(task=task, classes=None if labels is None else len(labels))
+    if training.loss.type != "kl" and not method.uses_teacher:
+        yield Problem(
+            "/training/loss", f"found {training.loss.type!r}; the method {method.type!r} has no teacher to compare with"
+        )
+    if training.sample_weighting is not None:
+        yield from training.sample_weighting.problems(task=task, uses_teacher=method.uses_teacher, method=method.type)
+    reads_logits = all(part.teacher_logits for part in method.parts())
+    for index, augmentation in enumerate(training.augmentation):
+        yield from augmentation.problems(
+            at=f"/training/augmentation/{index}", task=task.type, reads_logits=reads_logits, method=method.type
+        )
 
 
 def _family(model: ModelFacts, part: str) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck import data, evaluate, preflight, sources
+from limbeck import copies, data, evaluate, preflight, sources, texts
 from limbeck.batches import Encoded, encode
 from limbeck.callbacks import Stage
 from limbeck.config import FineTune
@@ -30,7 +30,8 @@ from limbeck.trimming import kept_ids, trimmed
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from limbeck.data import Corpus
+    from limbeck.copies import Enlarged
+    from limbeck.data import Corpus, Split
     from limbeck.sources import LocalModel, ModelFacts
 
 _SPLITS = ("train", "validation", "test")
@@ -46,7 +47,7 @@ class Prepared:
     blueprint: Blueprint
     card: DatasetCard
     pair: bool  #: whether an example is two texts
-    train: Encoded
+    train: Encoded  #: the data set's own examples, then their copies, then texts without labels
     validation: Encoded
     test: Encoded
     student: StudentPlan
@@ -55,6 +56,20 @@ class Prepared:
     keep_head: bool  #: whether the teacher's own head is used
     teacher_revision: str | None
     teacher_sha256: str
+    texts: Tensor  #: of training and validation examples, as ``limbeck.texts`` packs them
+
+    @property
+    def own(self) -> Encoded:
+        """The training split without what augmentation added."""
+        return self._first(self.card.train)
+
+    @property
+    def labelled(self) -> Encoded:
+        """The training split without texts that have no label."""
+        return self._first(self.card.train + self.card.copies)
+
+    def _first(self, count: int) -> Encoded:
+        return self.train if count == len(self.train) else self.train.take(np.arange(count))
 
 
 def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
@@ -86,7 +101,7 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
     finetune = _finetune(run, facts)
     sha256 = _weights_sha256(teacher.path)
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
-    train, validation, test = (Encoded.from_tensors(_below(tensors, split)) for split in _SPLITS)
+    train, validation, test = (Encoded.from_tensors(below(tensors, split)) for split in _SPLITS)
     return Prepared(
         task=task,
         blueprint=blueprint,
@@ -101,6 +116,7 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         keep_head=facts.has_head and _labels_agree(teacher.path, card.labels, must=finetune is None),
         teacher_revision=teacher.revision,
         teacher_sha256=sha256,
+        texts=tensors["texts"],
     )
 
 
@@ -165,6 +181,9 @@ def _encode(
         _require_same_tokenizer(tokenizer, source, corpus.train.texts[:_COMPARED], pair=corpus.train.pairs is not None)
     length = run.config.training.max_length
     whole = {name: encode(tokenizer, getattr(corpus, name), length, run.poll) for name in _SPLITS}
+    card, cut = _card(corpus), float(np.mean(whole["train"].lengths >= length))
+    enlarged = copies.enlarge(run, corpus, whole, teacher, tokenizer, given)
+    whole["train"] = enlarged.train
     vocabulary = Vocabulary.of(
         whole.values(),
         special=tokenizer.all_special_ids,
@@ -182,13 +201,18 @@ def _encode(
                     f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
                 )
                 raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
-    tensors = {"vocabulary": torch.from_numpy(vocabulary.kept)}
+    readable = {name: _shown(getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
+    tensors = {"vocabulary": torch.from_numpy(vocabulary.kept), "texts": texts.pack(readable)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
-    card = _card(corpus)
+    card = card.model_copy(
+        update={
+            "copies": enlarged.labelled - enlarged.originals,
+            "unlabelled": len(enlarged.train) - enlarged.labelled,
+        }
+    )
     stored = {"card": card.model_dump(mode="json"), "pair": corpus.train.pairs is not None, "revision": corpus.revision}
     run.store.write_tensors("data", tensors, stored)
-    cut = float(np.mean(whole["train"].lengths >= length))
     run.event(
         "data.loaded",
         f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test examples of "
@@ -197,9 +221,26 @@ def _encode(
         validation=card.validation,
         test=card.test,
         labels=len(card.labels),
-        tokens=int(whole["train"].lengths.sum()),
+        tokens=int(whole["train"].take(np.arange(card.train)).lengths.sum()),
         vocabulary=len(vocabulary),
     )
+    if run.config.training.augmentation:
+        _say_enlarged(run, enlarged)
+
+
+def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
+    added = ", ".join(f"{count:,} by {name}" for name, count in enlarged.counts.items())
+    left_out = f"; {enlarged.held_out:,} more stand in validation or test and are left out" * bool(enlarged.held_out)
+    run.event(
+        "data.augmented",
+        f"The student learns from {len(enlarged.train) - enlarged.originals:,} more examples: {added}{left_out}",
+        **enlarged.counts,
+        held_out=enlarged.held_out,
+    )
+
+
+def _shown(split: Split, labels: Sequence[str]) -> list[texts.Shown]:
+    return texts.shown(split.texts, split.pairs, split.labels, labels)
 
 
 def load_tokenizer(folder: Path, config: Any) -> Any:
@@ -299,5 +340,6 @@ def _weights_sha256(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+    """Those of one split, by the rest of their names."""
     return {name.removeprefix(f"{split}."): value for name, value in tensors.items() if name.startswith(f"{split}.")}

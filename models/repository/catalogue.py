@@ -78,7 +78,7 @@ def delete_dataset(session: Session, dataset_id: str) -> list[str]:
         NotFound, Conflict: naming the jobs that need it.
     """
     dataset = _locked(session, Dataset, dataset_id, "data set")
-    _refuse_while_used(session, "data set", dataset_id, fields=("dataset",), reference=f"dataset:{dataset_id}")
+    _refuse_while_used(session, "data set", dataset_id, reference=f"dataset:{dataset_id}")
     keys = dataset_keys(dataset)
     session.delete(dataset)
     session.flush()
@@ -189,7 +189,7 @@ def delete_model(session: Session, model_id: str) -> list[str]:
         NotFound, Conflict: naming the jobs that need it.
     """
     model = _locked(session, Model, model_id, "model")
-    _refuse_while_used(session, "model", model_id, fields=sources.MODEL_FIELDS, reference=f"model:{model_id}")
+    _refuse_while_used(session, "model", model_id, reference=f"model:{model_id}")
     keys = [file.key for file in model_files(session, model_id)]
     session.delete(model)
     session.flush()
@@ -203,8 +203,8 @@ def _locked(session: Session, table: Any, row_id: str, what: str) -> Any:
     return row
 
 
-def _refuse_while_used(session: Session, what: str, row_id: str, *, fields: Sequence[str], reference: str) -> None:
-    jobs = sources.users(session, fields=fields, reference=reference)
+def _refuse_while_used(session: Session, what: str, row_id: str, *, reference: str) -> None:
+    jobs = sources.users(session, reference=reference)
     if jobs:
         more = f" and {len(jobs) - 5} more" if len(jobs) > 5 else ""
         raise Conflict(f"The {what} {row_id} is needed by jobs that have not ended: {', '.join(jobs[:5])}{more}.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
 from limbeck.errors import InvalidInput, Problem
@@ -24,24 +24,36 @@ def hold(session: Session, config: Mapping[str, Any]) -> None:
         InvalidInput: one is not.
     """
     for field in MODEL_FIELDS:
-        _hold(session, config, field=field, prefix="model:", table=Model)
-    _hold(session, config, field="dataset", prefix="dataset:", table=Dataset)
+        source = (config.get(field) or {}).get("source") or ""
+        _hold(session, source, at=f"/{field}/source", prefix="model:", table=Model)
+    for pointer, source in data_sources(config).items():
+        _hold(session, source, at=pointer, prefix="dataset:", table=Dataset)
 
 
-def users(session: Session, *, fields: Sequence[str], reference: str) -> list[str]:
-    """Ids of the jobs that have not ended and whose config names ``reference`` as one of its ``fields``."""
-    named = or_(*(Job.config[(field, "source")].as_string() == reference for field in fields))
+def data_sources(config: Mapping[str, Any]) -> dict[str, str]:
+    """Every source of texts that a stored config names, by the JSON pointer of its field; see
+    :meth:`limbeck.config.DistillConfig.data_sources`."""
+    found = {"/dataset/source": (config.get("dataset") or {}).get("source") or ""}
+    for index, one in enumerate((config.get("training") or {}).get("augmentation") or ()):
+        if "source" in one:
+            found[f"/training/augmentation/{index}/source"] = one["source"]
+    return found
+
+
+def users(session: Session, *, reference: str) -> list[str]:
+    """Ids of the jobs that have not ended and whose config names ``reference`` anywhere."""
+    # An augmentation stands in a list, which SQLite and PostgreSQL search in different ways: their text is the same.
+    named = cast(Job.config, String).contains(f'"{reference}"', autoescape=True)
     return list(
         session.scalars(select(Job.id).where(Job.status.not_in(TERMINAL), named).order_by(Job.created_at, Job.id))
     )
 
 
-def _hold(session: Session, config: Mapping[str, Any], *, field: str, prefix: str, table: Any) -> None:
-    source = (config.get(field) or {}).get("source") or ""
+def _hold(session: Session, source: str, *, at: str, prefix: str, table: Any) -> None:
     if not source.startswith(prefix):
         return
     wanted = source.removeprefix(prefix)
     found = session.scalar(select(table.id).where(table.id == wanted).with_for_update(read=True))
     if found is None:
         detail = f"found {source!r}, which does not exist or has been deleted"
-        raise InvalidInput(f"/{field}/source: {detail}", [Problem(f"/{field}/source", detail)])
+        raise InvalidInput(f"{at}: {detail}", [Problem(at, detail)])

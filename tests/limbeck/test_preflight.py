@@ -11,7 +11,10 @@ import pytest
 from limbeck import preflight
 from limbeck.config import DistillConfig, Teacher
 from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.soft_loss import JensenShannon, KullbackLeibler
 from limbeck.sources import model_facts, teacher_folder
+from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.weighting import Focal
 from tests.tiny import write_tiny_bert
 
 
@@ -78,3 +81,44 @@ def test_preflight_refuses_a_family_whose_layers_cannot_be_taken_apart(tiny: Pat
     (problem,) = preflight.check(config, teacher=facts, labels=None)
     assert problem.pointer == "/teacher/source"
     assert "'gpt2'; allowed: bert" in problem.detail
+
+
+def _objective_problems(labels: list[str] | None = None, **changes: object) -> dict[str, str]:
+    document = {"teacher": "builtin:minilm-l6", "dataset": "someone/data", **changes}
+    found = preflight.check(DistillConfig.parse(document), teacher=None, labels=labels)
+    return {problem.pointer: problem.detail for problem in found}
+
+
+@pytest.mark.parametrize("loss", ["dkd", "dist", "logit_standardisation"])
+def test_a_loss_that_says_nothing_about_two_classes_is_refused_with_the_reason(loss: str) -> None:
+    """Guards against hours of training on a constant."""
+    found = _objective_problems(["a", "b"], training={"loss": loss})
+    assert "it needs three" in found["/training/loss"]
+    assert _objective_problems(["a", "b", "c"], training={"loss": loss}) == {}
+    assert _objective_problems(None, training={"loss": loss}) == {}
+
+
+@pytest.mark.parametrize("loss", ["kl", "reverse_kl", "jsd", "annealing"])
+def test_the_other_losses_serve_two_classes(loss: str) -> None:
+    assert _objective_problems(["a", "b"], training={"loss": loss}) == {}
+
+
+def test_without_a_teacher_neither_its_loss_nor_its_weights_are_left_out_silently() -> None:
+    found = _objective_problems(method="none", training={"loss": "jsd", "sample_weighting": "entropy"})
+    assert "has no teacher" in found["/training/loss"]
+    assert "allowed: 'focal'" in found["/training/sample_weighting"]
+    assert _objective_problems(method="none", training={"sample_weighting": "focal"}) == {}
+
+
+@pytest.mark.parametrize("kind", ["binary", "value"])
+def test_answers_that_are_no_choice_among_classes_have_only_the_plain_loss(kind: str) -> None:
+    class Other(SequenceClassification):
+        pass
+
+    Other.kind = kind  # type: ignore[assignment]
+    (problem,) = JensenShannon().problems(task=Other(), classes=5)
+    assert problem.pointer == "/training/loss"
+    assert "allowed: 'kl'" in problem.detail
+    assert not list(KullbackLeibler().problems(task=Other(), classes=5))
+    numbers = list(Focal().problems(task=Other(), uses_teacher=True, method="kd"))
+    assert bool(numbers) == (kind == "value")

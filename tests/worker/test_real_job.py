@@ -70,10 +70,10 @@ def engine_worker(settings: Settings, database: Database, storage: Storage, monk
     return Worker(patient, database, storage, Bell(settings), Slots(1), command=TRAINER)
 
 
-def weights(database: Database, job_id: str) -> Mapping[ModelKind, str]:
+def weights(database: Database, job_id: str, path: str = "model.safetensors") -> Mapping[ModelKind, str]:
     with database.reading() as session:
         return {
-            model.kind: catalogue.model_file(session, model.id, "model.safetensors").sha256
+            model.kind: catalogue.model_file(session, model.id, path).sha256
             for model in catalogue.models_of_job(session, job_id)
         }
 
@@ -134,3 +134,5 @@ def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
     with database.reading() as session:
         assert [one.outcome for one in telemetry.attempts(session, disturbed.id)] == ["failed", "failed", "succeeded"]
     assert weights(database, disturbed.id) == weights(database, undisturbed.id)
+    # The table of hard samples comes to the student's files, with the same numbers.
+    assert weights(database, disturbed.id, "hard_samples.csv") == weights(database, undisturbed.id, "hard_samples.csv")
