@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ from api import errors, openapi
 from api.access import Observed
 from api.deps import Services, intake_limiter
 from api.downloads import Downloads
-from api.inference import Students
+from api.inference import Batcher, Students
 from api.places import Places
 from api.routes import datasets, events, files, health, jobs, methods, models, predict
 from api.streams import Streams
@@ -77,6 +78,12 @@ async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[S
         bell = Bell(settings)
         stack.callback(bell.close)
         streams = await stack.enter_async_context(Streams(database).running())
+        batcher = Batcher(
+            threads=settings.predict_threads or cores(),
+            limit=settings.predict_queue_texts,
+            seconds=settings.predict_seconds,
+        )
+        stack.callback(batcher.close)
         yield Services(
             settings=settings,
             database=database,
@@ -84,11 +91,17 @@ async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[S
             bell=bell,
             streams=streams,
             students=Students(storage, settings),
+            batcher=batcher,
             downloads=Downloads(storage, settings.scratch_dir / "downloads", settings.download_cache_bytes),
             telemetry=telemetry,
             places=Places(),
             intake=intake_limiter(),
         )
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version() -> str:

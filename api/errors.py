@@ -40,6 +40,8 @@ ANSWERS: Mapping[type[LimbeckError], Answer] = {
     errors.TooLarge: Answer(413, "Too large"),
     errors.Unavailable: Answer(503, "A service is away", retry_after=5),
     errors.QueueFull: Answer(429, "The queue is full", retry_after=30),
+    errors.Busy: Answer(429, "Too much waits", retry_after=1),
+    errors.TooSlow: Answer(503, "No answer in time", retry_after=1),
     errors.StorageFull: Answer(507, "The storage is full"),
 }
 
@@ -109,6 +111,7 @@ def register(app: FastAPI) -> None:
 async def _limbeck_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LimbeckError)
     answer = answer_for(error)
+    wait = getattr(error, "retry_after", answer.retry_after)
     if answer.status == 500:
         raise error  # not meant for a caller: the outermost layer logs it whole
     return problem(
@@ -118,7 +121,7 @@ async def _limbeck_error(request: Request, error: Exception) -> Response:
         title=answer.title,
         detail=error.message,
         problems=_listed(error.problems),
-        headers={"Retry-After": str(answer.retry_after)} if answer.retry_after else None,
+        headers={"Retry-After": str(wait)} if wait else None,
     )
 
 
