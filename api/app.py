@@ -16,7 +16,7 @@ from api.deps import Services, intake_limiter
 from api.downloads import Downloads
 from api.inference import Batcher, Students
 from api.places import Places
-from api.routes import datasets, events, files, health, jobs, methods, models, predict
+from api.routes import aliases, datasets, events, files, health, jobs, methods, models, open_inference, predict
 from api.streams import Streams
 from api.telemetry import Telemetry
 from models.db import Database
@@ -25,7 +25,8 @@ from models.storage import open_storage
 from worker.queue import Bell
 
 _ROUTERS: tuple[APIRouter, ...] = tuple(
-    module.router for module in (jobs, events, datasets, models, files, predict, methods, health)
+    module.router
+    for module in (jobs, events, datasets, models, aliases, files, predict, open_inference, methods, health)
 )
 
 

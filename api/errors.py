@@ -37,6 +37,7 @@ ANSWERS: Mapping[type[LimbeckError], Answer] = {
     errors.NotFound: Answer(404, "Not found"),
     errors.NotYet: Answer(404, "Not there yet"),
     errors.Conflict: Answer(409, "The state does not allow it"),
+    errors.Stale: Answer(412, "It has changed"),
     errors.TooLarge: Answer(413, "Too large"),
     errors.Unavailable: Answer(503, "A service is away", retry_after=5),
     errors.QueueFull: Answer(429, "The queue is full", retry_after=30),
@@ -81,6 +82,8 @@ def problem(
         "request_id": request.scope.get("request_id"),
         "errors": list(problems),
     }
+    if request.url.path.startswith("/v2/"):
+        body["error"] = detail  # where clients of the Open Inference Protocol look for it
     content = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return Response(content, status_code=status, media_type=PROBLEM_JSON, headers=dict(headers or {}))
 

@@ -10,6 +10,7 @@
     ├── NotFound                no such job, data set, model or file
     │   └── NotYet              it will be there when the job has come that far
     ├── Conflict                the thing is in a state that forbids the call
+    │   └── Stale               it is not as the caller has seen it
     ├── TooLarge                an upload over its limit
     ├── Unavailable             a service that this one needs is away; try again
     │   ├── QueueFull           as many jobs wait as the server takes; try again later
@@ -94,6 +95,10 @@ class NotYet(NotFound):
 
 class Conflict(LimbeckError):
     code = "conflict"
+
+
+class Stale(Conflict):
+    code = "stale"
 
 
 class TooLarge(LimbeckError):
