@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.runtime.encoding import Encoder, chunks, pad
-from limbeck.runtime.inputs import TopK, check_top_k, read_question
+from limbeck.runtime.inputs import Question, TopK, read_question
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import Format, StudentFacts, exported
 
@@ -72,9 +72,26 @@ class Predictor:
         Raises:
             InvalidInput: with a pointer for each input that is wrong.
         """
-        check_top_k(top_k)
-        question = read_question(inputs, pair=self.pair)
-        scores = softmax(self.logits(question.texts, question.pairs))
+        return self.answers([self.question(inputs, top_k=top_k)])[0]
+
+    def question(self, inputs: Any, *, top_k: TopK = None) -> Question:
+        """What :meth:`predict` is asked, checked, for :meth:`answers`.
+
+        Raises:
+            InvalidInput: with a pointer for each input that is wrong.
+        """
+        return read_question(inputs, pair=self.pair, top_k=top_k)
+
+    def answers(self, questions: Sequence[Question]) -> list[Any]:
+        """Answer several questions in one go; each gets what it would get alone."""
+        texts = [text for question in questions for text in question.texts]
+        pairs = [second for question in questions for second in question.pairs or ()] if self.pair else None
+        scores = softmax(self.logits(texts, pairs))
+        ends = np.cumsum([len(question) for question in questions])[:-1]
+        return [self._shaped(question, own) for question, own in zip(questions, np.split(scores, ends), strict=True)]
+
+    def _shaped(self, question: Question, scores: NDArray[np.float64]) -> Any:
+        top_k = question.top_k
         if top_k is None:
             best = scores.argmax(axis=1)
             answers = [self._answer(row, place) for row, place in zip(scores, best.tolist(), strict=True)]
