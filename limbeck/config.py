@@ -12,7 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.noise import NoisyLabels
 from limbeck.methods.none import FineTuning
+from limbeck.methods.self_distillation import SelfDistillation
+from limbeck.methods.theseus import Theseus
 from limbeck.spec import Spec, invalid_config
 from limbeck.tasks.sequence_classification import SequenceClassification
 
@@ -106,9 +109,9 @@ class Student(Spec):
 
     layers: int | tuple[int, ...] | None = None
     """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them."""
-    init: Literal["first", "last", "uniform", "skip"] = "uniform"
+    init: Literal["first", "last", "uniform", "skip"] | None = None
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
-    every n-th from the first on."""
+    every n-th from the first on; default: what the method asks for, which is ``uniform`` for most."""
 
     @field_validator("layers")
     @classmethod
@@ -172,7 +175,11 @@ def _tag(value: Any) -> Any:
 
 
 Method = Annotated[
-    Annotated[KnowledgeDistillation, Tag("kd")] | Annotated[FineTuning, Tag("none")],
+    Annotated[KnowledgeDistillation, Tag("kd")]
+    | Annotated[Theseus, Tag("theseus")]
+    | Annotated[SelfDistillation, Tag("self")]
+    | Annotated[NoisyLabels, Tag("noise")]
+    | Annotated[FineTuning, Tag("none")],
     Discriminator(_tag),
 ]
 """How knowledge is passed. A new method is one file in ``limbeck/methods/`` and one line here."""

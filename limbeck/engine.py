@@ -38,6 +38,7 @@ from limbeck.preparation import Prepared, prepare
 from limbeck.progress import TRAINING, Item, forward_work
 from limbeck.run import Run
 from limbeck.scorecard import Scorecard
+from limbeck.students import renew_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -213,13 +214,26 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
     if any(part.teacher_logits for part in method.parts()):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
         logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
-    student = run.device.place(job.blueprint.cut(teacher, job.layers))
     training = run.config.training
-    models = Models(student, load, job.layers)
+    student = run.device.place(job.blueprint.cut(_start(run, job, teacher), job.layers))
+    models = Models(student, load, job.layers, training.seed)
     fitted = train(_phase(run, job, name, method, models, logits, training.epochs, training.learning_rate), run)
     run.store.drop("cache")
     _say_trained(run, job, name, fitted)
     return _keep(run, name, fitted.model)
+
+
+def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
+    """The weights that student and baseline are cut from: the teacher's, or those from before the job fine-tuned it."""
+    if not run.config.method.before_finetuning:
+        return teacher
+    # Another head than the teacher began with: its own training would else be repeated as the baseline.
+    seed_everything((run.config.training.seed + 1) % 2**32)
+    if job.finetune:
+        return dict(job.blueprint.load_teacher(keep_head=job.keep_head).state_dict())
+    model = job.blueprint.build(job.blueprint.layers, teacher)
+    renew_head(model)
+    return dict(model.state_dict())
 
 
 def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:

@@ -24,7 +24,7 @@ def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence
         found += _finetuning(config, teacher)
         if labels is not None:
             found += _labels(config, teacher, labels)
-            layers = config.student.layers
+            layers = config.method.student(config.student, teacher.layers).layers
             count = len(layers) if isinstance(layers, tuple) else layers or max(1, teacher.layers // 2)
             found += config.method.problems(classes=len(labels), teacher_layers=teacher.layers, student_layers=count)
     return tuple(dict.fromkeys(found))

@@ -43,7 +43,7 @@ def student_layers(student: Student, teacher_layers: int) -> tuple[int, ...]:
             return tuple(range(wanted))
         case "last":
             return tuple(range(teacher_layers - wanted, teacher_layers))
-        case "uniform":
+        case "uniform" | None:
             return tuple((i + 1) * teacher_layers // wanted - 1 for i in range(wanted))
         case "skip":
             return tuple(i * teacher_layers // wanted for i in range(wanted))
@@ -216,6 +216,18 @@ def read_config(folder: Path) -> Any:
         raise InvalidModel(f"The teacher has no configuration that transformers can read: {error}") from error
     family_of(config.model_type)
     return config
+
+
+def renew_head(model: PreTrainedModel) -> None:
+    """Set the linear layers behind the encoder to a random start, from torch's generator."""
+    from torch import nn
+
+    inside = set(model.base_model.modules())
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module not in inside:
+            nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _reorder(output: Any, order: list[int]) -> None:

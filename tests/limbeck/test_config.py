@@ -40,8 +40,8 @@ def test_a_configuration_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("change", "pointer", "said"),
     [
-        ({"method": "magic"}, "/method", "'kd', 'none'"),
-        ({"method": {"type": "magic"}}, "/method", "'kd', 'none'"),
+        ({"method": "magic"}, "/method", "allowed: 'kd', "),
+        ({"method": {"type": "magic"}}, "/method", "allowed: 'kd', "),
         ({"method": {"type": "kd", "temperature": 0}}, "/method/temperature", "greater than or equal to 0.1; found 0"),
         ({"method": {"type": "kd", "alpha": 1.5}}, "/method/alpha", "less than or equal to 1; found 1.5"),
         ({"method": {"type": "kd", "temprature": 2}}, "/method/temprature", "no such field"),
