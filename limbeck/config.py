@@ -17,8 +17,11 @@ from limbeck.methods.auto import Auto
 from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
+from limbeck.methods.noise import NoisyLabels
 from limbeck.methods.none import FineTuning
 from limbeck.methods.patient import Patient
+from limbeck.methods.self_distillation import SelfDistillation
+from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
 from limbeck.spec import Spec, invalid_config, type_tag
@@ -179,9 +182,9 @@ class Student(Spec):
     layers: int | tuple[int, ...] | None = None
     """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them (all
     of those of ``source``, one for ``bilstm`` and ``bigru``)."""
-    init: Literal["first", "last", "uniform", "skip"] = "uniform"
+    init: Literal["first", "last", "uniform", "skip"] | None = None
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
-    every n-th from the first on."""
+    every n-th from the first on; default: what the method asks for, which is ``uniform`` for most."""
     preset: Literal["T6", "T3", "T3-small", "T4-tiny", "T12-nano"] | None = None
     """A public size (TextBrewer's), as layers × width: 6 × 768, 3 × 768, 3 × 384, 4 × 312, 12 × 256."""
     hidden_size: int | None = Field(default=None, ge=8, le=8192)
@@ -351,6 +354,9 @@ Method = Annotated[
     | Annotated[DistilBERT, Tag("distilbert")]
     | Annotated[TinyBERT, Tag("tinybert")]
     | Annotated[MiniLM, Tag("minilm")]
+    | Annotated[Theseus, Tag("theseus")]
+    | Annotated[SelfDistillation, Tag("self")]
+    | Annotated[NoisyLabels, Tag("noise")]
     | Annotated[FineTuning, Tag("none")],
     Discriminator(type_tag),
 ]

@@ -133,7 +133,8 @@ def _student_source(run: Run, given: Mapping[str, Path]) -> LocalModel | None:
 def _student_plan(
     run: Run, teacher: Blueprint, labels: tuple[str, ...], source: LocalModel | None, about: ModelFacts | None
 ) -> StudentPlan:
-    spec, seed = run.config.student, run.config.training.seed
+    spec = run.config.method.student(run.config.student, teacher.layers)
+    seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)
     vocabulary = replace(teacher.vocabulary, full_size=int(read_config(source.path).vocab_size))

@@ -21,6 +21,7 @@ OFFERS = {
     "layers": "layers as a transformer has them, with hidden states after each",
     "relations": "queries, keys and values into which positions are not turned afterwards, as ModernBERT's are",
     "scores": "attention that is the product of queries and keys alone, as BERT's is",
+    "own_layers": "layers of its own for each place, where ALBERT applies one again and again",
     "same_width": "the width of the teacher, as its states are compared with the teacher's",
     "same_heads": "as many attention heads as the teacher",
     "teacher_layers": "layers of the teacher's own shape",
@@ -80,7 +81,7 @@ def student_layers(student: Student, teacher_layers: int) -> tuple[int, ...]:
             return tuple(range(wanted))
         case "last":
             return tuple(range(teacher_layers - wanted, teacher_layers))
-        case "uniform":
+        case "uniform" | None:
             return tuple((i + 1) * teacher_layers // wanted - 1 for i in range(wanted))
         case "skip":
             return tuple(i * teacher_layers // wanted for i in range(wanted))
@@ -148,6 +149,7 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
         return frozenset()
     family = FAMILIES.get(teacher.model_type, Family())
     found = {"layers", *(("scores",) if family.fused_export else ()), *(() if family.rotary else ("relations",))}
+    found |= set() if family.shared else {"own_layers"}
     if student.source is not None:
         found |= {"same_width", "same_heads"}  # not known before it is read; the method looks again
     else:
