@@ -179,6 +179,7 @@ class _Attempt:
             "config": self._job.config,
             "sources": {reference: str(folder) for reference, folder in sources.items()},
             "checkpoint_seconds": self._settings.checkpoint_seconds,
+            "expected": materials.expected_of(self._job.provenance),
         }
 
     def _train(self, order: dict[str, Any]) -> tuple[int, bool]:
