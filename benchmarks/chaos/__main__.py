@@ -90,11 +90,12 @@ def _document(report: Report) -> dict[str, Any]:
     found = document["judgement"]
     found["lost"] = list(report.judgement.lost)
     found["repeated"] = [asdict(one) for one in report.judgement.repeated if one.steps]
-    intervals = [one.seconds for one in report.judgement.intervals if not one.away]
+    intervals = report.judgement.calm_seconds
     found["intervals"] = {
         "count": len(intervals),
         "median_seconds": median(intervals) if intervals else None,
-        "longest_seconds": report.judgement.interval_seconds,
+        "most_seconds": report.judgement.interval_seconds,
+        "longest_seconds": max(intervals, default=None),
     }
     found["over_an_interval"] = len(report.judgement.over_an_interval)
     return document
@@ -132,7 +133,7 @@ def _repeated(found: Mapping[str, Any]) -> list[str]:
     return [
         f"{sum(steps)}; at most {max(steps, default=0)}",
         f"{sum(seconds):.1f}; at most {max(seconds, default=0.0):.1f}, with the database there {worked:.1f}",
-        f"{intervals['median_seconds'] or 0.0:.1f}; at most {intervals['longest_seconds']:.1f}",
+        f"{intervals['median_seconds'] or 0.0:.1f}; 95 % below {intervals['most_seconds']:.1f}",
         str(found["over_an_interval"]),
     ]
 

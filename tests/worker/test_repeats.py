@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.chaos.faults import Outage
+from benchmarks.chaos.judgement import Judgement
 from benchmarks.chaos.repeats import NOTHING, Cost, Mark, exposures, repeated
 
 
@@ -69,3 +70,20 @@ def test_only_what_lies_within_an_outage_is_excused() -> None:
     assert Outage(12.5, 20.0).overlap(11.0, 12.0, pid=7) == 0.0
     assert Outage(11.5, 20.0, pid=8).overlap(11.0, 12.0, pid=7) == 0.0
     assert Outage(11.5, 20.0, pid=7).overlap(11.0, 12.0, pid=7) == 0.5
+
+
+def test_one_slow_checkpoint_does_not_excuse_what_was_repeated() -> None:
+    """Guards against a goal that a single accident, 10 s on a machine that was busy, makes impossible to miss."""
+    calm = [Cost(100, 1.0 + number / 100, 0.0) for number in range(20)]
+    judged = Judgement(
+        jobs=1,
+        once=1,
+        lost=[],
+        twice={},
+        attempts=3,
+        outcomes={},
+        repeated=[Cost(100, 1.1, 0.0), Cost(300, 3.0, 2.0), Cost(300, 3.0, 0.0)],
+        intervals=[*calm, Cost(100, 10.0, 0.0), Cost(100, 1.0, 0.5)],
+    )
+    assert judged.interval_seconds == 1.19
+    assert judged.over_an_interval == [Cost(300, 3.0, 0.0)]
