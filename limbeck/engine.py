@@ -87,6 +87,7 @@ def distill(
     callbacks: Callbacks | None = None,
     sources: Mapping[str, Path] = MappingProxyType({}),
     checkpoint_seconds: float = 60.0,
+    expected: Mapping[str, str] = MappingProxyType({}),
 ) -> DistillResult:
     """Distil a student as ``config`` says, in ``workdir``.
 
@@ -96,6 +97,8 @@ def distill(
         callbacks: hears of progress, and says when to stop.
         sources: local folders of ``model:…`` and ``dataset:…`` references.
         checkpoint_seconds: between two checkpoints within a phase.
+        expected: sha256 that the ``dataset`` and the ``teacher`` have to have, as an earlier run's provenance has them;
+            what has another is refused before anything is trained.
 
     Raises:
         InvalidInput: the configuration, the data set or the teacher cannot be used.
@@ -105,7 +108,7 @@ def distill(
     with failures_named():
         run = Run(config, workdir, callbacks or Callbacks(), checkpoint_seconds)
         try:
-            job = prepare(run, sources)
+            job = prepare(run, sources, expected)
             _plan(run, job)
             teacher = _teacher(run, job)
             models = {"teacher": teacher, "student": _student(run, job, "distilling", config.method, teacher)}
