@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.none import FineTuning
 from limbeck.spec import Spec, invalid_config
@@ -105,7 +106,8 @@ class Student(Spec):
     shorthand: ClassVar[str | None] = "layers"
 
     layers: int | tuple[int, ...] | None = None
-    """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them."""
+    """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them
+    (all of them with ``fastbert``)."""
     init: Literal["first", "last", "uniform", "skip"] = "uniform"
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
     every n-th from the first on."""
@@ -172,7 +174,9 @@ def _tag(value: Any) -> Any:
 
 
 Method = Annotated[
-    Annotated[KnowledgeDistillation, Tag("kd")] | Annotated[FineTuning, Tag("none")],
+    Annotated[KnowledgeDistillation, Tag("kd")]
+    | Annotated[FineTuning, Tag("none")]
+    | Annotated[FastBert, Tag("fastbert")],
     Discriminator(_tag),
 ]
 """How knowledge is passed. A new method is one file in ``limbeck/methods/`` and one line here."""

@@ -30,7 +30,7 @@ from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig, FineTune
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, Interrupted, OutOfMemory, TeacherUnfit
-from limbeck.loop import Fitted, Phase, train
+from limbeck.loop import Fitted, Phase, share_steps, train
 from limbeck.methods.base import Method, Models
 from limbeck.methods.none import FineTuning
 from limbeck.outcome import Evaluation, evaluate_model, export
@@ -113,9 +113,14 @@ def _wants_baseline(config: DistillConfig) -> bool:
 
 
 def _plan(run: Run, job: Prepared) -> None:
-    """Count the work of every phase, for the progress."""
+    """Count the work of every phase, for the progress.
+
+    Raises:
+        InvalidConfig: there are fewer steps than the method has parts.
+    """
     training, tune = run.config.training, job.finetune
     per_epoch = math.ceil(len(job.train) / training.batch_size)
+    share_steps(run.config.method, training.epochs * per_epoch)
 
     def learn(layers: int, epochs: int) -> float:
         once = forward_work(job.blueprint.config, layers, job.train.lengths) * TRAINING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from limbeck.batches import Collator, Encoded, training_batches
 from limbeck.cache import predict
 from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
-from limbeck.errors import Diverged, Interrupted
+from limbeck.errors import Diverged, Interrupted, InvalidConfig, Problem
 from limbeck.methods.base import Method, Models, Objective
 from limbeck.run import Run
 
@@ -61,9 +62,24 @@ class Phase:
 
     def part_steps(self) -> list[int]:
         """How the steps are shared among the method's parts."""
-        shares = np.cumsum([part.share for part in self.method.parts()])
-        ends = [round(self.steps * float(share / shares[-1])) for share in shares]
-        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        return share_steps(self.method, self.steps)
+
+
+def share_steps(method: Method, steps: int) -> list[int]:
+    """How many of ``steps`` each part of the method gets: by its share, and one at least.
+
+    Raises:
+        InvalidConfig: there are fewer steps than parts.
+    """
+    shares = np.cumsum([part.share for part in method.parts()])
+    if steps < len(shares):
+        detail = f"so few epochs are {steps} steps, and {method.type} has {len(shares)} parts of one step at least"
+        raise InvalidConfig(f"/training/epochs: {detail}", [Problem("/training/epochs", detail)])
+    ends = [0]
+    for number, share in enumerate(shares, start=1):
+        end = round(steps * float(share / shares[-1]))
+        ends.append(min(max(end, ends[-1] + 1), steps - len(shares) + number))
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(slots=True)

@@ -16,16 +16,18 @@ def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
-    found: list[Problem] = []
+    found: list[Problem] = [*_task(config)]
     if teacher is not None:
         found += _family(teacher)
+        found += _method_family(config, teacher)
         found += _depth(config, teacher)
         found += _length(config, teacher)
         found += _finetuning(config, teacher)
         if labels is not None:
             found += _labels(config, teacher, labels)
             layers = config.student.layers
-            count = len(layers) if isinstance(layers, tuple) else layers or max(1, teacher.layers // 2)
+            default = config.method.default_layers(teacher.layers)
+            count = len(layers) if isinstance(layers, tuple) else layers or default
             found += config.method.problems(classes=len(labels), teacher_layers=teacher.layers, student_layers=count)
     return tuple(dict.fromkeys(found))
 
@@ -35,6 +37,28 @@ def _family(teacher: ModelFacts) -> Iterator[Problem]:
         yield Problem(
             "/teacher/source", f"found a model of the type {teacher.model_type!r}; allowed: {', '.join(FAMILIES)}"
         )
+
+
+def _task(config: DistillConfig) -> Iterator[Problem]:
+    served, task = config.method.tasks, config.task
+    if served is not None and task is not None and task.type not in served:
+        yield Problem(
+            "/method", f"{config.method.type} does not serve the task {task.type}; its tasks: {_listed(served)}"
+        )
+
+
+def _method_family(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
+    served = config.method.families
+    if served is not None and teacher.model_type in FAMILIES and teacher.model_type not in served:
+        yield Problem(
+            "/method",
+            f"{config.method.type} cannot take a {teacher.model_type} teacher's layers one by one; "
+            f"it serves: {_listed(served)}",
+        )
+
+
+def _listed(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _depth(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:

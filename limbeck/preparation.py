@@ -85,7 +85,7 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         train=train,
         validation=validation,
         test=test,
-        layers=student_layers(run.config.student, blueprint.layers),
+        layers=student_layers(run.config.student, blueprint.layers, run.config.method.default_layers(blueprint.layers)),
         finetune=finetune,
         keep_head=facts.has_head and _labels_agree(teacher.path, card.labels, must=finetune is None),
         teacher_revision=teacher.revision,

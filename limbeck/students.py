@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck import exits
 from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
 from limbeck.families import family_of
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 _GENERIC_LABEL = re.compile(r"LABEL_\d+")
 
 
-def student_layers(student: Student, teacher_layers: int) -> tuple[int, ...]:
-    """The teacher's layers (from 0) that the student starts from.
+def student_layers(student: Student, teacher_layers: int, default: int | None = None) -> tuple[int, ...]:
+    """The teacher's layers (from 0) that the student starts from; where nobody said how many, ``default`` or half of them.
 
     Raises:
         InvalidConfig: at ``/student/layers``, when the teacher has not so many.
     """
-    wanted = max(1, teacher_layers // 2) if student.layers is None else student.layers
+    wanted = (default or max(1, teacher_layers // 2)) if student.layers is None else student.layers
     if isinstance(wanted, tuple):
         if wanted[-1] >= teacher_layers:
             _refuse(f"found layer {wanted[-1]}; the teacher has the layers 0 to {teacher_layers - 1}")
@@ -153,6 +154,8 @@ class Blueprint:
     def build(self, layers: int, weights: Mapping[str, Tensor]) -> PreTrainedModel:
         """A model of so many layers with these (compact) weights, in training mode."""
         model = self._empty(layers, len(self.vocabulary))
+        if any(map(exits.is_branch, weights)):
+            exits.attach(model)
         model.load_state_dict(dict(weights))
         quicken_dropout(model)
         return model
@@ -173,7 +176,7 @@ class Blueprint:
         """Write a model with its whole vocabulary as a Hugging Face folder (configuration and safetensors)."""
         from transformers import AutoModel
 
-        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        weights = {name: value.detach().cpu() for name, value in _own_weights(model)}
         name = self._embedding_name(model)
         with quiet_transformers():
             source = AutoModel.from_pretrained(
@@ -184,6 +187,8 @@ class Blueprint:
             whole = self._empty(int(model.config.num_hidden_layers), self.vocabulary.full_size)
             whole.load_state_dict(weights)
             whole.save_pretrained(folder)
+        if exits.branches_of(model) is not None:
+            exits.save(model, folder)
 
     def _labels(self) -> Iterator[str]:
         names: Any = self.config.id2label
@@ -200,6 +205,11 @@ class Blueprint:
     def _embedding_name(model: PreTrainedModel) -> str:
         table = model.get_input_embeddings()
         return next(f"{name}.weight" for name, module in model.named_modules() if module is table)
+
+
+def _own_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Without those of branches, which have a file of their own: transformers knows nothing of them."""
+    return ((name, value) for name, value in model.state_dict().items() if not exits.is_branch(name))
 
 
 def read_config(folder: Path) -> Any:

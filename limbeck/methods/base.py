@@ -108,12 +108,19 @@ class Method(Spec, ABC):
     uses_teacher: ClassVar[bool] = True
     #: The paper, for people.
     paper: ClassVar[str | None] = None
+    #: The tasks, and the model types of ``limbeck/families.py``, that it can serve; None: all.
+    tasks: ClassVar[frozenset[str] | None] = None
+    families: ClassVar[frozenset[str] | None] = None
 
     type: Any
 
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
         """What forbids this method for such a teacher and data set; pointers start at ``/method``."""
         return ()
+
+    def default_layers(self, teacher_layers: int) -> int:
+        """How many layers the student has where nobody said."""
+        return max(1, teacher_layers // 2)
 
     def parts(self) -> tuple[Part, ...]:
         """The parts, in order."""

@@ -18,6 +18,7 @@ from limbeck.criterion import Criterion
 from limbeck.errors import Diverged, Interrupted
 from limbeck.loop import backward, schedule, train
 from limbeck.methods.base import Models, Objective, Part, Term
+from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.none import FineTuning
 from tests.limbeck.bench import TASK, Bench, Recorder
@@ -82,7 +83,7 @@ def test_the_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
 
 
-@pytest.mark.parametrize("method", [FineTuning(), KnowledgeDistillation()], ids=["none", "kd"])
+@pytest.mark.parametrize("method", [FineTuning(), KnowledgeDistillation(), FastBert()], ids=["none", "kd", "fastbert"])
 def test_a_run_interrupted_after_every_step_ends_with_equal_weights(bench: Bench, tmp_path: Path, method: Any) -> None:
     """Guards everything that a checkpoint may forget: dropout's generator, moments of AdamW, place in the epoch, the
     best weights so far, a validation that was under way. Each attempt starts from the files alone."""
