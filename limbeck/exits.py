@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,9 +47,9 @@ class Branch(nn.Module):
     def __init__(self, hidden: int, classes: int, *, width: int = WIDTH, heads: int = HEADS) -> None:
         super().__init__()
         self.narrow = nn.Linear(hidden, width)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
+        self.queries = nn.Linear(width, width)
+        self.keys = nn.Linear(width, width, bias=False)
+        self.values = nn.Linear(width, width)
         self.dense = nn.Linear(width, width)
         self.output = nn.Linear(width, classes)
         self.scale = math.sqrt(width // heads)
@@ -62,11 +62,11 @@ class Branch(nn.Module):
         attention_mask: Tensor,  # (examples, tokens): 1 where there is a token
     ) -> Tensor:  # (examples, classes)
         states = torch.tanh(self.narrow(hidden_states))  # (examples, tokens, width)
-        query = (self.query(states[:, :1]) * self.head_of) @ (self.key.weight / self.scale)  # (examples, heads, width)
+        query = (self.queries(states[:, :1]) * self.head_of) @ (self.keys.weight / self.scale)  # (examples, heads, width)
         padding = (1 - attention_mask[:, None, :].to(states.dtype)) * _MASKED
         shares = torch.softmax(query @ states.transpose(1, 2) + padding, dim=-1)  # (examples, heads, tokens)
-        seen = shares @ states @ self.value.weight.T  # (examples, heads, width): each head's, in all numbers
-        mixed = (seen * self.head_of).sum(dim=1) + self.value.bias
+        seen = shares @ states @ self.values.weight.T  # (examples, heads, width): each head's, in all numbers
+        mixed = (seen * self.head_of).sum(dim=1) + self.values.bias
         logits: Tensor = self.output(torch.tanh(self.dense(mixed)))
         return logits
 
@@ -180,14 +180,20 @@ def answer(model: PreTrainedModel, inputs: Mapping[str, Tensor], speed: float) -
         left.append((here[sure], logits[sure]))
         layers[here[sure]] = i + 1
         here = here[~sure]
+        if not len(here):
+            raise _Empty
         return states[~sure]
 
-    with tapped(model, behind, before):
-        last = model(**inputs).logits
-    answers = last.new_empty((count, last.shape[1]))
-    for places, logits in [*left, (here, last)]:
-        answers[places] = logits.to(answers.dtype)
+    with suppress(_Empty), tapped(model, behind, before):
+        left.append((here, model(**inputs).logits))
+    answers = torch.empty((count, left[-1][1].shape[1]), device=mask.device)
+    for places, logits in left:
+        answers[places] = logits.float()
     return Exited(answers, layers)
+
+
+class _Empty(Exception):  # noqa: N818 - no error: the way out of a model whose last text has left
+    pass
 
 
 def _rows(value: Any, places: Tensor, count: int) -> Any:
