@@ -62,7 +62,9 @@ class Branch(nn.Module):
         attention_mask: Tensor,  # (examples, tokens): 1 where there is a token
     ) -> Tensor:  # (examples, classes)
         states = torch.tanh(self.narrow(hidden_states))  # (examples, tokens, width)
-        query = (self.queries(states[:, :1]) * self.head_of) @ (self.keys.weight / self.scale)  # (examples, heads, width)
+        query = (self.queries(states[:, :1]) * self.head_of) @ (
+            self.keys.weight / self.scale
+        )  # (examples, heads, width)
         padding = (1 - attention_mask[:, None, :].to(states.dtype)) * _MASKED
         shares = torch.softmax(query @ states.transpose(1, 2) + padding, dim=-1)  # (examples, heads, tokens)
         seen = shares @ states @ self.values.weight.T  # (examples, heads, width): each head's, in all numbers
@@ -114,8 +116,8 @@ def tapped(
     behind: Callable[[int, Tensor], Tensor | None],
     before: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
 ) -> Iterator[None]:
-    """Within the block, ``behind(i, states)`` is called with what layer ``i`` (from 0) gives, for all but the last; what
-    it returns goes on in its place. ``before`` may change what a layer is called with, the first one's excepted."""
+    """Within the block, ``behind(i, states)`` is called with what layer ``i`` (from 0) gives, for all but the last;
+    what it returns goes on in its place. ``before`` may change what a layer is called with, except the first one."""
     layers = _layers(model)
     hooks = [
         layer.register_forward_hook(lambda _, __, states, i=i: behind(i, states)) for i, layer in enumerate(layers[:-1])
@@ -192,8 +194,8 @@ def answer(model: PreTrainedModel, inputs: Mapping[str, Tensor], speed: float) -
     return Exited(answers, layers)
 
 
-class _Empty(Exception):  # noqa: N818 - no error: the way out of a model whose last text has left
-    pass
+class _Empty(Exception):
+    """No error: the way out of a model whose last text has left."""
 
 
 def _rows(value: Any, places: Tensor, count: int) -> Any:

@@ -87,7 +87,9 @@ def write_graph(model: PreTrainedModel, path: Path) -> None:
     export_program(_Logits, model, ["logits"]).save(path)
 
 
-def export_program(wrapped: Callable[[PreTrainedModel, tuple[str, ...]], nn.Module], model: PreTrainedModel, outputs: Sequence[str]) -> Any:
+def export_program(
+    wrapped: Callable[[PreTrainedModel, tuple[str, ...]], nn.Module], model: PreTrainedModel, outputs: Sequence[str]
+) -> Any:
     """A copy of ``model`` with fused attention as an ``ONNXProgram``.
 
     Args:

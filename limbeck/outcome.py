@@ -15,8 +15,10 @@ from limbeck import evaluate
 from limbeck.cache import predict
 from limbeck.config import DistillConfig, Gate
 from limbeck.errors import Diverged
+from limbeck.exit_card import measure_exits
 from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
 from limbeck.latency import measure_latency
+from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
 from limbeck.preparation import Prepared, load_tokenizer
 from limbeck.run import Run
@@ -132,6 +134,9 @@ def export(
             f"of {card.examples:,} examples, logits within {card.max_logit_difference:.1g}",
             **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
         )
+    measured = None
+    if isinstance(run.config.method, FastBert):
+        measured = measure_exits(run, job, run.config.method, models["student"], student, rows)
     runners = {
         name: torch_runner(run.device.place(model), kept=kept, autocast=run.device.autocast)
         for name, model in models.items()
@@ -141,7 +146,7 @@ def export(
         runners, rows, pad_id=job.blueprint.config.pad_token_id or 0, seconds=_TIMED, poll=run.poll
     )
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
-    scorecard = _scorecard(run, job, evaluations, latency, exports)
+    scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update={"exits": measured})
     for name in written:
         text = model_card(scorecard, name, teacher=run.config.teacher.source, dataset=job.card.source, pair=job.pair)
         (output / name / "README.md").write_text(text, encoding="utf-8")

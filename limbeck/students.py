@@ -27,7 +27,7 @@ _GENERIC_LABEL = re.compile(r"LABEL_\d+")
 
 
 def student_layers(student: Student, teacher_layers: int, default: int | None = None) -> tuple[int, ...]:
-    """The teacher's layers (from 0) that the student starts from; where nobody said how many, ``default`` or half of them.
+    """The teacher's layers (from 0) that the student starts from; ``default``, or half of them, where nobody said.
 
     Raises:
         InvalidConfig: at ``/student/layers``, when the teacher has not so many.

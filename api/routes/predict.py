@@ -31,4 +31,4 @@ def predict(
     with house.database.reading() as session:
         files = catalogue.model_files(session, model_id)
     student = house.students.get(model_id, files)
-    return student.predict(question.inputs, top_k=question.parameters.top_k)
+    return student.predict(question.inputs, top_k=question.parameters.top_k, speed=question.parameters.speed)

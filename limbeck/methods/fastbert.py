@@ -1,8 +1,9 @@
 """FastBERT: a small classifier behind every layer, so that at inference easy texts leave early.
 
 Two parts. The first trains the model and its own head. In the second the model is frozen, and the branches learn its
-last answers; they never see a label, so they cannot disagree with the model for the label's sake. What leaves when is
-chosen afterwards, per request (``limbeck/exits.py``); the default is calibrated on validation (``limbeck/exit_card.py``).
+last answers; they never see a label, so they cannot disagree with the model for the label's sake. Who leaves when is
+chosen afterwards, per request (``limbeck/exits.py``); the default is calibrated on validation
+(``limbeck/exit_card.py``).
 """
 
 from __future__ import annotations

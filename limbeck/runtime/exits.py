@@ -8,9 +8,9 @@ longest texts have left, in tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,9 @@ def check_speed(speed: Any, default: float | None) -> None:
     if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 <= speed <= 1:
         detail = f"found {speed!r}; allowed: a number from 0 (all layers for every text) to 1"
     elif default is None:
-        detail = "this student, or this form of it, has no early exits; leave speed out (the method fastbert makes them)"
+        detail = (
+            "this student, or this form of it, has no early exits; leave speed out (the method fastbert makes them)"
+        )
     else:
         return
     raise InvalidInput(f"/parameters/speed: {detail}", [Problem("/parameters/speed", detail)])
@@ -104,9 +106,9 @@ class ExitSession:
         here = np.arange(len(feeds[_MASK]))  # the places in the batch of those who are still in
         layers = np.full(len(here), len(self._layers), dtype=np.int64)
         answers: NDArray[np.float32] | None = None
-        mask = feeds[_MASK]
+        mask, given = feeds[_MASK], cast(Mapping[str, NDArray[Any]], feeds)
         for number, layer in enumerate(self._layers[:-1], start=1):
-            states, logits = layer.run(feeds)
+            states, logits = layer.run(given)
             staying = uncertainty(logits) > speed if speed > 0 else np.ones(len(here), dtype=np.bool_)
             if not staying.all():
                 answers = np.empty((len(layers), logits.shape[1]), dtype=np.float32) if answers is None else answers
@@ -117,8 +119,8 @@ class ExitSession:
                     return answers, layers
                 longest = int(mask.sum(axis=1).max())
                 states, mask = states[staying, :longest], mask[:, :longest]
-            feeds = {STATES: states, _MASK: mask}
-        (last,) = self._layers[-1].run(feeds)
+            given = {STATES: states, _MASK: mask}
+        (last,) = self._layers[-1].run(given)
         if answers is None:
             return last, layers
         answers[here] = last
