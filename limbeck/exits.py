@@ -187,7 +187,8 @@ def answer(model: PreTrainedModel, inputs: Mapping[str, Tensor], speed: float) -
         return states[~sure]
 
     with suppress(_Empty), tapped(model, behind, before):
-        left.append((here, model(**inputs).logits))
+        last = model(**inputs).logits
+        left.append((here, last))  # in this order: ``here`` shrinks while the model runs
     answers = torch.empty((count, left[-1][1].shape[1]), device=mask.device)
     for places, logits in left:
         answers[places] = logits.float()
