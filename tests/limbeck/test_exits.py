@@ -178,8 +178,8 @@ def test_while_the_branches_learn_the_model_stands_still(bench: Bench) -> None:
 
 
 def test_the_floor_is_kept_on_the_way_to_the_speed() -> None:
-    """Guards the calibration: 8 of 10 right with all layers; the branch is right about its three surest, wrong about the
-    next two. 0.5 points allow no loss, 10 points one, and a floor that all layers miss allows nothing."""
+    """Guards the calibration: 8 of 10 right with all layers; the branch is right about its three surest, wrong about
+    the rest. 0.5 points allow no loss, 10 points one, and a floor that all layers miss allows nothing."""
     labels = np.zeros(10, dtype=np.int64)
     head = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 1])
     branch = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1])
