@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +14,9 @@ from api import errors, openapi
 from api.access import Observed
 from api.deps import Services, intake_limiter
 from api.downloads import Downloads
-from api.inference import Students
+from api.inference import Batcher, Students
 from api.places import Places
-from api.routes import datasets, events, files, health, jobs, methods, models, predict
+from api.routes import aliases, datasets, events, files, health, jobs, methods, models, open_inference, predict
 from api.streams import Streams
 from api.telemetry import Telemetry
 from models.db import Database
@@ -24,7 +25,8 @@ from models.storage import open_storage
 from worker.queue import Bell
 
 _ROUTERS: tuple[APIRouter, ...] = tuple(
-    module.router for module in (jobs, events, datasets, models, files, predict, methods, health)
+    module.router
+    for module in (jobs, events, datasets, models, aliases, files, predict, open_inference, methods, health)
 )
 
 
@@ -77,6 +79,12 @@ async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[S
         bell = Bell(settings)
         stack.callback(bell.close)
         streams = await stack.enter_async_context(Streams(database).running())
+        batcher = Batcher(
+            threads=settings.predict_threads or cores(),
+            limit=settings.predict_queue_texts,
+            seconds=settings.predict_seconds,
+        )
+        stack.callback(batcher.close)
         yield Services(
             settings=settings,
             database=database,
@@ -84,11 +92,17 @@ async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[S
             bell=bell,
             streams=streams,
             students=Students(storage, settings),
+            batcher=batcher,
             downloads=Downloads(storage, settings.scratch_dir / "downloads", settings.download_cache_bytes),
             telemetry=telemetry,
             places=Places(),
             intake=intake_limiter(),
         )
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version() -> str:

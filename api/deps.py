@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from api.downloads import Downloads
-from api.inference import Students
+from api.inference import Batcher, Students
 from api.places import Places
 from api.streams import Streams
 from api.telemetry import Telemetry
@@ -38,6 +38,7 @@ class Services:
     bell: Bell
     streams: Streams
     students: Students
+    batcher: Batcher
     downloads: Downloads
     telemetry: Telemetry
     places: Places

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Literal, get_args
 
 from limbeck.errors import NotFound
+from limbeck.scorecard import HARD_SAMPLES
 from models.model import Model, ModelFile
 from models.storage import Storage
 
@@ -51,11 +52,14 @@ def files_of(files: Sequence[ModelFile], form: Format) -> list[ModelFile]:
     """The files of one format, sorted by path.
 
     Every format has what lies beside the weights (``config.json``, the tokenizer, ``limbeck.json``, the model card).
-    ``safetensors`` adds ``model.safetensors``; ``onnx`` and ``onnx-int8`` add their graph below ``onnx/``.
+    ``safetensors`` adds ``model.safetensors``; ``onnx`` and ``onnx-int8`` add their graph below ``onnx/``. The table of
+    hard samples is in none: it holds texts of the data set, and a model may go where these must not.
     """
     graph = _GRAPHS.get(form)
 
     def belongs(path: str) -> bool:
+        if path in HARD_SAMPLES:
+            return False
         if path.startswith("onnx/"):
             # A graph of more than 2 GB keeps its weights beside it: model.onnx_data, model.onnx.data
             # The graphs of a student with early exits lie in a folder beside it.

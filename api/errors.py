@@ -37,9 +37,12 @@ ANSWERS: Mapping[type[LimbeckError], Answer] = {
     errors.NotFound: Answer(404, "Not found"),
     errors.NotYet: Answer(404, "Not there yet"),
     errors.Conflict: Answer(409, "The state does not allow it"),
+    errors.Stale: Answer(412, "It has changed"),
     errors.TooLarge: Answer(413, "Too large"),
     errors.Unavailable: Answer(503, "A service is away", retry_after=5),
     errors.QueueFull: Answer(429, "The queue is full", retry_after=30),
+    errors.Busy: Answer(429, "Too much waits", retry_after=1),
+    errors.TooSlow: Answer(503, "No answer in time", retry_after=1),
     errors.StorageFull: Answer(507, "The storage is full"),
 }
 
@@ -79,6 +82,8 @@ def problem(
         "request_id": request.scope.get("request_id"),
         "errors": list(problems),
     }
+    if request.url.path.startswith("/v2/"):
+        body["error"] = detail  # where clients of the Open Inference Protocol look for it
     content = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return Response(content, status_code=status, media_type=PROBLEM_JSON, headers=dict(headers or {}))
 
@@ -109,6 +114,7 @@ def register(app: FastAPI) -> None:
 async def _limbeck_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LimbeckError)
     answer = answer_for(error)
+    wait = getattr(error, "retry_after", answer.retry_after)
     if answer.status == 500:
         raise error  # not meant for a caller: the outermost layer logs it whole
     return problem(
@@ -118,7 +124,7 @@ async def _limbeck_error(request: Request, error: Exception) -> Response:
         title=answer.title,
         detail=error.message,
         problems=_listed(error.problems),
-        headers={"Retry-After": str(answer.retry_after)} if answer.retry_after else None,
+        headers={"Retry-After": str(wait)} if wait else None,
     )
 
 

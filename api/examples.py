@@ -32,6 +32,14 @@ HUB = {
     "dataset": {"source": "stanfordnlp/sst2", "columns": {"text": "sentence"}},
     "method": "kd",
 }
+ALIAS = {
+    "name": "reviews",
+    "object": "alias",
+    "model": _STUDENT_ID,
+    "version": 3,
+    "updated_at": "2026-11-24T02:20:00.000000Z",
+}
+
 #: For ``Body(openapi_examples=…)``.
 JOB_REQUESTS: dict[str, Any] = {
     "smallest": {"summary": "The smallest request: needs no upload and no internet", "value": SMALLEST},
@@ -287,6 +295,28 @@ PREDICT_REQUESTS: dict[str, Any] = {
 }
 PREDICTION = [{"label": "networking", "score": 0.9731}]
 
+ALIAS_REQUESTS: dict[str, Any] = {"switch": {"summary": "Let it mean this student", "value": {"model": _STUDENT_ID}}}
+SERVER = {"name": "limbeck", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
+TENSORS = {
+    "name": "reviews",
+    "versions": [],
+    "platform": "onnx",
+    "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+    "outputs": [
+        {"name": "label", "datatype": "BYTES", "shape": [-1]},
+        {"name": "score", "datatype": "FP32", "shape": [-1]},
+    ],
+}
+HF_PREDICTION = [[{"label": "networking", "score": 0.9731}, {"label": "text", "score": 0.0269}]]
+INFER = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["Open a socket and listen on it."]}]}
+INFERRED = {
+    "model_name": "reviews",
+    "outputs": [
+        {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["networking"]},
+        {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.9731]},
+    ],
+}
+
 HEALTHY = {"status": "ok", "checks": {}}
 READY = {
     "status": "ok",
@@ -316,6 +346,7 @@ _PROBLEM_TEXTS = {
         "The state does not allow it",
         f"Job {_JOB_ID} is running; only jobs that have ended can be deleted.",
     ),
+    412: ("stale", "It has changed", "The alias 'reviews' has version 3, not 2: somebody switched it meanwhile."),
     413: ("too_large", "Too large", "The upload is larger than this server takes: at most 2147483648 bytes."),
     416: ("range_not_satisfiable", "Range Not Satisfiable", "The range begins behind the end: there are 1024 bytes."),
     422: (

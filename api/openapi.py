@@ -36,6 +36,7 @@ TAGS = [
     {"name": "jobs", "description": "Submit a distillation and follow it to its end."},
     {"name": "data sets", "description": "Upload what is learned from."},
     {"name": "models", "description": "Teachers that you upload, students that jobs make."},
+    {"name": "open inference", "description": "Open Inference Protocol v2, for clients that speak it already."},
     {"name": "forms", "description": "JSON Schemas of methods and tasks, for forms and checks."},
     {"name": "service", "description": "Health and metrics."},
 ]
@@ -43,6 +44,7 @@ TAGS = [
 _PROBLEMS = {
     404: "There is no such thing.",
     409: "Its state does not allow it; the answer names the state.",
+    412: "It has changed since you looked.",
     413: "The upload is larger than the server takes.",
     416: "The range begins behind the end.",
     422: "The input is not valid; the answer names each field.",

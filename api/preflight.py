@@ -32,8 +32,8 @@ def require_possible(house: Services, config: DistillConfig) -> None:
     Raises:
         InvalidConfig: naming each field.
     """
-    facts, labels, problems = _look_near(house, config)
-    problems += preflight.check(config, teacher=facts, labels=labels)
+    facts, student, labels, problems = _look_near(house, config)
+    problems += preflight.check(config, teacher=facts, labels=labels, student=student)
     _raise(problems)
 
 
@@ -43,12 +43,16 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
     Raises:
         InvalidConfig: naming each field.
     """
-    facts, labels, problems = _look_near(house, config)
+    facts, student, labels, problems = _look_near(house, config)
     notes = []
-    if facts is None and not problems and not house.settings.hub_offline:
-        facts, note = _ask_hub(config.teacher)
-        notes += [note] if note else []
-    problems += preflight.check(config, teacher=facts, labels=labels)
+    if not problems and not house.settings.hub_offline:
+        if facts is None:
+            facts, note = _ask_hub("teacher", config.teacher.source, config.teacher.revision)
+            notes += [note] if note else []
+        if student is None and config.student.source is not None:
+            student, note = _ask_hub("student", config.student.source, config.student.revision)
+            notes += [note] if note else []
+    problems += preflight.check(config, teacher=facts, labels=labels, student=student)
     _raise(problems)
     if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
         notes.append("The data set is read when the job runs.")
@@ -57,34 +61,39 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
 
 def _look_near(
     house: Services, config: DistillConfig
-) -> tuple[ModelFacts | None, Sequence[str] | None, tuple[Problem, ...]]:
+) -> tuple[ModelFacts | None, ModelFacts | None, Sequence[str] | None, tuple[Problem, ...]]:
+    """The teacher's facts, those of ``student.source``, the labels, and what is wrong."""
     problems = []
-    facts: ModelFacts | None = None
+    facts: dict[str, ModelFacts | None] = {"teacher": None, "student": None}
     labels: Sequence[str] | None = None
-    try:
-        facts = _teacher(house, config.teacher)
-    except (NotFound, InvalidModel) as error:
-        problems.append(Problem("/teacher/source", f"found {config.teacher.source!r}: {error.message}"))
-    try:
-        labels = _labels(house, config.dataset.source)
-    except NotFound as error:
-        problems.append(Problem("/dataset/source", f"found {config.dataset.source!r}: {error.message}"))
-    for field, source in (("teacher", config.teacher.source), ("dataset", config.dataset.source)):
+    models = [("teacher", config.teacher.source), ("student", config.student.source)]
+    for part, source in models:
+        try:
+            facts[part] = None if source is None else _model(house, source)
+        except (NotFound, InvalidModel) as error:
+            problems.append(Problem(f"/{part}/source", f"found {source!r}: {error.message}"))
+    for pointer, source in config.data_sources().items():
+        try:
+            found = _labels(house, source)
+        except NotFound as error:
+            problems.append(Problem(pointer, f"found {source!r}: {error.message}"))
+        else:
+            labels = found if pointer == "/dataset/source" else labels
+    named = {f"/{part}/source": source for part, source in models if source is not None}
+    for pointer, source in {**named, **config.data_sources()}.items():
         if source.startswith(_PATH):
-            problems.append(
-                Problem(f"/{field}/source", f"found {source!r}; a server takes no paths: upload it instead")
-            )
-    return facts, labels, tuple(problems)
+            problems.append(Problem(pointer, f"found {source!r}; a server takes no paths: upload it instead"))
+    return facts["teacher"], facts["student"], labels, tuple(problems)
 
 
-def _teacher(house: Services, teacher: Teacher) -> ModelFacts | None:
+def _model(house: Services, source: str) -> ModelFacts | None:
     """None where only the hub knows."""
-    if teacher.source.startswith(_BUILTIN):
-        return _builtin(teacher.source)
-    if not teacher.source.startswith(_MODEL):
+    if source.startswith(_BUILTIN):
+        return _builtin(source)
+    if not source.startswith(_MODEL):
         return None
     with house.database.reading() as session:
-        model = catalogue.get_model(session, teacher.source.removeprefix(_MODEL))
+        model = catalogue.get_model(session, source.removeprefix(_MODEL))
         file = catalogue.model_file(session, model.id, "config.json")
     config = json.loads(b"".join(house.storage.open(file.key)))
     return sources.config_facts(config, parameters=model.parameters or 0, bytes=model.bytes)
@@ -104,8 +113,8 @@ def _builtin(source: str) -> ModelFacts:
     return sources.model_facts(sources.teacher_folder(Teacher(source=source), {}).path)
 
 
-def _ask_hub(teacher: Teacher) -> tuple[ModelFacts | None, str | None]:
-    """What the hub's ``config.json`` says, or a note why it could not be asked.
+def _ask_hub(part: str, source: str, revision: str | None) -> tuple[ModelFacts | None, str | None]:
+    """What the hub's ``config.json`` says of the ``teacher`` or ``student``, or a note why it could not be asked.
 
     Raises:
         InvalidConfig: the hub has no such model.
@@ -113,19 +122,19 @@ def _ask_hub(teacher: Teacher) -> tuple[ModelFacts | None, str | None]:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils._headers import build_hf_headers
 
-    url = hf_hub_url(teacher.source, "config.json", revision=teacher.revision)
+    url = hf_hub_url(source, "config.json", revision=revision)
     try:
         answer = httpx.get(url, headers=build_hf_headers(), timeout=_HUB_SECONDS, follow_redirects=True)
         if answer.status_code in (401, 403, 404):
-            at = f" at revision {teacher.revision!r}" if teacher.revision else ""
-            detail = f"found {teacher.source!r}; the hub has no config.json of it{at}, or keeps it private"
-            _raise([Problem("/teacher/source", detail)])
+            at = f" at revision {revision!r}" if revision else ""
+            detail = f"found {source!r}; the hub has no config.json of it{at}, or keeps it private"
+            _raise([Problem(f"/{part}/source", detail)])
         config = answer.raise_for_status().json()
         return sources.config_facts(config, parameters=0, bytes=0), None
     except (httpx.HTTPError, ValueError) as error:
-        return None, f"The hub could not be asked for the teacher ({type(error).__name__}); the job asks again."
+        return None, f"The hub could not be asked for the {part} ({type(error).__name__}); the job asks again."
     except InvalidModel as error:
-        _raise([Problem("/teacher/source", error.message)])
+        _raise([Problem(f"/{part}/source", error.message)])
         raise
 
 

@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 from api.places import Place
 from limbeck.config import DistillConfig
 from limbeck.spec import Spec
+from models.alias import Alias
 from models.attempt import Attempt
 from models.dataset import Dataset
 from models.event import Event
@@ -289,6 +290,28 @@ class ModelView(ModelSummary):
     """What ``/download`` has."""
     scorecard: dict[str, Any] | None
     """Of the job that made it."""
+
+
+class AliasRequest(Envelope):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str
+    """The id of a student that can answer."""
+
+
+class AliasView(Envelope):
+    """A name that serves wherever a model's id does."""
+
+    name: str
+    object: Literal["alias"] = "alias"
+    model: str
+    version: int
+    """Counts the switches; the ETag."""
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, alias: Alias) -> AliasView:
+        return cls(name=alias.name, model=alias.model_id, version=alias.version, updated_at=alias.updated_at)
 
 
 class PredictParameters(Envelope):

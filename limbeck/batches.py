@@ -38,6 +38,31 @@ class Encoded:
     def lengths(self) -> NDArray[np.int64]:  # (examples,)
         return np.diff(self.starts)
 
+    def take(self, rows: NDArray[np.int64]) -> Encoded:
+        """The examples at these places, in this order."""
+        places = _places(self.starts, rows)
+        return Encoded(
+            self.ids[places],
+            None if self.segments is None else self.segments[places],
+            np.concatenate(([0], np.cumsum(self.lengths[rows]))).astype(np.int64),
+            self.labels[rows],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Encoded]) -> Encoded:
+        """The examples of all parts, in order."""
+        segments = None
+        if any(part.segments is not None for part in parts):
+            kinds = [np.zeros(len(part.ids), np.int8) if part.segments is None else part.segments for part in parts]
+            segments = np.concatenate(kinds)
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            segments,
+            np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+            np.concatenate([part.labels for part in parts]),
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """The arrays as tensors, for a checkpoint."""
         arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "starts": self.starts, "labels": self.labels}
@@ -59,6 +84,9 @@ class Batch:
     labels: Tensor  # (examples,)
     teacher_logits: Tensor | None = None  # (examples, classes)
     counts: Mapping[str, int] = field(default_factory=dict)  #: how many units a loss term may be the mean of
+    places: NDArray[np.int64] | None = None  # (examples,): where in the split they stand
+    labelled: Tensor | None = None  # (examples,) of bool: which have a label; None: all
+    weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
 
 
 def encode(tokenizer: Any, split: Split, max_length: int, poll: Callable[[], None] = lambda: None) -> Encoded:
@@ -84,6 +112,12 @@ def encode(tokenizer: Any, split: Split, max_length: int, poll: Callable[[], Non
 
 def _end_to_end(rows: Sequence[Sequence[int]], kind: Any) -> NDArray[Any]:
     return np.fromiter((value for row in rows for value in row), dtype=kind, count=sum(map(len, rows)))
+
+
+def _places(starts: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the tokens of these examples stand."""
+    none = np.empty(0, dtype=np.int64)
+    return np.concatenate([none, *(np.arange(starts[row], starts[row + 1]) for row in rows)])
 
 
 def training_batches(lengths: NDArray[np.int64], batch_size: int, *, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -118,11 +152,12 @@ class Collator:
     pad_id: int
     device: torch.device
     teacher_logits: Tensor | None = None  # (examples of the split, classes), on the CPU
+    labelled: int | None = None  #: the first so many examples have a label; None: all
 
     def __call__(self, rows: NDArray[np.int64]) -> Batch:
         lengths = self.data.lengths[rows]
         mask = np.arange(lengths.max())[None, :] < lengths[:, None]
-        places = np.concatenate([np.arange(self.data.starts[r], self.data.starts[r + 1]) for r in rows])
+        places = _places(self.data.starts, rows)
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         ids[mask] = self.data.ids[places]
         inputs = {"input_ids": self._on_device(ids), "attention_mask": self._on_device(mask.astype(np.int64))}
@@ -133,8 +168,12 @@ class Collator:
         logits = None
         if self.teacher_logits is not None:
             logits = self.teacher_logits[torch.from_numpy(rows)].to(self.device, non_blocking=True)
-        counts = {"examples": len(rows), "tokens": int(lengths.sum())}
-        return Batch(inputs, self._on_device(self.data.labels[rows]), logits, counts)
+        counts = {"examples": len(rows), "tokens": int(lengths.sum()), "pairs": int((lengths**2).sum())}
+        labelled = None
+        if self.labelled is not None:
+            have = rows < self.labelled
+            counts["labelled"], labelled = int(have.sum()), self._on_device(have)
+        return Batch(inputs, self._on_device(self.data.labels[rows]), logits, counts, rows, labelled)
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

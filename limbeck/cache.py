@@ -52,7 +52,11 @@ def classes_of(model: PreTrainedModel) -> int:
 
 def cache_key(run: Run, teacher_weights: str, data_sha256: str) -> str:
     """What the teacher's logits depend on, as a hash."""
-    parts = [teacher_weights, data_sha256, run.config.training.max_length, run.device.precision, str(torch.__version__)]
+    training = run.config.training
+    # Copies are drawn by the seed.
+    added = [one.model_dump(mode="json") for one in training.augmentation]
+    drawn = [added, training.seed] if added else []
+    parts = [teacher_weights, data_sha256, training.max_length, run.device.precision, str(torch.__version__), *drawn]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -84,6 +88,11 @@ def teacher_logits(
         _say_built(run, logits, hits, time.monotonic() - started)
     run.meter.finish("cache")
     return logits
+
+
+def kept_logits(run: Run) -> Tensor | None:
+    """The teacher's finished logits over the training split, where the state still has them."""
+    return run.store.read_tensors(_ROLE)[0]["logits"] if run.store.has(_ROLE) else None
 
 
 def _say_built(run: Run, logits: Tensor, hits: int, seconds: float) -> None:

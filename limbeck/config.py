@@ -6,16 +6,25 @@ Imports no torch: the API process reads configurations and never trains.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from limbeck.augmentation import BaseAugmentation, MaskReplace, SentenceShuffle
+from limbeck.errors import Problem
+from limbeck.methods.auto import Auto
+from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.minilm import MiniLM
 from limbeck.methods.none import FineTuning
-from limbeck.spec import Spec, invalid_config
+from limbeck.methods.patient import Patient
+from limbeck.methods.tinybert import TinyBERT
+from limbeck.soft_loss import KullbackLeibler, SoftLoss
+from limbeck.spec import Spec, invalid_config, type_tag
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.weighting import SampleWeighting
 
 BUILTIN_TEACHERS = ("builtin:minilm-l6",)
 BUILTIN_DATASETS = ("builtin:stdlib-docstrings",)
@@ -100,26 +109,150 @@ class Dataset(Spec):
         return _source(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
 
 
+class Prune(Spec):
+    """What is cut out of the layers that a student starts from, least important first."""
+
+    shorthand: ClassVar[str | None] = "neurons"
+
+    neurons: float = Field(gt=0, lt=1)
+    """Share of the neurons of every feed-forward part; ``intermediate_size`` shrinks by it. Important is a neuron whose
+    absence would change the teacher's loss on training texts, to the first order (Molchanov et al. 2017,
+    arXiv:1611.06440). Whole heads are not offered: in transformers a head is ``hidden_size / heads`` wide, so that one
+    without some heads could not be loaded, and masking them saves no time."""
+
+
+class TextColumns(Spec):
+    """Which columns hold texts; names that are not given are guessed from the usual ones."""
+
+    text: str | None = None
+    text_pair: str | None = None
+
+
+class Unlabelled(BaseAugmentation):
+    """Extra texts without labels, on which the student learns the teacher's answers alone.
+
+    Their hard loss is left out, and so are labels that the source may have. The baseline, which has no teacher, does
+    without them; its epochs are more by as much, so that it takes the same number of steps.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
+
+    type: Literal["unlabelled"] = "unlabelled"
+    source: str
+    """As a data set's: a hub name, ``builtin:stdlib-docstrings``, ``dataset:ds_…``, or (library only)
+    ``path:/folder``."""
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    revision: str | None = None
+    split: str = "train"
+    """Which of the source's splits is read."""
+    columns: TextColumns = TextColumns()
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many texts, drawn by the seed."""
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        return _source(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
+
+    def problems(self, *, at: str, task: str, reads_logits: bool, method: str) -> Iterator[Problem]:
+        yield from super().problems(at=at, task=task, reads_logits=reads_logits, method=method)
+        if not reads_logits:
+            yield Problem(
+                at,
+                f"found 'unlabelled'; the method {method!r} learns from labels, which these texts have none of",
+            )
+
+
+Augmentation = Annotated[
+    Annotated[SentenceShuffle, Tag("sentence_shuffle")]
+    | Annotated[MaskReplace, Tag("mask_replace")]
+    | Annotated[Unlabelled, Tag("unlabelled")],
+    Discriminator(type_tag),
+]
+
+
 class Student(Spec):
     """The small model."""
 
     shorthand: ClassVar[str | None] = "layers"
 
-    layers: int | tuple[int, ...] | None = None
-    """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them
-    (all of them with ``fastbert``)."""
+    layers: int | tuple[int, ...] | Literal["all"] | None = None
+    """How many layers (or ``all``), or which teacher layers (0-based, in order) the student starts from; default: half
+    of them (all of those of ``source``, all with ``fastbert``, one for ``bilstm`` and ``bigru``)."""
     init: Literal["first", "last", "uniform", "skip"] = "uniform"
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
     every n-th from the first on."""
+    preset: Literal["T6", "T3", "T3-small", "T4-tiny", "T12-nano"] | None = None
+    """A public size (TextBrewer's), as layers × width: 6 × 768, 3 × 768, 3 × 384, 4 × 312, 12 × 256."""
+    hidden_size: int | None = Field(default=None, ge=8, le=8192)
+    """Width of the layers, at most the teacher's; of ``bilstm`` and ``bigru`` the units for each direction."""
+    intermediate_size: int | None = Field(default=None, ge=1, le=65536)
+    """Neurons of every feed-forward part; default: the teacher's share of the width."""
+    heads: int | None = Field(default=None, ge=1, le=256)
+    """Attention heads; has to divide the width. Default: as wide as the teacher's, where that goes."""
+    embedding_size: int | None = Field(default=None, ge=8, le=8192)
+    """Width of the word table where it may be narrower than the layers: electra, albert, deberta-v2, bilstm, bigru."""
+    start: Literal["svd", "random"] = "svd"
+    """What the weights begin as: the teacher's, projected onto its main directions where the student is narrower, or
+    ``random`` ones throughout."""
+    prune: Prune | None = None
+    """What goes from the teacher's layers, by importance."""
+    vocabulary: Literal["full", "trimmed"] = "full"
+    """``trimmed``: tokens that none of the data set's texts uses go from the student's tokenizer and table. Its texts
+    are read as before; a word that none of them had falls to smaller pieces."""
+    architecture: Literal["transformer", "bilstm", "bigru"] = "transformer"
+    """What the student is built of: layers as the teacher's, or a recurrent network over the teacher's word table."""
+    source: str | None = None
+    """Another model as the student: a hub name, ``model:mdl_…``, or (library only) ``path:/folder``, with the teacher's
+    own tokenizer."""
+    revision: str | None = None
+    """A commit, tag or branch of ``source`` on the hub."""
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it is no transformer."""
+        return self.architecture != "transformer"
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        return _source(value, what="student", builtins=BUILTIN_TEACHERS, reference="model:mdl_")
 
     @field_validator("layers")
     @classmethod
-    def _sensible_layers(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+    def _sensible_layers(
+        cls, value: int | tuple[int, ...] | Literal["all"] | None
+    ) -> int | tuple[int, ...] | Literal["all"] | None:
         if isinstance(value, int) and not 1 <= value <= 96:
             raise ValueError("a student has 1 to 96 layers")
         if isinstance(value, tuple) and (not value or min(value) < 0 or list(value) != sorted(set(value))):
             raise ValueError("name teacher layers from 0 on, rising, each at most once, e.g. [1, 3, 5]")
         return value
+
+    @model_validator(mode="after")
+    def _fields_that_go_together(self) -> Student:
+        widths = ("hidden_size", "intermediate_size", "heads", "embedding_size")
+        forbidden: dict[str, tuple[str, ...]] = {}
+        if self.source is not None:
+            forbidden["source, which has its own size and weights"] = (*widths, "preset", "prune", "start")
+        if self.preset is not None:
+            forbidden["preset, which names the size"] = ("layers", "hidden_size", "intermediate_size", "heads", "prune")
+        if self.recurrent:
+            forbidden[self.architecture] = ("preset", "source", "prune", "heads", "intermediate_size", "init")
+        if self.prune is not None:
+            forbidden["prune, which cuts the teacher's own neurons"] = ("intermediate_size", "start")
+        for what, fields in forbidden.items():
+            for field in fields:
+                if getattr(self, field) != type(self).model_fields[field].default:
+                    raise ValueError(f"{field} does not go with {what}: leave one of them out")
+        if self.recurrent and isinstance(self.layers, tuple | str):
+            raise ValueError(f"a {self.architecture} starts from none of the teacher's layers: give their number")
+        if self.revision is not None and self.source is None:
+            raise ValueError("revision is one of source, which is not given")
+        return self
 
 
 class Training(Spec):
@@ -140,6 +273,51 @@ class Training(Spec):
     seed: int = Field(default=42, ge=0, lt=2**32)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 on CUDA, else float32."""
+    loss: SoftLoss = KullbackLeibler()
+    """How the student's answer is compared with the teacher's."""
+    sample_weighting: SampleWeighting | None = None
+    """Which examples count more, with mean 1 in a batch; default: all count alike. A baseline is weighted where that
+    takes no teacher (``focal``), and a teacher that is fine-tuned never is."""
+
+    augmentation: tuple[Augmentation, ...] = ()
+    """More training texts, for the student and the baseline; a teacher is fine-tuned without. One, or a list."""
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Mapping | BaseAugmentation) else value
+
+    @model_validator(mode="after")
+    def _labels_where_needed(self) -> Training:
+        if not any(one.type == "unlabelled" for one in self.augmentation):
+            return self
+        weighting = self.sample_weighting
+        found = [f"loss {self.loss.type!r}"] if self.loss.needs_labels else []
+        found += [f"sample_weighting {weighting.type!r}"] if weighting is not None and weighting.needs_labels else []
+        if found:
+            raise ValueError(
+                f"augmentation 'unlabelled' brings texts without labels, which {' and '.join(found)} would need"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> Training:
+        """With what looks at a batch as a whole, a batch cut into parts would have another gradient."""
+        if self.gradient_accumulation == 1:
+            return self
+        found = []
+        if self.loss.needs_whole_batch:
+            found.append(f"loss {self.loss.type!r} with intra > 0, which compares the examples of a batch")
+        if self.sample_weighting is not None and self.sample_weighting.by_student:
+            found.append(
+                f"sample_weighting {self.sample_weighting.type!r}, whose weights hang on the student's answers to "
+                "all of a batch"
+            )
+        if found:
+            raise ValueError(
+                f"gradient_accumulation ({self.gradient_accumulation}) has to be 1 with {' and '.join(found)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_parts(self) -> Training:
@@ -155,6 +333,9 @@ class Evaluation(Spec):
 
     baseline: bool = True
     """Train the same student without a teacher as well; only this shows what the distillation was worth."""
+    hard_samples: bool = True
+    """Measure how hard each training and validation example is for the student, by one more pass over both; the table
+    holds their texts, up to 500 characters of each."""
 
 
 class Gate(Spec):
@@ -166,18 +347,16 @@ class Gate(Spec):
     """95th percentile of the latency at batch size 1, in milliseconds, on the machine of the job."""
 
 
-def _tag(value: Any) -> Any:
-    """The ``type`` of a method, given in full, as shorthand, or already built."""
-    if isinstance(value, Mapping):
-        return value.get("type")
-    return value if isinstance(value, str) else getattr(value, "type", None)
-
-
 Method = Annotated[
-    Annotated[KnowledgeDistillation, Tag("kd")]
-    | Annotated[FineTuning, Tag("none")]
-    | Annotated[FastBert, Tag("fastbert")],
-    Discriminator(_tag),
+    Annotated[Auto, Tag("auto")]
+    | Annotated[KnowledgeDistillation, Tag("kd")]
+    | Annotated[Patient, Tag("patient")]
+    | Annotated[DistilBERT, Tag("distilbert")]
+    | Annotated[TinyBERT, Tag("tinybert")]
+    | Annotated[MiniLM, Tag("minilm")]
+    | Annotated[FastBert, Tag("fastbert")]
+    | Annotated[FineTuning, Tag("none")],
+    Discriminator(type_tag),
 ]
 """How knowledge is passed. A new method is one file in ``limbeck/methods/`` and one line here."""
 
@@ -194,12 +373,30 @@ class DistillConfig(Spec):
     task: Task | None = None
     """Default: inferred from the data."""
     student: Student = Student()
-    method: Method = KnowledgeDistillation()
+    method: Method = Auto()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)
     """Forms beside safetensors."""
     gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _whole_student(self) -> Self:
+        """Some methods keep all layers where nobody said how many."""
+        student = self.student
+        unsaid = student.layers is None and student.preset is None and not student.recurrent
+        if self.method.whole and unsaid:
+            object.__setattr__(self, "student", student.model_copy(update={"layers": "all"}))
+        return self
+
+    def data_sources(self) -> dict[str, str]:
+        """Every source of texts, by the JSON pointer of the field that names it."""
+        extra = {
+            f"/training/augmentation/{index}/source": one.source
+            for index, one in enumerate(self.training.augmentation)
+            if isinstance(one, Unlabelled)
+        }
+        return {"/dataset/source": self.dataset.source, **extra}
 
     @classmethod
     def parse(cls, document: Any) -> Self:

@@ -1,36 +1,67 @@
 """What a method minimises against the labels and against a teacher's logits, whatever the task and its weights are.
 
-A method says *which* logits are compared and how much that counts; the task says which rows of them are judged, and
-this class what a row counts. So ``kd`` is the same file for a text, for its tokens and for a span in it.
+A method says *which* logits are compared and how much that counts; the task says which rows of them are judged,
+``training.loss`` how two models' rows are compared, and ``training.sample_weighting`` what a row counts. So ``kd`` is
+the same file for a text, for its tokens and for a span in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from limbeck.difficulty import example_means, ranks
 from limbeck.methods.base import Term
+from limbeck.soft_loss import KullbackLeibler
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from limbeck.batches import Batch
+    from limbeck.batches import Batch, Collator
+    from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
+    from limbeck.weighting import SampleWeighting
+
+#: Added to every difficulty, so that a batch in which nothing is hard at all has equal weights instead of 0 / 0.
+_LEAST = 1e-6
 
 
 class Criterion:
-    """The two losses of a job."""
+    """The two losses of a job.
 
-    def __init__(self, task: Task) -> None:
+    Args:
+        loss: how student and teacher are compared; default: the divergence that fits the task.
+        weighting: what makes an example count more; default: all count alike.
+    """
+
+    def __init__(self, task: Task, loss: SoftLoss | None = None, weighting: SampleWeighting | None = None) -> None:
         self.task = task
+        self.loss = loss or KullbackLeibler()
+        self.weighting = weighting
+        self._ranks: Tensor | None = None
+
+    @property
+    def needs_teacher_logits(self) -> bool:
+        """Whether every batch has to carry the teacher's logits, also for a method that does not look at them."""
+        return self.weighting is not None and self.weighting.by_teacher
 
     def logits(self, output: Any) -> Tensor:
         """The answer in a model's output, in the task's shape."""
         return self.task.logits(output)
 
     def hard(self, logits: Tensor, batch: Batch) -> Term:
-        """The loss of ``logits`` against the true labels."""
-        losses = self.task.hard_losses(self.task.rows(logits, batch), self.task.targets(batch))
-        return self._mean(losses)
+        """The loss of ``logits`` against the true labels, of the examples that have one."""
+        rows, targets, weights = self.task.rows(logits, batch), self.task.targets(batch), self._weights(logits, batch)
+        if batch.labelled is None:
+            return _mean(self.task.hard_losses(rows, targets), weights, self.task.unit)
+        known = batch.labelled[self.task.owners(batch)]
+        if not bool(known.any()):
+            # Nothing to learn here, yet every parameter has to keep its gradient.
+            return Term(logits.float().sum() * 0, unit="labelled")
+        losses = self.task.hard_losses(rows[known], targets[known])
+        return _mean(losses, None if weights is None else weights[known], "labelled")
 
     def soft(
         self,
@@ -54,8 +85,56 @@ class Criterion:
         teacher = batch.teacher_logits if teacher_logits is None else teacher_logits
         if teacher is None:
             raise ValueError("the soft loss needs the teacher's logits in every batch: Part(teacher_logits=True)")
-        rows = self.task.rows(logits, batch), self.task.rows(teacher, batch)
-        return self._mean(self.task.soft_losses(*rows, temperature))
+        student, teacher = self.task.rows(logits, batch), self.task.rows(teacher, batch)
+        losses = self.loss.losses(self.task, student, teacher, self.task.targets(batch), temperature, progress)
+        return _mean(losses, self._weights(logits, batch), self.task.unit)
 
-    def _mean(self, losses: Tensor) -> Term:
-        return Term(losses.mean(), unit=self.task.unit)
+    def study(self, collate: Collator) -> None:
+        """Look at the whole training split where the weights need that; ``collate`` carries the teacher's logits."""
+        if self.weighting is not None and self.weighting.ranked:
+            self._ranks = ranks(self.weighting, self.task, collate)
+
+    @torch.no_grad()
+    def weigh(self, parts: Sequence[Batch], progress: float) -> list[Batch]:
+        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts is 1.
+
+        Weights that hang on the student's answers are not known yet; :meth:`hard` and :meth:`soft` find them.
+        """
+        if self.weighting is None or self.weighting.by_student:
+            return list(parts)
+        found = [self.weighting.weights(self._teachers_difficulty(part), progress) + _LEAST for part in parts]
+        owners = [self.task.owners(part) for part in parts]
+        rows = torch.cat([weights[owner] for weights, owner in zip(found, owners, strict=True)])
+        mean = rows.mean() if len(rows) else 1.0
+        return [replace(part, weights=weights / mean) for part, weights in zip(parts, found, strict=True)]
+
+    def _teachers_difficulty(self, batch: Batch) -> Tensor:
+        """Of each example, (examples,): its rank where the weighting is by rank."""
+        assert self.weighting is not None
+        if self.weighting.ranked:
+            assert self._ranks is not None
+            assert batch.places is not None
+            return self._ranks[torch.from_numpy(batch.places)].to(batch.labels.device)
+        return self._difficulty(None, batch)
+
+    def _difficulty(self, logits: Tensor | None, batch: Batch) -> Tensor:
+        assert self.weighting is not None
+        student = None if logits is None else self.task.rows(logits.detach(), batch)
+        teacher = None if batch.teacher_logits is None else self.task.rows(batch.teacher_logits, batch)
+        values = self.weighting.difficulties(self.task, student, teacher, self.task.targets(batch))
+        return example_means(values, self.task.owners(batch), batch.counts["examples"])
+
+    @torch.no_grad()
+    def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:
+        """Of each row, (units,); ``None`` where all count alike."""
+        if self.weighting is None:
+            return None
+        owners = self.task.owners(batch)
+        if batch.weights is not None:
+            return batch.weights[owners]
+        rows = (self._difficulty(logits, batch) + _LEAST)[owners]
+        return rows / rows.mean()
+
+
+def _mean(losses: Tensor, weights: Tensor | None, unit: str) -> Term:
+    return Term((losses if weights is None else losses * weights).mean(), unit=unit)

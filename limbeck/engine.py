@@ -13,38 +13,46 @@ same folder goes on from there, and ends with the same weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck import evaluate
-from limbeck.cache import cache_key, predict, teacher_logits
+from limbeck import evaluate, hard_samples
+from limbeck.batches import Collator, Encoded
+from limbeck.cache import cache_key, kept_logits, predict, teacher_logits
 from limbeck.callbacks import Callbacks, Stage
 from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig, FineTune
+from limbeck.criterion import Criterion
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, Interrupted, OutOfMemory, TeacherUnfit
-from limbeck.loop import Fitted, Phase, share_steps, train
-from limbeck.methods.base import Method, Models
+from limbeck.loop import Fitted, Phase, train
+from limbeck.methods.base import Method, Models, SpecialTokens
 from limbeck.methods.none import FineTuning
 from limbeck.outcome import Evaluation, evaluate_model, export
-from limbeck.preparation import Prepared, prepare
+from limbeck.preparation import Prepared, load_tokenizer, prepare
 from limbeck.progress import TRAINING, Item, forward_work
+from limbeck.pruning import most_important, neuron_importance
 from limbeck.run import Run
-from limbeck.scorecard import Scorecard
+from limbeck.scorecard import HARD_SAMPLES, Scorecard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from limbeck.weighting import SampleWeighting
+
 #: Seconds that timing a model, and writing a form of the student, take on a small machine; for the estimate only.
 _TIMING_SECONDS = 3.0
 _EXPORT_SECONDS = 10.0
+#: Training texts on which the importance of neurons is measured.
+_PRUNED_ON = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ class DistillResult:
     teacher: TeacherFacts
     scorecard: Scorecard
     provenance: dict[str, Any]  #: revisions, hashes, versions, device: what repeating the run needs
+    hard_samples: tuple[Path, ...] = ()  #: the same table in two forms
 
 
 def distill(
@@ -102,6 +111,8 @@ def distill(
             if _wants_baseline(config):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
             evaluations = _evaluate(run, job, models)
+            if config.evaluation.hard_samples:
+                _measure_difficulty(run, job, models)
             return _export(run, job, workdir / "output", models, evaluations)
         except Interrupted:
             run.commit()
@@ -113,40 +124,46 @@ def _wants_baseline(config: DistillConfig) -> bool:
 
 
 def _plan(run: Run, job: Prepared) -> None:
-    """Count the work of every phase, for the progress.
-
-    Raises:
-        InvalidConfig: there are fewer steps than the method has parts.
-    """
+    """Count the work of every phase, for the progress."""
     training, tune = run.config.training, job.finetune
-    per_epoch = math.ceil(len(job.train) / training.batch_size)
-    share_steps(run.config.method, training.epochs * per_epoch)
 
-    def learn(layers: int, epochs: int) -> float:
-        once = forward_work(job.blueprint.config, layers, job.train.lengths) * TRAINING
-        return epochs * (once + forward_work(job.blueprint.config, layers, job.validation.lengths))
+    def once(config: Any, data: Encoded) -> float:
+        return forward_work(config, int(config.num_hidden_layers), data.lengths)
 
-    def read(layers: int) -> float:
-        return forward_work(job.blueprint.config, layers, job.test.lengths)
+    def learn(config: Any, data: Encoded, epochs: int) -> float:
+        return epochs * (once(config, data) * TRAINING + once(config, job.validation))
 
-    deep, shallow = job.blueprint.layers, len(job.layers)
+    deep, shallow = job.blueprint.config, job.student.config()
     items = {
         "teacher": Item(
             Stage.TEACHER,
-            learn(deep, tune.epochs) if tune else forward_work(job.blueprint.config, deep, job.validation.lengths),
+            learn(deep, job.own, tune.epochs) if tune else once(deep, job.validation),
         ),
-        "distilling": Item(Stage.DISTILLING, learn(shallow, training.epochs)),
-        "evaluate-teacher": Item(Stage.EVALUATING, read(deep)),
-        "evaluate-student": Item(Stage.EVALUATING, read(shallow)),
+        "distilling": Item(Stage.DISTILLING, learn(shallow, job.train, training.epochs)),
+        "evaluate-teacher": Item(Stage.EVALUATING, once(deep, job.test)),
+        "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
-    if any(part.teacher_logits for part in run.config.method.parts()):
-        items["cache"] = Item(Stage.DISTILLING, forward_work(job.blueprint.config, deep, job.train.lengths))
+    if _asks_teacher(run.config, "distilling"):
+        items["cache"] = Item(Stage.DISTILLING, once(deep, job.train))
+    if run.config.evaluation.hard_samples:
+        answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, job.validation)
+        items["difficulty"] = Item(Stage.EVALUATING, answered)
     if _wants_baseline(run.config):
-        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, training.epochs))
-        items["evaluate-baseline"] = Item(Stage.EVALUATING, read(shallow))
-    learners = training.epochs * (2 if _wants_baseline(run.config) else 1) + (tune.epochs if tune else 0)
-    run.meter.plan(items, per_epoch * learners)
+        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, _epochs(run.config, job, "baseline")))
+        items["evaluate-baseline"] = Item(Stage.EVALUATING, once(shallow, job.test))
+    trainings = [(job.train, training.epochs)]
+    trainings += [(job.own, tune.epochs)] if tune else []
+    trainings += [(job.labelled, _epochs(run.config, job, "baseline"))] if _wants_baseline(run.config) else []
+    steps = sum(math.ceil(len(data) / training.batch_size) * epochs for data, epochs in trainings)
+    run.meter.plan(items, steps)
+
+
+def _epochs(config: DistillConfig, job: Prepared, name: str) -> int:
+    """Of a phase. The baseline cannot learn from texts without labels: it gets as many steps from the others."""
+    if name != "baseline":
+        return config.training.epochs
+    return round(config.training.epochs * len(job.train) / len(job.labelled))
 
 
 Weights = dict[str, Tensor]
@@ -215,16 +232,53 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         return run.device.place(model)
 
     logits = None
-    if any(part.teacher_logits for part in method.parts()):
+    if _asks_teacher(run.config, name):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
         logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
-    student = run.device.place(job.blueprint.cut(teacher, job.layers))
-    training = run.config.training
-    models = Models(student, load, job.layers)
-    fitted = train(_phase(run, job, name, method, models, logits, training.epochs, training.learning_rate), run)
-    run.store.drop("cache")
+    student = run.device.place(job.student.start(teacher, _neurons(run, job, load)))
+    models = Models(student, load, job.layers, lambda: special_tokens(job))
+    epochs, rate = _epochs(run.config, job, name), run.config.training.learning_rate
+    fitted = train(_phase(run, job, name, method, models, logits, epochs, rate), run)
     _say_trained(run, job, name, fitted)
     return _keep(run, name, fitted.model)
+
+
+def special_tokens(job: Prepared) -> SpecialTokens:
+    """The tokenizer's special ids in the compact vocabulary, which keeps them all."""
+    tokenizer = load_tokenizer(job.blueprint.folder, job.blueprint.config)
+    places = {int(full): place for place, full in enumerate(job.blueprint.vocabulary.kept)}
+    mask = tokenizer.mask_token_id
+    return SpecialTokens(
+        None if mask is None else places[mask], tuple(places[one] for one in tokenizer.all_special_ids)
+    )
+
+
+def _neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> list[Tensor] | None:
+    """The neurons that pruning leaves in each of the student's layers; found once, for the student and its baseline."""
+    prune, layers = run.config.student.prune, job.student.shape.layers
+    if prune is None:
+        return None
+    if not run.store.has("pruning"):
+        criterion = Criterion(job.task)
+        collate = Collator(job.train, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)
+        drawn = np.random.default_rng(run.config.training.seed).permutation(len(job.train))[:_PRUNED_ON]
+        parts = np.array_split(drawn, max(1, len(drawn) // run.config.training.batch_size))
+        found = neuron_importance(
+            load(),
+            [collate(part) for part in parts],
+            lambda model, batch: criterion.hard(criterion.logits(model(**batch.inputs)), batch).value,
+        )
+        run.store.write_tensors("pruning", {"importance": found}, {})
+        run.event(
+            "student.pruned",
+            f"{prune.neurons:.0%} of the neurons go, the least important on {len(drawn):,} training texts; "
+            f"{job.student.shape.intermediate_size:,} stay in each layer",
+            neurons=job.student.shape.intermediate_size,
+        )
+        run.commit()
+    importance = run.store.read_tensors("pruning")[0]["importance"]
+    chosen = importance[list(layers)] if len(importance) == job.blueprint.layers else importance
+    return most_important(chosen, job.student.shape.intermediate_size)
 
 
 def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:
@@ -248,12 +302,13 @@ def _phase(
     learning_rate: float,
 ) -> Phase:
     training = run.config.training
+    data = {"teacher": job.own, "baseline": job.labelled}.get(name, job.train)
     return Phase(
         name=name,
         method=method,
         task=job.task,
         models=models,
-        train=job.train,
+        train=data,
         validation=job.validation,
         teacher_logits=logits,
         epochs=epochs,
@@ -263,6 +318,29 @@ def _phase(
         warmup_ratio=training.warmup_ratio,
         weight_decay=training.weight_decay,
         seed=training.seed,
+        loss=training.loss,
+        weighting=_weighting(run, name),
+        labelled=len(job.labelled) if name == "distilling" and job.card.unlabelled else None,
+    )
+
+
+def _weighting(run: Run, name: str) -> SampleWeighting | None:
+    """The baseline is the student's twin without a teacher: it gets the weights that take none, and no others."""
+    weighting = run.config.training.sample_weighting
+    if name == "teacher" or weighting is None:
+        return None
+    return weighting if name == "distilling" or not weighting.by_teacher else None
+
+
+def _asks_teacher(config: DistillConfig, name: str) -> bool:
+    """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
+    if name != "distilling":
+        return False
+    weighting = config.training.sample_weighting
+    return (
+        any(part.teacher_logits for part in config.method.parts())
+        or (weighting is not None and weighting.by_teacher)
+        or config.evaluation.hard_samples
     )
 
 
@@ -290,8 +368,42 @@ def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[st
     return {name: Evaluation(**done[name]) for name in models}
 
 
+def _measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) -> None:
+    """How hard each training and validation example is for the student; kept in the state, read by the export."""
+    if run.store.has("difficulty"):
+        return
+    run.meter.begin("difficulty")
+    student = run.device.place(_build(job, "student", weights["student"]))
+
+    def teacher() -> PreTrainedModel:
+        return run.device.place(_build(job, "teacher", weights["teacher"]))
+
+    splits = {
+        "train": (job.train, job.card.train, kept_logits(run)),
+        "validation": (job.validation, len(job.validation), None),
+    }
+    examples = sum(count for _, count, _ in splits.values())
+    tensors: dict[str, Tensor] = {}
+    for name, (data, count, logits) in splits.items():
+        columns = hard_samples.measure(
+            student,
+            teacher,
+            data,
+            count,
+            job.task,
+            run,
+            logits,
+            done=lambda more: run.meter.advance(more / examples, examples=more),
+        )
+        tensors |= {f"{name}.{column}": values for column, values in columns.items()}
+    run.store.write_tensors("difficulty", tensors, {})
+    run.store.drop("cache")
+    run.meter.finish("difficulty")
+    run.commit()
+
+
 def _build(job: Prepared, name: str, weights: Weights) -> PreTrainedModel:
-    return job.blueprint.build(job.blueprint.layers if name == "teacher" else len(job.layers), weights)
+    return job.blueprint.build(job.blueprint.layers, weights) if name == "teacher" else job.student.build(weights)
 
 
 def _export(
@@ -315,6 +427,7 @@ def _export(
         teacher=teacher,
         scorecard=scorecard,
         provenance=run.facts["provenance"],
+        hard_samples=tuple(output / name for name in HARD_SAMPLES) if run.store.has("difficulty") else (),
     )
 
 

@@ -10,9 +10,12 @@
     ├── NotFound                no such job, data set, model or file
     │   └── NotYet              it will be there when the job has come that far
     ├── Conflict                the thing is in a state that forbids the call
+    │   └── Stale               it is not as the caller has seen it
     ├── TooLarge                an upload over its limit
     ├── Unavailable             a service that this one needs is away; try again
-    │   └── QueueFull           as many jobs wait as the server takes; try again later
+    │   ├── QueueFull           as many jobs wait as the server takes; try again later
+    │   ├── Busy                as many texts wait for a student's answer as the server takes
+    │   └── TooSlow             a question waited longer than it may
     ├── JobFailed               a job that ran and cannot end well
     │   ├── Diverged            the loss, or a model's logits, became NaN or infinite
     │   ├── TeacherUnfit        the teacher is no better than guessing the majority class
@@ -31,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class LimbeckError(Exception):
         self.message = message
         self.problems = tuple(problems)
 
-    def __reduce__(self) -> tuple[type[LimbeckError], tuple[str, tuple[Problem, ...]]]:
+    def __reduce__(self) -> Any:
         return type(self), (self.message, self.problems)
 
 
@@ -94,6 +97,10 @@ class Conflict(LimbeckError):
     code = "conflict"
 
 
+class Stale(Conflict):
+    code = "stale"
+
+
 class TooLarge(LimbeckError):
     code = "too_large"
 
@@ -105,6 +112,21 @@ class Unavailable(LimbeckError):
 
 class QueueFull(Unavailable):
     code = "queue_full"
+
+
+class Busy(Unavailable):
+    code = "busy"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  #: seconds
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.message, self.retry_after)
+
+
+class TooSlow(Unavailable):
+    code = "too_slow"
 
 
 class JobFailed(LimbeckError):

@@ -94,14 +94,14 @@ def calibrate(found: Answers, labels: NDArray[np.int64], metric: str, method: Fa
 
 
 def measure_exits(
-    run: Run, job: Prepared, method: FastBert, model: PreTrainedModel, folder: Path, rows: Sequence[Row]
+    run: Run, job: Prepared, method: FastBert, model: PreTrainedModel, folder: Path, rows: Sequence[Row], pad_id: int
 ) -> ExitsCard:
     """Calibrate a student's exits, export them where it is exported, and measure both.
 
     Args:
         model: the student with its branches, over the compact vocabulary.
         folder: where it was written; ``limbeck.json`` gets the speed, ``onnx/exits`` the graphs.
-        rows: the test split in the folder's vocabulary.
+        rows: the test split in the folder's vocabulary, with its ``pad_id``.
 
     Raises:
         ExportFailed: the graphs do not answer as torch does.
@@ -117,7 +117,7 @@ def measure_exits(
     timed: Mapping[float, tuple[Latency, ...]] = {}
     if "onnx" in run.config.export:
         export_exits(folder, rows, speed or _COMPARED, run.config.training.seed, run.poll)
-        plain, timed = _time(folder, speeds, rows, job.blueprint.config.pad_token_id or 0, run.poll)
+        plain, timed = _time(folder, speeds, rows, pad_id, run.poll)
     kept = evaluate.score(metric, validation.at(speed)[0], job.validation.labels)
     card = ExitsCard(
         layers=validation.predictions.shape[0],

@@ -141,6 +141,7 @@ def onnx_runner(folder: Path, format: Format, *, threads: int | None = None) -> 
 def _load(folder: Path) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification
 
+    import limbeck.recurrent  # noqa: F401  # so that transformers knows of it
     from limbeck.students import quiet_transformers
 
     with quiet_transformers():

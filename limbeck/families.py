@@ -1,4 +1,4 @@
-"""Where each family of encoders keeps the parts that Limbeck handles.
+"""Where each family of encoders keeps the parts that Limbeck handles, and what it offers to methods.
 
 transformers gives all of them ``base_model`` and ``get_input_embeddings()``; only these names differ.
 """
@@ -6,28 +6,84 @@ transformers gives all of them ``base_model`` and ``get_input_embeddings()``; on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from limbeck.errors import InvalidModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_BERT = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Names of modules."""
+    """Names of modules and parameters, and facts that methods and the export have to know."""
 
-    layers: str = "encoder.layer"  #: the list of layers, within the base model
-    output: str = "classifier"  #: the last linear layer of the classification head, within the whole model
-    #: The linear layers that make queries, keys and values of the hidden states, within a layer.
-    projections: tuple[str, str, str] = ("attention.self.query", "attention.self.key", "attention.self.value")
+    layers: str = "encoder.layer"
+    """The list of layers, within the base model. Where ``shared``, the one layer that is applied again and again."""
+    shared: bool = False
+    """Whether all layers are one: a hook on it is called once for each application, in their order."""
+    output: str = "classifier"
+    """The last linear layer of the classification head, within the whole model."""
+    projections: tuple[str, ...] = _BERT
+    """The linear layers that make queries, keys and values of the hidden states, within a layer. A single name is one
+    layer for all three: its output holds the queries first, then the keys, then the values."""
+    mixing: str = "attention.output.dense"
+    """The linear layer that mixes the heads' answers, within a layer."""
+    neurons: tuple[str, str] = ("intermediate.dense", "output.dense")
+    """The linear layers of the feed-forward part, within a layer: to the neurons, and back."""
+    gated: bool = False
+    """Whether the first of ``neurons`` gives every neuron's input first, and then every neuron's gate."""
+    rotary: bool = False
+    """Whether positions are turned into queries and keys after the projections, so that a projection's output alone
+    does not say what attends to what."""
+    windowed: bool = False
+    """Whether some layers see a window around each token only (``config.layer_types``)."""
+    offset: bool = False
+    """Whether positions are counted from behind that of the padding token."""
+    fused_export: bool = True
+    """Whether its attention is ONNX Runtime's ``Attention`` operator; else it is exported as it is."""
 
 
 FAMILIES = {
     "bert": Family(),
     "distilbert": Family(
-        layers="transformer.layer", projections=("attention.q_lin", "attention.k_lin", "attention.v_lin")
+        layers="transformer.layer",
+        projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        mixing="attention.out_lin",
+        neurons=("ffn.lin1", "ffn.lin2"),
     ),
     "electra": Family(output="classifier.out_proj"),
-    "roberta": Family(output="classifier.out_proj"),
-    "xlm-roberta": Family(output="classifier.out_proj"),
+    "roberta": Family(output="classifier.out_proj", offset=True),
+    "xlm-roberta": Family(output="classifier.out_proj", offset=True),
+    "albert": Family(
+        layers="encoder.albert_layer_groups.0",
+        shared=True,
+        projections=tuple(f"albert_layers.0.attention.{name}" for name in ("query", "key", "value")),
+        mixing="albert_layers.0.attention.dense",
+        neurons=("albert_layers.0.ffn", "albert_layers.0.ffn_output"),
+    ),
+    "deberta-v2": Family(
+        projections=tuple(f"attention.self.{name}_proj" for name in ("query", "key", "value")), fused_export=False
+    ),
+    "mpnet": Family(
+        output="classifier.out_proj",
+        projections=tuple(f"attention.attn.{name}" for name in "qkv"),
+        mixing="attention.attn.o",
+        offset=True,
+        fused_export=False,
+    ),
+    "modernbert": Family(
+        layers="layers",
+        projections=("attn.Wqkv",),
+        mixing="attn.Wo",
+        neurons=("mlp.Wi", "mlp.Wo"),
+        gated=True,
+        rotary=True,
+        windowed=True,
+        fused_export=False,
+    ),
 }
 
 
@@ -43,3 +99,16 @@ def family_of(model_type: str) -> Family:
             f"The teacher is of the type {model_type!r}, whose layers Limbeck cannot take apart yet; allowed: {known}."
         )
     return family
+
+
+def require_plain(config: PreTrainedConfig) -> None:
+    """
+    Raises:
+        InvalidModel: a member of a known family that is built otherwise than all that were published of it.
+    """
+    groups = getattr(config, "num_hidden_groups", 1), getattr(config, "inner_group_num", 1)
+    if groups != (1, 1):
+        raise InvalidModel(
+            f"The teacher is an ALBERT of {groups[0]} groups of {groups[1]} layers each; allowed: one layer that all "
+            "share (num_hidden_groups 1, inner_group_num 1)."
+        )

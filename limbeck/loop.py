@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import evaluate
-from limbeck.batches import Collator, Encoded, training_batches
+from limbeck.batches import Batch, Collator, Encoded, training_batches
 from limbeck.cache import predict
 from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
-from limbeck.errors import Diverged, Interrupted, InvalidConfig, Problem
+from limbeck.errors import Diverged, Interrupted
 from limbeck.methods.base import Method, Models, Objective
 from limbeck.run import Run
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
+    from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
+    from limbeck.weighting import SampleWeighting
 
 #: Gradients longer than this are scaled down to it (BERT's own setting).
 _GRADIENT_NORM = 1.0
@@ -51,6 +54,9 @@ class Phase:
     warmup_ratio: float
     weight_decay: float
     seed: int
+    loss: SoftLoss | None = None  #: how the student is compared with the teacher's logits
+    weighting: SampleWeighting | None = None  #: which examples count more
+    labelled: int | None = None  #: the first so many training examples have a label; None: all
 
     @property
     def steps(self) -> int:
@@ -66,19 +72,13 @@ class Phase:
 
 
 def share_steps(method: Method, steps: int) -> list[int]:
-    """How many of ``steps`` each part of the method gets: by its share, and one at least.
-
-    Raises:
-        InvalidConfig: there are fewer steps than parts.
-    """
+    """How many of ``steps`` each part of the method gets: by its share, and one at least; where there are fewer steps
+    than parts, the last ones get them."""
     shares = np.cumsum([part.share for part in method.parts()])
-    if steps < len(shares):
-        detail = f"so few epochs are {steps} steps, and {method.type} has {len(shares)} parts of one step at least"
-        raise InvalidConfig(f"/training/epochs: {detail}", [Problem("/training/epochs", detail)])
     ends = [0]
     for number, share in enumerate(shares, start=1):
-        end = round(steps * float(share / shares[-1]))
-        ends.append(min(max(end, ends[-1] + 1), steps - len(shares) + number))
+        end = max(round(steps * float(share / shares[-1])), ends[-1] + 1)
+        ends.append(max(0, min(end, steps - len(shares) + number)))
     return [end - start for start, end in itertools.pairwise(ends)]
 
 
@@ -128,7 +128,8 @@ def train(phase: Phase, run: Run) -> Fitted:
             continue
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -1.0
-        objective = phase.method.build(part, phase.models, Criterion(phase.task))
+        criterion = Criterion(phase.task, phase.loss, phase.weighting)
+        objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
         if saved is not None:
@@ -140,8 +141,10 @@ def train(phase: Phase, run: Run) -> Fitted:
             phase.train,
             objective.student.config.pad_token_id or 0,
             run.device.torch,
-            phase.teacher_logits if part.teacher_logits else None,
+            phase.teacher_logits if part.teacher_logits or criterion.needs_teacher_logits else None,
+            phase.labelled,
         )
+        criterion.study(collate)
         try:
             while True:
                 epoch, place = divmod(position.step, phase.steps_per_epoch)
@@ -167,7 +170,9 @@ def train(phase: Phase, run: Run) -> Fitted:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 rows = batches[place]
-                values = backward(objective, collate, rows, phase.gradient_accumulation, position.step, steps, run)
+                values = backward(
+                    objective, collate, rows, phase.gradient_accumulation, position.step, steps, run, criterion.weigh
+                )
                 values["gradient_norm"] = nn.utils.clip_grad_norm_(_trainable(objective.module), _GRADIENT_NORM)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -205,12 +210,13 @@ def backward(
     step: int,
     steps: int,
     run: Run,
+    weigh: Callable[[list[Batch], float], list[Batch]] = lambda parts, progress: parts,
 ) -> dict[str, Tensor]:
     """Add the gradient of the batch's loss, computed in ``accumulation`` parts; return the loss and its terms.
 
     Each part's mean counts by its share of the batch's units (examples, tokens …): the gradient is that of the batch.
     """
-    parts = [collate(part) for part in np.array_split(rows, accumulation) if len(part)]
+    parts = weigh([collate(part) for part in np.array_split(rows, accumulation) if len(part)], step / steps)
     whole: dict[str, int] = {}
     for part in parts:
         for unit, count in part.counts.items():
@@ -219,7 +225,9 @@ def backward(
     for part in parts:
         with run.device.autocast():
             terms = objective.losses(part, step, steps)
-        shares = {name: term.value * (part.counts[term.unit] / whole[term.unit]) for name, term in terms.items()}
+        shares = {
+            name: term.value * (part.counts[term.unit] / max(1, whole[term.unit])) for name, term in terms.items()
+        }
         loss = torch.stack([shares[name] * term.weight for name, term in terms.items()]).sum()
         torch.autograd.backward(loss)
         for name, value in {"loss": loss, **shares}.items():

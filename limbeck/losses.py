@@ -31,14 +31,7 @@ def soft_losses(
         ValueError: the shapes differ, or the temperature is not above 0.
         Diverged: the teacher's logits hold NaN or infinity.
     """
-    if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
-        raise ValueError(
-            "student and teacher logits have to have the same shape (rows, classes); "
-            f"found {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        )
-    if not temperature > 0:
-        raise ValueError(f"the temperature has to be above 0; found {temperature}")
-    require_finite(teacher_logits, "the teacher's logits")
+    require_pair(student_logits, teacher_logits, temperature)
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1) * temperature**2
@@ -65,6 +58,23 @@ def hard_losses(
     ):
         raise ValueError(f"labels have to lie in 0 … {logits.shape[1] - 1}; found {labels.min()} … {labels.max()}")
     return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def require_pair(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> None:
+    """What every loss between two models' logits asks of them.
+
+    Raises:
+        ValueError: the shapes differ or are not (rows, classes), or the temperature is not above 0.
+        Diverged: the teacher's logits hold NaN or infinity.
+    """
+    if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
+        raise ValueError(
+            "student and teacher logits have to have the same shape (rows, classes); "
+            f"found {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
+    if not temperature > 0:
+        raise ValueError(f"the temperature has to be above 0; found {temperature}")
+    require_finite(teacher_logits, "the teacher's logits")
 
 
 def require_finite(values: Tensor, what: str) -> None:

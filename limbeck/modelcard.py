@@ -13,11 +13,14 @@ _LABELS_SHOWN = 30
 
 _WITH_TORCH = """\
 ```python
-from transformers import pipeline
+${first}from transformers import pipeline
 
 classify = pipeline("text-classification", model="this/folder")
 print(classify($question, truncation=True))
 ```"""
+
+#: What transformers has to be told of before it reads a recurrent student.
+_KNOWN_TO_LIMBECK = "import limbeck.recurrent  # tells transformers of this kind of model (pip install limbeck)\n"
 
 _WITHOUT_TORCH = """
 
@@ -97,10 +100,19 @@ def _origin(card: Scorecard, is_student: bool, teacher: str, dataset: str) -> st
         labels.append(f"and {len(card.dataset.labels) - _LABELS_SHOWN} more")
     return (
         f"{how}\n\nIt was trained on {card.dataset.train:,} examples of `{dataset}` "
-        f"(sha256 `{card.dataset.sha256[:12]}…`, seed {card.seed}); {card.dataset.validation:,} others chose the "
+        f"(sha256 `{card.dataset.sha256[:12]}…`, seed {card.seed}){_more(card, is_student)}; "
+        f"{card.dataset.validation:,} others chose the "
         "epoch that was kept. "
         f"It answers with one of {len(card.dataset.labels)} labels: {', '.join(labels)}."
     )
+
+
+def _more(card: Scorecard, is_student: bool) -> str:
+    """What augmentation added."""
+    parts = [f"{card.dataset.copies:,} altered copies of them"] if card.dataset.copies else []
+    if card.dataset.unlabelled and is_student:
+        parts.append(f"{card.dataset.unlabelled:,} other texts, to which the teacher alone gave the answers")
+    return "".join(f", and {part}" for part in parts)
 
 
 def _quality(card: Scorecard, name: str) -> str:
@@ -197,6 +209,7 @@ def _usage(card: Scorecard, is_student: bool, pair: bool) -> str:
     names = {
         "question": '{"text": "a text", "text_pair": "another"}' if pair else '"a text"',
         "texts": '"a text", "another"' if pair else '"a text"',
+        "first": _KNOWN_TO_LIMBECK if card.student.architecture.startswith("Recurrent") else "",
         "graph": FILES[card.exports[0].format] if card.exports else "",
     }
     return Template(_WITH_TORCH + (_WITHOUT_TORCH if is_student and card.exports else "")).substitute(names)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck import evaluate
+from limbeck import evaluate, hard_samples, texts
 from limbeck.cache import predict
 from limbeck.config import DistillConfig, Gate
 from limbeck.errors import Diverged
@@ -20,10 +20,11 @@ from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
 from limbeck.latency import measure_latency
 from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
-from limbeck.preparation import Prepared, load_tokenizer
+from limbeck.preparation import Prepared, below, load_tokenizer
 from limbeck.run import Run
-from limbeck.scorecard import Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
+from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
 from limbeck.students import read_config
+from limbeck.trimming import name_for_all, trimmed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +39,7 @@ _EXPORTED = 0.6
 class Evaluation:
     """One model's answers to the test split, and its shape."""
 
+    architecture: str
     layers: int
     hidden_size: int
     parameters: int
@@ -70,8 +72,11 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     shown = ", ".join(f"{metric.replace('_', ' ')} {100 * value:.1f} %" for metric, value in quality.items())
     run.event(f"{name}.tested", f"{name.capitalize()} on the test split: {shown}", **quality)
     table: Any = model.get_input_embeddings().weight
-    unused = job.blueprint.vocabulary.full_size - len(job.blueprint.vocabulary)
+    of = job.blueprint if name == "teacher" else job.student.origin
+    whole = name == "teacher" or not job.student.trimmed
+    unused = of.vocabulary.full_size - len(of.vocabulary) if whole else 0
     return Evaluation(
+        architecture=type(model).__name__,
         layers=int(model.config.num_hidden_layers),
         hidden_size=int(model.config.hidden_size),
         parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
@@ -84,12 +89,16 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
     """A model as a Hugging Face folder with its tokenizer, and ``limbeck.json`` for the runtime."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    job.blueprint.save(model, folder)
+    job.student.save(model, folder)
     # safetensors keeps it to the owner; whoever may read the folder may read all of it.
     (folder / "model.safetensors").chmod(0o644)
     tokenizer = load_tokenizer(job.blueprint.folder, read_config(job.blueprint.folder))
+    if job.student.trimmed:
+        tokenizer = trimmed(tokenizer, job.blueprint.vocabulary.kept)
     tokenizer.model_max_length = config.training.max_length
     tokenizer.save_pretrained(folder)
+    if job.student.trimmed:
+        name_for_all(folder)
     described = {
         "version": 1,
         "task": job.task.type,
@@ -115,7 +124,11 @@ def export(
     for name in written:
         run.poll()
         write_folder(models[name], output / name, job, run.config)
-    student, kept = output / "student", job.blueprint.vocabulary.kept
+    student, pad_id = output / "student", job.blueprint.config.pad_token_id or 0
+    # The ids of texts are those of the student's folder, compact ones where it is trimmed.
+    kept = None if job.student.trimmed else job.blueprint.vocabulary.kept
+    if job.student.trimmed:
+        pad_id = job.blueprint.vocabulary.place(pad_id)
     rows = rows_of(job.test, kept)
     exports = export_onnx(
         student,
@@ -136,17 +149,17 @@ def export(
         )
     measured = None
     if isinstance(run.config.method, FastBert):
-        measured = measure_exits(run, job, run.config.method, models["student"], student, rows)
+        measured = measure_exits(run, job, run.config.method, models["student"], student, rows, pad_id)
     runners = {
         name: torch_runner(run.device.place(model), kept=kept, autocast=run.device.autocast)
         for name, model in models.items()
     }
     runners |= {card.format: onnx_runner(student, card.format) for card in exports}
-    latency = measure_latency(
-        runners, rows, pad_id=job.blueprint.config.pad_token_id or 0, seconds=_TIMED, poll=run.poll
-    )
+    latency = measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=run.poll)
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
     scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update={"exits": measured})
+    if run.store.has("difficulty"):
+        scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:
         text = model_card(scorecard, name, teacher=run.config.teacher.source, dataset=job.card.source, pair=job.pair)
         (output / name / "README.md").write_text(text, encoding="utf-8")
@@ -192,9 +205,35 @@ def _scorecard(
     )
 
 
+def _difficulty(run: Run, job: Prepared, output: Path, evaluations: Mapping[str, Evaluation]) -> Difficulty:
+    """Write the table of hard samples, and sum it up."""
+    columns, _ = run.store.read_tensors("difficulty")
+    measured = {split: below(columns, split) for split in hard_samples.SPLITS}
+    shown = texts.unpack(job.texts)
+    hard_samples.write(output, measured, shown)
+    one_class = job.task.type == "sequence_classification"
+    found = hard_samples.summary(
+        measured,
+        shown,
+        {name: model.predictions for name, model in evaluations.items()},
+        job.test.labels if one_class else None,
+        job.card.labels,
+    )
+    run.event("difficulty.measured", _said(found), lost=found.lost, won=found.won)
+    return found
+
+
+def _said(found: Difficulty) -> str:
+    if not found.lost:
+        return "Hard samples: the losses of student and teacher on each training and validation example"
+    counts = ", ".join(f"{count:,} of {split}" for split, count in found.lost.items())
+    return f"Hard samples: the teacher is right and the student wrong on {counts}; hard_samples.csv has each example"
+
+
 def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepared, seed: int) -> ModelCard:
     return ModelCard(
         name=name,
+        architecture=found.architecture,
         layers=found.layers,
         hidden_size=found.hidden_size,
         parameters=found.parameters,

@@ -4,80 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from limbeck import shapes
 from limbeck.config import DistillConfig
 from limbeck.errors import Problem
 from limbeck.families import FAMILIES
 from limbeck.sources import ModelFacts
+from limbeck.tasks.sequence_classification import SequenceClassification
 
 
-def check(config: DistillConfig, *, teacher: ModelFacts | None, labels: Sequence[str] | None) -> tuple[Problem, ...]:
-    """Hold a configuration against its teacher and its data set, each where it is known.
+def check(
+    config: DistillConfig,
+    *,
+    teacher: ModelFacts | None,
+    labels: Sequence[str] | None,
+    student: ModelFacts | None = None,
+) -> tuple[Problem, ...]:
+    """Hold a configuration against its teacher, its data set and ``student.source``, each where it is known.
 
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
-    found: list[Problem] = [*_task(config)]
+    found: list[Problem] = [*_task(config), *_objective(config, labels)]
+    origin = teacher if config.student.source is None else student
+    if student is not None:
+        found += _family(student, "student")
+        found += _length(config, student, "the student")
+    misfits = () if origin is None else tuple(shapes.problems(config.student, origin))
+    found += misfits
     if teacher is not None:
-        found += _family(teacher)
-        found += _method_family(config, teacher)
-        found += _depth(config, teacher)
-        found += _length(config, teacher)
+        found += () if misfits else _needs(config, teacher)
+        found += _family(teacher, "teacher")
+        found += _length(config, teacher, "the teacher")
         found += _finetuning(config, teacher)
         if labels is not None:
             found += _labels(config, teacher, labels)
-            layers = config.student.layers
-            default = config.method.default_layers(teacher.layers)
-            count = len(layers) if isinstance(layers, tuple) else layers or default
-            found += config.method.problems(classes=len(labels), teacher_layers=teacher.layers, student_layers=count)
+            if origin is not None:
+                count = shapes.depth(config.student, origin.layers)
+                found += config.method.problems(
+                    classes=len(labels), teacher_layers=teacher.layers, student_layers=count
+                )
     return tuple(dict.fromkeys(found))
 
 
-def _family(teacher: ModelFacts) -> Iterator[Problem]:
-    if teacher.model_type not in FAMILIES:
+def _objective(config: DistillConfig, labels: Sequence[str] | None) -> Iterator[Problem]:
+    """Whether the loss and the weights mean something for the task's answers and the method."""
+    task, training, method = config.task or SequenceClassification(), config.training, config.method
+    yield from training.loss.problems(task=task, classes=None if labels is None else len(labels))
+    if training.loss.type != "kl" and not method.uses_teacher:
         yield Problem(
-            "/teacher/source", f"found a model of the type {teacher.model_type!r}; allowed: {', '.join(FAMILIES)}"
+            "/training/loss", f"found {training.loss.type!r}; the method {method.type!r} has no teacher to compare with"
+        )
+    if training.sample_weighting is not None:
+        yield from training.sample_weighting.problems(task=task, uses_teacher=method.uses_teacher, method=method.type)
+    reads_logits = all(part.teacher_logits for part in method.parts())
+    for index, augmentation in enumerate(training.augmentation):
+        yield from augmentation.problems(
+            at=f"/training/augmentation/{index}", task=task.type, reads_logits=reads_logits, method=method.type
         )
 
 
 def _task(config: DistillConfig) -> Iterator[Problem]:
     served, task = config.method.tasks, config.task
     if served is not None and task is not None and task.type not in served:
+        allowed = ", ".join(sorted(served))
+        yield Problem("/method", f"{config.method.type} does not serve the task {task.type}; its tasks: {allowed}")
+
+
+def _family(model: ModelFacts, part: str) -> Iterator[Problem]:
+    if model.model_type not in FAMILIES:
         yield Problem(
-            "/method", f"{config.method.type} does not serve the task {task.type}; its tasks: {_listed(served)}"
+            f"/{part}/source", f"found a model of the type {model.model_type!r}; allowed: {', '.join(FAMILIES)}"
         )
 
 
-def _method_family(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
-    served = config.method.families
-    if served is not None and teacher.model_type in FAMILIES and teacher.model_type not in served:
+def _needs(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
+    """What the method asks of a student, and this one has not."""
+    for name in sorted(config.method.needs - shapes.offers(config.student, teacher)):
         yield Problem(
             "/method",
-            f"{config.method.type} cannot take a {teacher.model_type} teacher's layers one by one; "
-            f"it serves: {_listed(served)}",
+            f"found {config.method.type!r}, which needs of the student {shapes.OFFERS[name]}; the one that "
+            "/teacher and /student ask for has not: take 'kd', or another student",
         )
 
 
-def _listed(names: frozenset[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-def _depth(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
-    layers = config.student.layers
-    if isinstance(layers, int) and layers > teacher.layers:
-        yield Problem(
-            "/student/layers",
-            f"found {layers}; the teacher has {teacher.layers} layers, so 1 to {teacher.layers} are allowed",
-        )
-    if isinstance(layers, tuple) and layers[-1] >= teacher.layers:
-        yield Problem(
-            "/student/layers", f"found layer {layers[-1]}; the teacher has the layers 0 to {teacher.layers - 1}"
-        )
-
-
-def _length(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
-    wanted, most = config.training.max_length, teacher.max_positions
+def _length(config: DistillConfig, model: ModelFacts, who: str) -> Iterator[Problem]:
+    wanted, most = config.training.max_length, model.max_positions
     if most is not None and wanted > most:
-        yield Problem("/training/max_length", f"found {wanted}; the teacher reads at most {most} tokens")
+        yield Problem("/training/max_length", f"found {wanted}; {who} reads at most {most} tokens")
 
 
 def _finetuning(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck import data, evaluate, preflight, sources
+from limbeck import copies, data, evaluate, preflight, sources, texts
 from limbeck.batches import Encoded, encode
 from limbeck.callbacks import Stage
 from limbeck.config import FineTune
 from limbeck.device import installed
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
+from limbeck.families import FAMILIES
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
-from limbeck.students import Blueprint, label_order, read_config, student_layers
+from limbeck.student_plan import StudentPlan
+from limbeck.students import Blueprint, label_order, read_config
 from limbeck.tasks.base import Task
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.trimming import kept_ids, trimmed
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from limbeck.data import Corpus
-    from limbeck.sources import ModelFacts
+    from limbeck.copies import Enlarged
+    from limbeck.data import Corpus, Split
+    from limbeck.sources import LocalModel, ModelFacts
 
 _SPLITS = ("train", "validation", "test")
+#: Texts on which two tokenizers of the same tokens are compared.
+_COMPARED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +47,29 @@ class Prepared:
     blueprint: Blueprint
     card: DatasetCard
     pair: bool  #: whether an example is two texts
-    train: Encoded
+    train: Encoded  #: the data set's own examples, then their copies, then texts without labels
     validation: Encoded
     test: Encoded
-    layers: tuple[int, ...]  #: of the teacher, that the student starts from
+    student: StudentPlan
+    layers: tuple[int, ...]  #: of the teacher, that the student's stand for
     finetune: FineTune | None
     keep_head: bool  #: whether the teacher's own head is used
     teacher_revision: str | None
     teacher_sha256: str
+    texts: Tensor  #: of training and validation examples, as ``limbeck.texts`` packs them
+
+    @property
+    def own(self) -> Encoded:
+        """The training split without what augmentation added."""
+        return self._first(self.card.train)
+
+    @property
+    def labelled(self) -> Encoded:
+        """The training split without texts that have no label."""
+        return self._first(self.card.train + self.card.copies)
+
+    def _first(self, count: int) -> Encoded:
+        return self.train if count == len(self.train) else self.train.take(np.arange(count))
 
 
 def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
@@ -63,20 +84,24 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         spec = spec.model_copy(update={"revision": known})
     teacher = sources.teacher_folder(spec, given)
     facts = sources.model_facts(teacher.path)
-    _preflight(run, facts, None)
+    source = _student_source(run, given)
+    about = None if source is None else sources.model_facts(source.path)
+    _preflight(run, facts, None, about)
     if not run.store.has("data"):
-        _encode(run, teacher.path, facts, given)
+        _encode(run, teacher.path, facts, given, source, about)
         run.facts["teacher_revision"] = teacher.revision
+        run.facts["student_revision"] = None if source is None else source.revision
         run.commit()
     tensors, stored = run.store.read_tensors("data")
     card = DatasetCard.model_validate(stored["card"])
     task: Task = run.config.task or SequenceClassification()
     vocabulary = Vocabulary(tensors["vocabulary"].numpy(), int(read_config(teacher.path).vocab_size))
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
+    plan = _student_plan(run, blueprint, card.labels, source, about)
     finetune = _finetune(run, facts)
     sha256 = _weights_sha256(teacher.path)
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
-    train, validation, test = (Encoded.from_tensors(_below(tensors, split)) for split in _SPLITS)
+    train, validation, test = (Encoded.from_tensors(below(tensors, split)) for split in _SPLITS)
     return Prepared(
         task=task,
         blueprint=blueprint,
@@ -85,35 +110,109 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         train=train,
         validation=validation,
         test=test,
-        layers=student_layers(run.config.student, blueprint.layers, run.config.method.default_layers(blueprint.layers)),
+        student=plan,
+        layers=plan.matched,
         finetune=finetune,
         keep_head=facts.has_head and _labels_agree(teacher.path, card.labels, must=finetune is None),
         teacher_revision=teacher.revision,
         teacher_sha256=sha256,
+        texts=tensors["texts"],
     )
 
 
-def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path]) -> None:
+def _student_source(run: Run, given: Mapping[str, Path]) -> LocalModel | None:
+    """The student's own folder, where it is a model of its own, at the commit that an earlier attempt found."""
+    spec = run.config.student
+    if spec.source is None:
+        return None
+    if (known := run.facts.get("student_revision")) is not None:
+        spec = spec.model_copy(update={"revision": known})
+    return sources.student_folder(spec, given)
+
+
+def _student_plan(
+    run: Run, teacher: Blueprint, labels: tuple[str, ...], source: LocalModel | None, about: ModelFacts | None
+) -> StudentPlan:
+    spec, seed = run.config.student, run.config.training.seed
+    if source is None or about is None:
+        return StudentPlan.of(spec, teacher, seed=seed)
+    vocabulary = replace(teacher.vocabulary, full_size=int(read_config(source.path).vocab_size))
+    own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
+    keep = about.has_head and _labels_agree(source.path, labels, must=False)
+    return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
+
+
+def _require_same_tokenizer(tokenizer: Any, source: LocalModel, texts: Sequence[str], *, pair: bool) -> None:
+    """
+    Raises:
+        InvalidConfig: the student's own model does not read texts as the teacher does.
+    """
+    config = read_config(source.path)
+    own = load_tokenizer(source.path, config)
+    same = (
+        own.get_vocab() == tokenizer.get_vocab()
+        and own(list(texts))["input_ids"] == tokenizer(list(texts))["input_ids"]
+    )
+    if not same:
+        detail = (
+            f"found a model whose tokenizer ({len(own):,} tokens) is not the teacher's ({len(tokenizer):,} tokens): it "
+            "reads texts as other tokens; allowed: a model with the teacher's own tokenizer"
+        )
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
+    if pair and (getattr(config, "type_vocab_size", 0) > 1) != ("token_type_ids" in tokenizer.model_input_names):
+        detail = "found a model that tells the two texts of a pair apart otherwise than the teacher (by token types)"
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
+
+
+def _encode(
+    run: Run,
+    teacher: Path,
+    facts: ModelFacts,
+    given: Mapping[str, Path],
+    source: LocalModel | None,
+    about: ModelFacts | None,
+) -> None:
     seed = run.config.training.seed
     corpus = data.load(run.config.dataset, seed=seed, sources=given)
-    _preflight(run, facts, corpus.labels)
+    _preflight(run, facts, corpus.labels, about)
     config = read_config(teacher)
     tokenizer = load_tokenizer(teacher, config)
+    if source is not None:
+        _require_same_tokenizer(tokenizer, source, corpus.train.texts[:_COMPARED], pair=corpus.train.pairs is not None)
     length = run.config.training.max_length
     whole = {name: encode(tokenizer, getattr(corpus, name), length, run.poll) for name in _SPLITS}
+    card, cut = _card(corpus), float(np.mean(whole["train"].lengths >= length))
+    enlarged = copies.enlarge(run, corpus, whole, teacher, tokenizer, given)
+    whole["train"] = enlarged.train
     vocabulary = Vocabulary.of(
         whole.values(),
         special=tokenizer.all_special_ids,
         pad_id=tokenizer.pad_token_id,
         full_size=int(config.vocab_size),
+        offset=any(FAMILIES[one.model_type].offset for one in (facts, about) if one is not None),
     )
-    tensors = {"vocabulary": torch.from_numpy(vocabulary.kept)}
+    if run.config.student.vocabulary == "trimmed":
+        vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, vocabulary.kept))
+        small = trimmed(tokenizer, vocabulary.kept)
+        for name, split in whole.items():
+            again = encode(small, getattr(corpus, name), length, run.poll)
+            if not np.array_equal(again.ids, vocabulary.compact(split).ids):
+                detail = (
+                    f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
+                )
+                raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
+    readable = {name: _shown(getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
+    tensors = {"vocabulary": torch.from_numpy(vocabulary.kept), "texts": texts.pack(readable)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
-    card = _card(corpus)
+    card = card.model_copy(
+        update={
+            "copies": enlarged.labelled - enlarged.originals,
+            "unlabelled": len(enlarged.train) - enlarged.labelled,
+        }
+    )
     stored = {"card": card.model_dump(mode="json"), "pair": corpus.train.pairs is not None, "revision": corpus.revision}
     run.store.write_tensors("data", tensors, stored)
-    cut = float(np.mean(whole["train"].lengths >= length))
     run.event(
         "data.loaded",
         f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test examples of "
@@ -122,9 +221,26 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
         validation=card.validation,
         test=card.test,
         labels=len(card.labels),
-        tokens=int(whole["train"].lengths.sum()),
+        tokens=int(whole["train"].take(np.arange(card.train)).lengths.sum()),
         vocabulary=len(vocabulary),
     )
+    if run.config.training.augmentation:
+        _say_enlarged(run, enlarged)
+
+
+def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
+    added = ", ".join(f"{count:,} by {name}" for name, count in enlarged.counts.items())
+    left_out = f"; {enlarged.held_out:,} more stand in validation or test and are left out" * bool(enlarged.held_out)
+    run.event(
+        "data.augmented",
+        f"The student learns from {len(enlarged.train) - enlarged.originals:,} more examples: {added}{left_out}",
+        **enlarged.counts,
+        held_out=enlarged.held_out,
+    )
+
+
+def _shown(split: Split, labels: Sequence[str]) -> list[texts.Shown]:
+    return texts.shown(split.texts, split.pairs, split.labels, labels)
 
 
 def load_tokenizer(folder: Path, config: Any) -> Any:
@@ -151,6 +267,11 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
             f"The tokenizer pads with the token {tokenizer.pad_token_id}, the teacher with {config.pad_token_id}: "
             "they do not belong together."
         )
+    # What a tokenizer tells of by itself is its class's affair, and of some (ALBERT's) not what the model reads.
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    if getattr(config, "type_vocab_size", 0) < 2:
+        names.remove("token_type_ids")
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     return tokenizer
 
 
@@ -166,8 +287,8 @@ def _card(corpus: Corpus) -> DatasetCard:
     )
 
 
-def _preflight(run: Run, facts: ModelFacts, labels: tuple[str, ...] | None) -> None:
-    problems = preflight.check(run.config, teacher=facts, labels=labels)
+def _preflight(run: Run, facts: ModelFacts, labels: tuple[str, ...] | None, student: ModelFacts | None) -> None:
+    problems = preflight.check(run.config, teacher=facts, labels=labels, student=student)
     if problems:
         raise InvalidConfig("; ".join(f"{p.pointer}: {p.detail}" for p in problems), problems)
 
@@ -198,6 +319,8 @@ def _say_provenance(
     run: Run, card: DatasetCard, dataset_revision: str | None, teacher_revision: str | None, teacher_sha256: str
 ) -> None:
     packages = ("limbeck", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+    if run.config.student.source is not None:
+        run.provenance(student={"source": run.config.student.source, "revision": run.facts["student_revision"]})
     run.provenance(
         dataset={"source": card.source, "revision": dataset_revision, "sha256": card.sha256},
         teacher={"source": run.config.teacher.source, "revision": teacher_revision, "sha256": teacher_sha256},
@@ -217,5 +340,6 @@ def _weights_sha256(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+    """Those of one split, by the rest of their names."""
     return {name.removeprefix(f"{split}."): value for name, value in tensors.items() if name.startswith(f"{split}.")}

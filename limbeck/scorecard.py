@@ -9,6 +9,9 @@ from typing import Literal
 
 from limbeck.spec import Spec
 
+#: The table of hard samples, beside the student's files; its texts belong to the data set, so no archive holds it.
+HARD_SAMPLES = ("hard_samples.parquet", "hard_samples.csv")
+
 
 class Estimate(Spec):
     """A measured quality with its 95 % interval by bootstrap over the examples."""
@@ -31,6 +34,8 @@ class ModelCard(Spec):
     """One model's row."""
 
     name: str
+    architecture: str = ""
+    """As in its config.json, e.g. ``BertForSequenceClassification``."""
     layers: int
     hidden_size: int
     parameters: int
@@ -105,6 +110,10 @@ class DatasetCard(Spec):
     labels: tuple[str, ...]
     majority: float
     """Share of the most common class of the test split: what guessing gets."""
+    copies: int = 0
+    """Training examples that augmentation made of these, for the student and the baseline."""
+    unlabelled: int = 0
+    """Texts without labels that the student learned the teacher's answers on."""
 
 
 class Hardware(Spec):
@@ -124,6 +133,47 @@ class Verdict(Spec):
 
     passed: bool
     reasons: tuple[str, ...] = ()
+
+
+class ClassAnswers(Spec):
+    """How the test examples of one class were answered."""
+
+    label: str
+    examples: int
+    teacher: float
+    """Share that the teacher has right."""
+    student: float
+    baseline: float | None
+    lost: int
+    """Examples that the teacher has right and the student wrong."""
+
+
+class HardSample(Spec):
+    """One example that the student finds hard."""
+
+    row: int
+    """Its place in the split as the job used it, from 1."""
+    text: str
+    """Cut at 200 characters."""
+    text_pair: str | None
+    label: str
+    loss: float
+    """The student's against the label."""
+    teacher_loss: float
+
+
+class Difficulty(Spec):
+    """Where the student finds its task hard; every example is in ``hard_samples.parquet`` and ``.csv``."""
+
+    classes: tuple[ClassAnswers, ...]
+    """Of the test split; empty where an example has not one class."""
+    lost: dict[str, int]
+    """By split (``train``, ``validation``): examples that the teacher has right and the student wrong."""
+    won: dict[str, int]
+    """The other way round."""
+    hardest: tuple[HardSample, ...]
+    """The validation examples with the student's highest losses. None of the test split: what is looked at one by one
+    is no longer a test."""
 
 
 class Scorecard(Spec):
@@ -158,3 +208,5 @@ class Scorecard(Spec):
     minutes: dict[str, float]
     """Wall-clock minutes by stage."""
     verdict: Verdict
+    difficulty: Difficulty | None = None
+    """Missing where the job was told not to measure it (``evaluation.hard_samples``)."""

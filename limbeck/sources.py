@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import hub
-from limbeck.config import Teacher
-from limbeck.errors import InvalidInput, InvalidModel
+from limbeck.config import Student, Teacher
+from limbeck.errors import InvalidInput, InvalidModel, Problem
 from limbeck.families import FAMILIES, family_of
 
 #: What is fetched of a hub repository: never pickles, which run code when they are read.
@@ -35,7 +35,8 @@ _INDEX = "model.safetensors.index.json"
 _MOST_LAYERS = 1_000
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 _WIDTHS = ("hidden_size", "dim", "d_model")
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta")
+_HEADS = ("num_attention_heads", "n_heads")
+_NEURONS = ("intermediate_size", "hidden_dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,9 @@ class ModelFacts:
     parameters: int
     bytes: int  #: of its safetensors files
     max_positions: int | None  #: the most tokens that it reads
+    heads: int = 0  #: of each layer; 0 where nothing is said
+    intermediate_size: int = 0  #: neurons of each feed-forward part; 0 where nothing is said
+    embedding_size: int | None = None  #: width of the word table where it is one of its own
 
 
 def teacher_folder(spec: Teacher, sources: Mapping[str, Path] | None = None) -> LocalModel:
@@ -83,6 +87,19 @@ def teacher_folder(spec: Teacher, sources: Mapping[str, Path] | None = None) -> 
     if spec.source.startswith("model:"):
         raise _fault("source", f"{spec.source} is known to the service that stores it, not to the library")
     return _hub_folder(spec)
+
+
+def student_folder(spec: Student, sources: Mapping[str, Path] | None = None) -> LocalModel:
+    """The same for a student that is a model of its own (``student.source``).
+
+    Raises:
+        InvalidModel, Unavailable: as for a teacher; the fields are the student's.
+    """
+    try:
+        return teacher_folder(Teacher(source=spec.source or "", revision=spec.revision), sources)
+    except InvalidModel as error:
+        problems = [Problem(one.pointer.replace("/teacher/", "/student/", 1), one.detail) for one in error.problems]
+        raise InvalidModel(error.message.replace("teacher.", "student.", 1), problems) from error
 
 
 def builtin_minilm() -> LocalModel:
@@ -181,6 +198,9 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
         parameters=parameters,
         bytes=bytes,
         max_positions=_positions(config),
+        heads=_optional(config, _HEADS) or 0,
+        intermediate_size=_optional(config, _NEURONS) or 0,
+        embedding_size=_optional(config, ("embedding_size",)),
     )
 
 
@@ -256,7 +276,8 @@ def _positions(config: Mapping[str, Any]) -> int | None:
     if type(most) is not int:
         return None
     padding = config.get("pad_token_id")
-    before = (padding if type(padding) is int else 1) + 1 if config["model_type"] in _OFFSET_POSITIONS else 0
+    family = FAMILIES.get(config["model_type"])
+    before = (padding if type(padding) is int else 1) + 1 if family is not None and family.offset else 0
     return most - before
 
 
@@ -265,6 +286,11 @@ def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
     if type(value) is not int or value < 1:
         raise InvalidModel(f"config.json has no {names[0]}.")
     return value
+
+
+def _optional(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    value = next((config[name] for name in names if name in config), None)
+    return value if type(value) is int and value > 0 else None
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:

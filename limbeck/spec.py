@@ -29,6 +29,13 @@ class Spec(BaseModel):
         return {cls.shorthand: value}
 
 
+def type_tag(value: Any) -> Any:
+    """The ``type`` of a member of a union, given in full, as shorthand, or already built."""
+    if isinstance(value, Mapping):
+        return value.get("type")
+    return value if isinstance(value, str) else getattr(value, "type", None)
+
+
 def json_pointer(path: Sequence[str | int]) -> str:
     """``("method", "temperature")`` -> ``/method/temperature`` (RFC 6901)."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)

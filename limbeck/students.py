@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,47 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck import exits
+from limbeck.cutting import cut_config, cut_weights
 from limbeck.dropout import quicken_dropout
-from limbeck.errors import InvalidConfig, InvalidModel, Problem
-from limbeck.families import family_of
+from limbeck.errors import InvalidModel
+from limbeck.families import family_of, require_plain
+from limbeck.shapes import student_layers
+from limbeck.sources import config_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from limbeck.config import Student
+    from limbeck.sources import ModelFacts
     from limbeck.tasks.base import Task
     from limbeck.vocabulary import Vocabulary
 
+__all__ = ["Blueprint", "label_order", "quiet_transformers", "read_config", "student_layers", "write_model"]
+
 _GENERIC_LABEL = re.compile(r"LABEL_\d+")
-
-
-def student_layers(student: Student, teacher_layers: int, default: int | None = None) -> tuple[int, ...]:
-    """The teacher's layers (from 0) that the student starts from; ``default``, or half of them, where nobody said.
-
-    Raises:
-        InvalidConfig: at ``/student/layers``, when the teacher has not so many.
-    """
-    wanted = (default or max(1, teacher_layers // 2)) if student.layers is None else student.layers
-    if isinstance(wanted, tuple):
-        if wanted[-1] >= teacher_layers:
-            _refuse(f"found layer {wanted[-1]}; the teacher has the layers 0 to {teacher_layers - 1}")
-        return wanted
-    if wanted > teacher_layers:
-        _refuse(f"found {wanted}; the teacher has {teacher_layers} layers, so 1 to {teacher_layers} are allowed")
-    match student.init:
-        case "first":
-            return tuple(range(wanted))
-        case "last":
-            return tuple(range(teacher_layers - wanted, teacher_layers))
-        case "uniform":
-            return tuple((i + 1) * teacher_layers // wanted - 1 for i in range(wanted))
-        case "skip":
-            return tuple(i * teacher_layers // wanted for i in range(wanted))
-
-
-def _refuse(detail: str) -> None:
-    raise InvalidConfig(f"/student/layers: {detail}", [Problem("/student/layers", detail)])
 
 
 def label_order(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -98,7 +76,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """Everything about the models of a job but their weights: teacher and student differ in depth alone.
+    """Everything about a model and those cut from it but the weights.
 
     Models are built over the compact :class:`~limbeck.vocabulary.Vocabulary`; :meth:`save` puts the rest back.
     """
@@ -147,69 +125,107 @@ class Blueprint:
         if order is not None:
             _reorder(model.get_submodule(family_of(self.config.model_type).output), order)
         weights = model.state_dict()
-        name = self._embedding_name(model)
+        name = embedding_name(model)
         weights[name] = self.vocabulary.shrink(weights[name])
         return self.build(self.layers, weights)
 
-    def build(self, layers: int, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-        """A model of so many layers with these (compact) weights, in training mode."""
-        model = self._empty(layers, len(self.vocabulary))
-        if any(map(exits.is_branch, weights)):
-            exits.attach(model)
-        model.load_state_dict(dict(weights))
+    def build(self, layers: int | Sequence[int], weights: Mapping[str, Tensor]) -> PreTrainedModel:
+        """A model of these layers (or so many) of the blueprint's with these (compact) weights, in training mode."""
+        chosen = range(layers) if isinstance(layers, int) else layers
+        return self.assemble(cut_config(self.config, chosen), weights)
+
+    def assemble(self, config: PreTrainedConfig, weights: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
+        """A model of this configuration over the compact vocabulary, in training mode; at its random start without
+        ``weights``."""
+        with quiet_transformers():  # of special tokens whose ids are beyond the compact vocabulary
+            model = self.task.model_class().from_config(self.compact(config))
+        load_weights(model, weights)
         quicken_dropout(model)
-        return model
+        found: PreTrainedModel = model
+        return found
+
+    def compact(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The same configuration over the compact vocabulary."""
+        small = copy.deepcopy(config)
+        small.vocab_size = len(self.vocabulary)
+        if small.pad_token_id is not None:
+            small.pad_token_id = self.vocabulary.place(int(small.pad_token_id))
+        return small
 
     def cut(self, teacher_weights: Mapping[str, Tensor], layers: Sequence[int]) -> PreTrainedModel:
         """The student at step 0: the teacher's embeddings, pooler and classifier, and these of its layers."""
-        inside = re.compile(rf"(.*\b{re.escape(family_of(self.config.model_type).layers)}\.)(\d+)(\..*)")
-        weights = {}
-        for name, value in teacher_weights.items():
-            found = inside.fullmatch(name)
-            if found is None:
-                weights[name] = value
-            elif (number := int(found[2])) in layers:
-                weights[f"{found[1]}{layers.index(number)}{found[3]}"] = value
-        return self.build(len(layers), weights)
+        return self.build(tuple(layers), cut_weights(self.config, teacher_weights, tuple(layers)))
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """Write a model with its whole vocabulary as a Hugging Face folder (configuration and safetensors)."""
+        write_model(model, folder, self.vocabulary, word_table(self.original()), self.config.pad_token_id)
+
+    def original(self) -> PreTrainedModel:
+        """The folder's own encoder, without a head, over the whole vocabulary."""
         from transformers import AutoModel
 
-        weights = {name: value.detach().cpu() for name, value in _own_weights(model)}
-        name = self._embedding_name(model)
         with quiet_transformers():
-            source = AutoModel.from_pretrained(
+            model: PreTrainedModel = AutoModel.from_pretrained(
                 self.folder, dtype="float32", use_safetensors=True, local_files_only=True
             )
-            original = source.get_input_embeddings().weight.detach()
-            weights[name] = self.vocabulary.grow(weights[name], original)
-            whole = self._empty(int(model.config.num_hidden_layers), self.vocabulary.full_size)
-            whole.load_state_dict(weights)
-            whole.save_pretrained(folder)
-        if exits.branches_of(model) is not None:
-            exits.save(model, folder)
+        return model
 
     def _labels(self) -> Iterator[str]:
         names: Any = self.config.id2label
         return (str(names[i]) for i in range(len(names)))
 
-    def _empty(self, layers: int, vocabulary: int) -> PreTrainedModel:
-        config = copy.deepcopy(self.config)
-        config.num_hidden_layers = layers
-        config.vocab_size = vocabulary
-        model: PreTrainedModel = self.task.model_class().from_config(config)
-        return model
 
-    @staticmethod
-    def _embedding_name(model: PreTrainedModel) -> str:
-        table = model.get_input_embeddings()
-        return next(f"{name}.weight" for name, module in model.named_modules() if module is table)
+def embedding_name(model: PreTrainedModel) -> str:
+    """What a model's state calls its word table."""
+    table = model.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is table)
 
 
-def _own_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Without those of branches, which have a file of their own: transformers knows nothing of them."""
-    return ((name, value) for name, value in model.state_dict().items() if not exits.is_branch(name))
+def word_table(model: PreTrainedModel) -> Tensor:
+    """A model's word table, (tokens, width)."""
+    table: Any = model.get_input_embeddings()
+    weight: Tensor = table.weight
+    return weight.detach()
+
+
+def config_facts_of(config: Any) -> ModelFacts:
+    """A configuration's facts, with all that its class assumes where nothing is said."""
+    return config_facts(json.loads(config.to_json_string(use_diff=False)), parameters=0, bytes=0)
+
+
+def write_model(
+    model: PreTrainedModel, folder: Path, vocabulary: Vocabulary, table: Tensor, pad_token_id: int | None
+) -> None:
+    """Write a model of the compact vocabulary with its whole one; rows that were not trained come from ``table``."""
+    weights = own_weights(model)
+    name = embedding_name(model)
+    weights[name] = vocabulary.grow(weights[name], table)
+    config = copy.deepcopy(model.config)
+    config.vocab_size, config.pad_token_id = vocabulary.full_size, pad_token_id
+    with quiet_transformers():
+        whole: Any = type(model)(config)
+        whole.load_state_dict(weights)
+        whole.save_pretrained(folder)
+    save_branches(model, folder)
+
+
+def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor] | None) -> None:
+    """Load these weights, if any, into a new model; it gets the branches of early exits that are among them."""
+    if weights is not None:
+        if any(map(exits.is_branch, weights)):
+            exits.attach(model)
+        model.load_state_dict(dict(weights))
+
+
+def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """On the CPU, without those of branches, which have a file of their own: transformers knows nothing of them."""
+    return {name: value.detach().cpu() for name, value in model.state_dict().items() if not exits.is_branch(name)}
+
+
+def save_branches(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's branches beside it, where it has some."""
+    if exits.branches_of(model) is not None:
+        exits.save(model, folder)
 
 
 def read_config(folder: Path) -> Any:
@@ -225,6 +241,7 @@ def read_config(folder: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise InvalidModel(f"The teacher has no configuration that transformers can read: {error}") from error
     family_of(config.model_type)
+    require_plain(config)
     return config
 
 

@@ -27,11 +27,13 @@ class Vocabulary:
     full_size: int
 
     @classmethod
-    def of(cls, splits: Iterable[Encoded], *, special: Iterable[int], pad_id: int, full_size: int) -> Vocabulary:
-        """The ids that the splits use, and the special ones. All ids up to the padding's stay, so that its id does: the
-        embedding's ``padding_idx``, and RoBERTa's positions, hang on it."""
+    def of(
+        cls, splits: Iterable[Encoded], *, special: Iterable[int], pad_id: int, full_size: int, offset: bool = True
+    ) -> Vocabulary:
+        """The ids that the splits use, and the special ones. With ``offset`` (``Family.offset``) all ids up to the
+        padding's stay, so that its id does: RoBERTa's positions hang on it."""
         used: list[NDArray[Any]] = [
-            np.arange(pad_id + 1),
+            np.arange(pad_id + 1) if offset else np.array([pad_id]),
             np.fromiter(special, dtype=np.int64),
             *(split.ids for split in splits),
         ]
@@ -39,6 +41,17 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    def place(self, original: int) -> int:
+        """The compact id of one that is kept.
+
+        Raises:
+            ValueError: it is not kept.
+        """
+        found = int(np.searchsorted(self.kept, original))
+        if found == len(self.kept) or self.kept[found] != original:
+            raise ValueError(f"the token {original} is not among the {len(self.kept)} that are kept")
+        return found
 
     def compact(self, split: Encoded) -> Encoded:
         """The same texts in compact ids."""

@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(default=10_000, gt=0)
     predict_memory_bytes: int = Field(default=1024**3, gt=0)
     """Students kept loaded for ``/predict`` take at most about this much; the least recently used goes first."""
+    predict_threads: int | None = Field(default=None, ge=1, le=256)
+    """Windows of texts that an API process answers at the same time; default: one for each core."""
+    predict_queue_texts: int = Field(default=4096, gt=0)
+    """Texts that may wait for ``/predict`` in one API process; beyond that the answer is 429."""
+    predict_seconds: float = Field(default=30, gt=0)
+    """How long a text may wait for ``/predict``; behind that the answer is 503."""
     predict_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
     """Students' files that ``/predict`` fetched from a bucket to ``scratch_dir``; the oldest goes first."""
     download_cache_bytes: int = Field(default=8 * 1024**3, gt=0)

@@ -1,5 +1,6 @@
 """Every table in one place: importing this module fills the metadata."""
 
+from models.alias import Alias
 from models.attempt import Attempt
 from models.base import Base
 from models.dataset import Dataset
@@ -9,4 +10,4 @@ from models.model import Model, ModelFile
 
 METADATA = Base.metadata
 
-__all__ = ["METADATA", "Attempt", "Dataset", "Event", "Job", "LogChunk", "MetricPoint", "Model", "ModelFile"]
+__all__ = ["METADATA", "Alias", "Attempt", "Dataset", "Event", "Job", "LogChunk", "MetricPoint", "Model", "ModelFile"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ def harvest(storage: Storage, workdir: Path, result: Mapping[str, Any]) -> Outco
     Raises:
         StorageFull, Unavailable
     """
-    student = _store(storage, workdir / result["student"], ModelKind.STUDENT)
+    tables = [workdir / path for path in result["hard_samples"]]
+    student = _store(storage, workdir / result["student"], ModelKind.STUDENT, tables)
     models = [student]
     summary = {"model_id": student.id, "verdict": result["scorecard"]["verdict"]}
     if result["baseline"]:
@@ -36,13 +37,14 @@ def harvest(storage: Storage, workdir: Path, result: Mapping[str, Any]) -> Outco
     return Outcome(models, summary, result["scorecard"])
 
 
-def _store(storage: Storage, folder: Path, kind: ModelKind) -> NewModel:
+def _store(storage: Storage, folder: Path, kind: ModelKind, beside: Sequence[Path] = ()) -> NewModel:
+    """Store a folder as a model, and ``beside`` it single files of other places."""
     facts = model_facts(folder)
     card = json.loads((folder / "limbeck.json").read_text(encoding="utf-8"))
     model_id = new_id("mdl")
     files = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
+    inside = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for name, path in sorted((inside | {path.name: path for path in beside}).items()):
         stored = storage.put_file(path, f"models/{model_id}/{name}", move=True)
         files.append(StoredFile(name, stored.key, stored.bytes, stored.sha256))
     columns = {

@@ -12,6 +12,7 @@ from typing import Any
 from limbeck.errors import DamagedFile, NotFound
 from models.db import Database
 from models.repository import catalogue
+from models.repository.sources import data_sources
 from models.storage import Storage
 
 
@@ -30,17 +31,20 @@ def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> t
     Raises:
         NotFound: one has been deleted.
     """
-    references = {part: str(config[part]["source"]) for part in ("teacher", "dataset")}
+    references = {part: str(config[part].get("source")) for part in ("teacher", "student") if part in config}
+    texts = set(data_sources(config).values())
     sources: dict[str, Path] = {}
     needed: list[Needed] = []
     with database.reading() as session:
-        if references["teacher"].startswith("model:"):
-            place = sources[references["teacher"]] = folder / "teacher"
-            files = catalogue.model_files(session, references["teacher"].removeprefix("model:"))
+        for part, reference in references.items():
+            if not reference.startswith("model:") or reference in sources:
+                continue
+            place = sources[reference] = folder / part
+            files = catalogue.model_files(session, reference.removeprefix("model:"))
             needed += [Needed(file.key, place / file.path, file.sha256) for file in files]
-        if references["dataset"].startswith("dataset:"):
-            place = sources[references["dataset"]] = folder / "dataset"
-            splits = catalogue.get_dataset(session, references["dataset"].removeprefix("dataset:")).splits
+        for number, reference in enumerate(sorted(one for one in texts if one.startswith("dataset:"))):
+            place = sources[reference] = folder / f"dataset-{number}"
+            splits = catalogue.get_dataset(session, reference.removeprefix("dataset:")).splits
             needed += [Needed(at["key"], place / f"{name}.parquet", at["sha256"]) for name, at in splits.items()]
     return sources, needed
 

@@ -137,6 +137,7 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
         "result",
         student=str(result.student.relative_to(workdir)),
         baseline=str(result.baseline.relative_to(workdir)) if result.baseline else None,
+        hard_samples=[str(path.relative_to(workdir)) for path in result.hard_samples],
         scorecard=result.scorecard.model_dump(mode="json"),
         teacher=asdict(result.teacher),
         provenance=result.provenance,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -20,6 +21,8 @@ from models.storage import Storage
 #: 1.5 times the file (fp32) and, with the tokenizer, 12 MB.
 _GRAPH_FACTOR = 1.5
 _BASE_BYTES = 12 * 1024**2
+#: For so long a model that another process deleted, or an alias that it switched, may still answer here.
+_TRUSTED_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Students:
         self._limit = settings.predict_memory_bytes
         self._lock = threading.Lock()
         self._places: OrderedDict[tuple[str, Format], _Place] = OrderedDict()
+        self._known: dict[str, tuple[tuple[str, Format], float]] = {}  # what answers under a name, and until when
 
     def get(self, model_id: str, files: Sequence[FileFacts], format: Format | None = None) -> Predictor:
         """The student, loaded now if it is not yet; of several callers at once one loads and the others wait for it.
@@ -76,11 +80,32 @@ class Students:
             self._load(key, place, needed)
         return place.predictor.result()
 
+    def at_hand(self, name: str) -> Predictor | None:
+        """The student of this id or alias, if it is loaded and was looked up a moment ago; asks nobody."""
+        with self._lock:
+            key, until = self._known.get(name, (None, 0.0))
+            place = self._places.get(key) if key is not None else None
+            if place is None or key is None or time.monotonic() > until or not place.predictor.done():
+                return None
+            self._places.move_to_end(key)
+        return place.predictor.result()
+
     def forget(self, model_id: str) -> None:
         """Drop a model that was deleted."""
         with self._lock:
+            self._known = {name: known for name, known in self._known.items() if known[0][0] != model_id}
             for key in [key for key in self._places if key[0] == model_id]:
                 del self._places[key]
+
+    def know(self, name: str, model_id: str, predictor: Predictor) -> None:
+        """Let :meth:`at_hand` find a student under the ``name`` by which the database was just asked for it."""
+        with self._lock:
+            self._known[name] = (model_id, predictor.format), time.monotonic() + _TRUSTED_SECONDS
+
+    def forget_name(self, name: str) -> None:
+        """An alias means another model now."""
+        with self._lock:
+            self._known.pop(name, None)
 
     @property
     def loaded(self) -> tuple[Loaded, ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from limbeck.cli.output import DEFAULT_URL, AsJson, JobId, Url, connect, out, print_json, say
-from limbeck.cli.tables import jobs_table, scorecard_table
+from limbeck.cli.tables import hard_samples_table, jobs_table, scorecard_table
 from limbeck.cli.watching import details, headline, watch_to_the_end
 from limbeck.client import Client, Job
 
@@ -54,6 +58,28 @@ def scorecard(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
         print_json(card)
     else:
         out.print(scorecard_table(card))
+
+
+def hard_samples(
+    job: JobId,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv or .parquet to write.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many examples, the hardest first.")] = 20,
+    split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show the examples that a job's student finds hardest, or save the table of all of them."""
+    with connect(url) as client, TemporaryDirectory() as folder:
+        path = client.hard_samples(job, output or Path(folder) / "hard_samples.csv")
+        if output is not None:
+            say(f"Saved as {path}.")
+            return
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(islice((row for row in csv.DictReader(file) if row["split"] == split), limit))
+    if as_json:
+        print_json(rows)
+    else:
+        out.print(hard_samples_table(rows))
 
 
 def logs(job: JobId, url: Url = DEFAULT_URL) -> None:

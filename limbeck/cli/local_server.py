@@ -31,7 +31,7 @@ def local_server(data_dir: Path, log: Path, *, slots: int = 1) -> Iterator[str]:
     Raises:
         Unavailable: it did not come up; the message has the end of its output.
     """
-    port = _free_port()
+    port = free_port()
     command = supervisor_command(host="127.0.0.1", port=port, data_dir=data_dir, slots=slots)
     with log.open("wb") as output:
         # A session of its own: Ctrl-C reaches this process alone, which then stops the server in order.
@@ -51,7 +51,8 @@ def local_server(data_dir: Path, log: Path, *, slots: int = 1) -> Iterator[str]:
         _stop(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

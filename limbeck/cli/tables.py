@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -43,6 +43,21 @@ def scorecard_table(card: Scorecard) -> RenderableType:
     data = card.dataset
     about = f"{data.source}: {data.test} test examples, {len(data.labels)} classes, guessing gets {data.majority:.1%}"
     return Group(Text(about), _quality(card), _speed(card), Text("\n" + "\n".join(_findings(card))))
+
+
+def hard_samples_table(rows: Iterable[Mapping[str, str]]) -> Table:
+    """One example a line: where it stands, what it is, what student and teacher lose on it, and its text, cut."""
+    table = Table(box=None, pad_edge=False, expand=True)
+    for heading in ("row", "student", "teacher"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("label", no_wrap=True, overflow="ellipsis", max_width=24)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in rows:
+        losses = (f"{float(row[name]):.2f}" for name in ("loss", "teacher_loss"))
+        words = " / ".join(" ".join(row[name].split()) for name in ("text", "text_pair") if row.get(name))
+        table.add_row(row["row"], *losses, Text(row["label"]), Text(words))
+    table.caption = "student and teacher: the loss of each against the label"
+    return table
 
 
 def _models(card: Scorecard) -> list[tuple[str, ModelCard]]:
@@ -98,6 +113,8 @@ def _findings(card: Scorecard) -> list[str]:
     speedup = ", ".join(f"{factor:.1f}× at batch {size}" for size, factor in card.speedup.items())
     lines.append(f"speed-up      {speedup}; file {card.compression:.1f}× smaller")
     lines.append(f"measured on   {card.hardware.cpu}, {card.hardware.threads} threads, {card.hardware.device}")
+    if card.difficulty is not None and (lost := card.difficulty.lost.get("validation")) is not None:
+        lines.append(f"hard samples  {lost} validation examples that the teacher has right and the student wrong")
     for reason in card.verdict.reasons:
         lines.append(f"gate          {'passed' if card.verdict.passed else 'not passed'}: {reason}")
     lines.append("In brackets: 95 % intervals by bootstrap over the test examples.")

@@ -20,7 +20,7 @@ from limbeck.client.events import read_events
 from limbeck.client.records import Attempt, Dataset, Event, Job, Listing, Model, ModelFile
 from limbeck.config import Columns, DistillConfig
 from limbeck.errors import InvalidInput, Unavailable
-from limbeck.scorecard import Scorecard
+from limbeck.scorecard import HARD_SAMPLES, Scorecard
 
 #: The server sends a comment every 15 s while nothing happens.
 _SILENT_STREAM = 45.0
@@ -218,6 +218,23 @@ class Client:
             LimbeckError: the job has none, or none yet.
         """
         return Scorecard.model_validate(self._connection.json("GET", f"/v1/jobs/{job_id}/scorecard"))
+
+    def hard_samples(self, job_id: str, target: Path | str) -> Path:
+        """Fetch the table of how hard each training and validation example is for the job's student.
+
+        Args:
+            target: a ``.csv`` or ``.parquet`` to write.
+
+        Raises:
+            InvalidInput: ``target`` has another ending.
+            LimbeckError: the job has no student, or was told not to measure this.
+        """
+        target = Path(target)
+        names = {Path(name).suffix: name for name in HARD_SAMPLES}
+        if target.suffix not in names:
+            raise InvalidInput(f"{target} has to end in {' or '.join(names)}.")
+        path = f"/v1/models/{self.job(job_id).student_id}/files/{names[target.suffix]}"
+        return Download(self._connection, path, {}, target, None).run()
 
     # Data sets and models
 

@@ -62,6 +62,20 @@ def choose_columns(table: Table, wanted: Columns, where: str, *, at: str = "/dat
     return chosen
 
 
+def choose_texts(
+    table: Table, text: str | None, text_pair: str | None, where: str, *, at: str
+) -> tuple[str, str | None]:
+    """The column of the texts, and of the second texts where they are pairs; no label is looked for.
+
+    Raises:
+        InvalidDataset: a named column is not there, none can be guessed, or several can.
+    """
+    for field, name in (("text", text), ("text_pair", text_pair)):
+        if name is not None and name not in table.columns:
+            raise _fault(at, field, f"found no column {name!r} in {where}; it has {listed(table.columns)}")
+    return _guess_texts(table, text_pair, where, at) if text is None else (text, text_pair)
+
+
 def _guess_texts(table: Table, pair: str | None, where: str, at: str) -> tuple[str, str | None]:
     """The one text, or the two of a pair. Where only the second is named, the first is the one it usually goes with."""
     lowered = {name.lower(): name for name in table.columns}

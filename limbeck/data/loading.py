@@ -49,17 +49,21 @@ def _whole(spec: Dataset, sources: Mapping[str, Path]) -> Corpus:
 
 
 def _folder(folder: Path, spec: Dataset) -> Corpus:
-    if not folder.is_dir():
-        raise _not_there(f"there is no folder {folder}")
-    files = _files(folder)
+    files = split_files(folder)
     tables: dict[str, Table] = {}
     for where, name in wanted_splits(spec.splits, files.keys()).items():
         tables[where] = read_table(files[name], files[name].name, where=where)
     return assemble(tables, columns=spec.columns, source=spec.source)[0]
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """The split files of a folder by their names without endings."""
+def split_files(folder: Path) -> dict[str, Path]:
+    """The split files of a folder by their names without endings.
+
+    Raises:
+        InvalidDataset: there is no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise _not_there(f"there is no folder {folder}")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         plain = path.name.removesuffix(".gz")

@@ -6,14 +6,13 @@ never writes a loop; this is how those of ``docs/methods.md`` say what they need
 
 ===========  ==========================================================================================================
 kd           one part, cached teacher logits; terms ``soft_loss`` and ``hard_loss``
-patient      ``build`` takes ``models.teacher()`` and runs it under ``inference_mode`` with ``output_hidden_states``; a
-             third term, the MSE of the normalised CLS states
-distilbert   the student carries a masked-LM head as a submodule; the masked batch is drawn in ``losses`` from torch's
-             RNG (which checkpoints hold), its term counts ``masked`` positions (``Term.unit`` from ``batch.counts``)
-tinybert     two parts. The first (``share=0.5, learning_rate=5.0, selects=False``: its student answers nothing yet)
-             hooks Q/K/V of both models and adds the projection W as a second child of ``Objective.module``; the
-             second is kd with T = 1. Terms count ``tokens``, so padding and accumulation weigh right
-minilm       hooks Q/K/V of one layer pair; then a kd part
+patient      ``build`` takes ``models.teacher()`` and runs it under ``no_grad`` with hooks (``limbeck/capture.py``); a
+             third term, the distance of the normalised states of the first token
+distilbert   a masked-LM head beside the student in ``Objective.module``; words are masked in ``losses``, drawn from
+             torch's RNG (which checkpoints hold), and the term is divided by as many as are drawn on average
+tinybert     two parts. The first (``selects=False``: its student answers nothing yet) matches attention and hidden
+             states and adds the projection W as a second child of ``Objective.module``; the second is kd with T = 1
+minilm       the relations of one layer pair; then a kd part
 theseus      ``module`` wraps the student's layers and the frozen predecessor's; ``losses`` computes p from ``step`` and
              draws once per module from torch's RNG; ``student`` stays the successor alone, which validation and the
              result use; everything but the successor's layers gets ``requires_grad_(False)`` in ``build``
@@ -21,7 +20,7 @@ fastbert     part one is fine-tuning; part two attaches the branches to the stud
              keeps it in ``eval()`` by ``Objective.train_mode``; terms are the KLs to the last head. ``finish`` attaches
              the small loader
 dynabert     ``losses`` runs the sub-networks one after the other and returns a term for each
-auto         a minilm part of a third of the steps, then a kd part
+auto         relations and hidden states for a third of the steps, then a kd part
 ===========  ==========================================================================================================
 """
 
@@ -55,12 +54,25 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Ids in the vocabulary that the batches are in."""
+
+    mask: int | None
+    special: tuple[int, ...]  #: all that are no words, the mask among them
+
+
+def _no_tokens() -> SpecialTokens:
+    return SpecialTokens(None, ())
+
+
+@dataclass(frozen=True, slots=True)
 class Models:
     """What an objective is built from."""
 
     student: PreTrainedModel
     teacher: Callable[[], PreTrainedModel]  #: loads it, frozen and in ``eval()``; not called, it costs no memory
     layers: tuple[int, ...] = ()  #: of the teacher (from 0), that the student started from
+    tokens: Callable[[], SpecialTokens] = _no_tokens  #: reads the tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +120,18 @@ class Method(Spec, ABC):
     uses_teacher: ClassVar[bool] = True
     #: The paper, for people.
     paper: ClassVar[str | None] = None
-    #: The tasks, and the model types of ``limbeck/families.py``, that it can serve; None: all.
+    #: What the student has to offer, of ``limbeck.shapes.OFFERS``.
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
-    families: ClassVar[frozenset[str] | None] = None
+    #: Whether the student keeps all layers where nobody said how many.
+    whole: ClassVar[bool] = False
 
     type: Any
 
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
         """What forbids this method for such a teacher and data set; pointers start at ``/method``."""
         return ()
-
-    def default_layers(self, teacher_layers: int) -> int:
-        """How many layers the student has where nobody said."""
-        return max(1, teacher_layers // 2)
 
     def parts(self) -> tuple[Part, ...]:
         """The parts, in order."""

@@ -34,8 +34,8 @@ class FastBert(Method):
         "Liu et al. 2020, FastBERT: a Self-distilling BERT with Adaptive Inference Time, arXiv:2004.02178"
     )
     tasks: ClassVar[frozenset[str] | None] = frozenset({"sequence_classification"})
-    #: Their layers take the states and a mask for each example, and nothing of another layer's.
-    families: ClassVar[frozenset[str] | None] = frozenset({"bert", "distilbert", "electra", "roberta", "xlm-roberta"})
+    needs: ClassVar[frozenset[str]] = frozenset({"steps"})
+    whole: ClassVar[bool] = True
 
     type: Literal["fastbert"] = "fastbert"
     alpha: float = Field(default=0.9, ge=0, le=1)
@@ -61,9 +61,6 @@ class FastBert(Method):
             yield Problem(
                 "/method", f"fastbert tells how sure an answer is from 2 classes on; the data set has {classes}"
             )
-
-    def default_layers(self, teacher_layers: int) -> int:
-        return teacher_layers
 
     def parts(self) -> tuple[Part, ...]:
         return (

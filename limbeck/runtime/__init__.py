@@ -1,6 +1,7 @@
 """A finished student in use: tokenizers, ONNX Runtime and numpy, nothing of training and no torch."""
 
+from limbeck.runtime.inputs import Question
 from limbeck.runtime.predictor import Predictor
 from limbeck.runtime.student import Format
 
-__all__ = ["Format", "Predictor"]
+__all__ = ["Format", "Predictor", "Question"]

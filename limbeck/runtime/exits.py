@@ -94,22 +94,26 @@ class ExitSession:
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:  # (examples, classes)
         """Logits, at the student's own speed."""
-        return self.answer(feeds, self.speed)[0]
+        return self.answer(feeds)[0]
 
-    def answer(self, feeds: Feeds, speed: float) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def answer(
+        self, feeds: Feeds, speed: float | Sequence[float | None] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Logits, (examples, classes), and how many layers each example went through, (examples,).
 
         Args:
             feeds: padded on the right.
-            speed: from 0, where nobody leaves, to 1.
+            speed: from 0, where nobody leaves, to 1; of all, or of each example. None is the session's own.
         """
         here = np.arange(len(feeds[_MASK]))  # the places in the batch of those who are still in
         layers = np.full(len(here), len(self._layers), dtype=np.int64)
         answers: NDArray[np.float32] | None = None
+        speeds = self._speeds(speed, len(here))
         mask, given = feeds[_MASK], cast(Mapping[str, NDArray[Any]], feeds)
         for number, layer in enumerate(self._layers[:-1], start=1):
             states, logits = layer.run(given)
-            staying = uncertainty(logits) > speed if speed > 0 else np.ones(len(here), dtype=np.bool_)
+            # At speed 0 nobody leaves, however sure: an entropy of exactly 0 is not above it.
+            staying = (uncertainty(logits) > speeds[here]) | (speeds[here] == 0)
             if not staying.all():
                 answers = np.empty((len(layers), logits.shape[1]), dtype=np.float32) if answers is None else answers
                 answers[here[~staying]] = logits[~staying]
@@ -125,3 +129,7 @@ class ExitSession:
             return last, layers
         answers[here] = last
         return answers, layers
+
+    def _speeds(self, speed: float | Sequence[float | None] | None, count: int) -> NDArray[np.float32]:
+        each = speed if isinstance(speed, Sequence) else [speed] * count
+        return np.array([self.speed if one is None else one for one in each], dtype=np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from limbeck.errors import InvalidInput, Problem
@@ -21,14 +21,27 @@ class Question:
     pairs: list[str] | None
     #: How they were given: one text, one object, or a list.
     form: Literal["text", "object", "list"]
+    top_k: TopK = None
+    speed: float | None = None  #: of a student with early exits; None: its own
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def parts(self, size: int) -> list[Question]:
+        """The same in lists of at most ``size`` texts, whose answers stand one after the other."""
+        if len(self) <= size:
+            return [self]
+        spans = [slice(start, start + size) for start in range(0, len(self), size)]
+        return [replace(self, texts=self.texts[at], pairs=self.pairs and self.pairs[at]) for at in spans]
 
 
-def read_question(inputs: Any, *, pair: bool) -> Question:
+def read_question(inputs: Any, *, pair: bool, top_k: TopK = None, speed: float | None = None) -> Question:
     """Check inputs; ``pair`` says whether the student reads pairs of texts.
 
     Raises:
-        InvalidInput: with a pointer (``/inputs/3/text_pair``) for each input that is wrong.
+        InvalidInput: with a pointer (``/inputs/3/text_pair``, ``/parameters/top_k``) for each thing that is wrong.
     """
+    check_top_k(top_k)
     alone = isinstance(inputs, str | Mapping)
     if not alone and not (isinstance(inputs, Sequence) and not isinstance(inputs, bytes | bytearray)):
         raise _invalid([Problem("/inputs", f"found {_kind(inputs)}; allowed: {_FORMS}")])
@@ -44,7 +57,7 @@ def read_question(inputs: Any, *, pair: bool) -> Question:
     form: Literal["text", "object", "list"] = "list"
     if alone:
         form = "text" if isinstance(inputs, str) else "object"
-    return Question([text for text, _ in read], [second for _, second in read] if pair else None, form)
+    return Question([text for text, _ in read], [second for _, second in read] if pair else None, form, top_k, speed)
 
 
 def check_top_k(top_k: Any) -> None:

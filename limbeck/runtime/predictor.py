@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.runtime.encoding import Encoder, Feeds, chunks, pad
+from limbeck.runtime.encoding import Encoder, chunks, pad
 from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
-from limbeck.runtime.inputs import TopK, check_top_k, read_question
+from limbeck.runtime.inputs import Question, TopK, read_question
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import Format, StudentFacts, exported
 
@@ -84,9 +84,28 @@ class Predictor:
         Raises:
             InvalidInput: with a pointer for each input that is wrong.
         """
-        check_top_k(top_k)
-        question = read_question(inputs, pair=self.pair)
-        scores = softmax(self.logits(question.texts, question.pairs, speed=speed))
+        return self.answers([self.question(inputs, top_k=top_k, speed=speed)])[0]
+
+    def question(self, inputs: Any, *, top_k: TopK = None, speed: float | None = None) -> Question:
+        """What :meth:`predict` is asked, checked, for :meth:`answers`.
+
+        Raises:
+            InvalidInput: with a pointer for each input that is wrong.
+        """
+        check_speed(speed, self.speed)
+        return read_question(inputs, pair=self.pair, top_k=top_k, speed=speed)
+
+    def answers(self, questions: Sequence[Question]) -> list[Any]:
+        """Answer several questions in one go; each gets what it would get alone."""
+        texts = [text for question in questions for text in question.texts]
+        pairs = [second for question in questions for second in question.pairs or ()] if self.pair else None
+        speeds = [question.speed for question in questions for _ in question.texts]
+        scores = softmax(self._logits(texts, pairs, speeds))
+        ends = np.cumsum([len(question) for question in questions])[:-1]
+        return [self._shaped(question, own) for question, own in zip(questions, np.split(scores, ends), strict=True)]
+
+    def _shaped(self, question: Question, scores: NDArray[np.float64]) -> Any:
+        top_k = question.top_k
         if top_k is None:
             best = scores.argmax(axis=1)
             answers = [self._answer(row, place) for row, place in zip(scores, best.tolist(), strict=True)]
@@ -106,16 +125,20 @@ class Predictor:
             InvalidInput: a ``speed`` that is none, or for a student without exits.
         """
         check_speed(speed, self.speed)
+        return self._logits(texts, pairs, [speed] * len(texts))
+
+    def _logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, speeds: Sequence[float | None]
+    ) -> NDArray[np.float32]:
         rows = self._encoder.encode(texts, pairs)
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for places in chunks([len(row) for row in rows]):
-            logits[places] = self._run(pad([rows[i] for i in places], self._facts.pad_id), speed)
+            feeds = pad([rows[i] for i in places], self._facts.pad_id)
+            if isinstance(self._session, ExitSession):
+                logits[places] = self._session.answer(feeds, [speeds[i] for i in places])[0]
+            else:
+                logits[places] = self._session(feeds)
         return logits
-
-    def _run(self, feeds: Feeds, speed: float | None) -> NDArray[np.float32]:
-        if speed is not None and isinstance(self._session, ExitSession):
-            return self._session.answer(feeds, speed)[0]
-        return self._session(feeds)
 
     def _answer(self, scores: NDArray[np.float64], place: int) -> dict[str, Any]:
         return {"label": self.labels[place], "score": float(scores[place])}

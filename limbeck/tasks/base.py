@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from limbeck.spec import Spec
 
@@ -25,6 +25,8 @@ class Task(Spec, ABC):
     main_metric: ClassVar[str]
     #: What a loss is the mean over: a key of ``Batch.counts``.
     unit: ClassVar[str] = "examples"
+    #: What an answer is: one class of several, a yes or no for each label, or a number.
+    kind: ClassVar[Literal["categorical", "binary", "value"]] = "categorical"
     #: Every metric of the scorecard.
     metrics: ClassVar[tuple[str, ...]]
 
@@ -50,6 +52,12 @@ class Task(Spec, ABC):
     def targets(self, batch: Batch) -> Tensor:
         """The labels of :meth:`rows`, (units,) or what the task has."""
         return batch.labels
+
+    def owners(self, batch: Batch) -> Tensor:
+        """The example of the batch that each of :meth:`rows` belongs to, (units,)."""
+        import torch
+
+        return torch.arange(len(batch.labels), device=batch.labels.device)
 
     @abstractmethod
     def hard_losses(self, logits: Tensor, targets: Tensor) -> Tensor:

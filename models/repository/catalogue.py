@@ -13,7 +13,7 @@ from limbeck.errors import Conflict, NotFound
 from models.base import db_now, new_id
 from models.dataset import Dataset
 from models.model import Model, ModelFile, ModelKind
-from models.repository import pages, sources
+from models.repository import aliases, pages, sources
 from models.repository.pages import Page
 from models.text import refuse_unstorable
 
@@ -78,7 +78,7 @@ def delete_dataset(session: Session, dataset_id: str) -> list[str]:
         NotFound, Conflict: naming the jobs that need it.
     """
     dataset = _locked(session, Dataset, dataset_id, "data set")
-    _refuse_while_used(session, "data set", dataset_id, field="dataset", reference=f"dataset:{dataset_id}")
+    _refuse_while_used(session, "data set", dataset_id, reference=f"dataset:{dataset_id}")
     keys = dataset_keys(dataset)
     session.delete(dataset)
     session.flush()
@@ -140,8 +140,8 @@ def add_model(
 
 
 def get_model(session: Session, model_id: str) -> Model:
-    """Raises NotFound where there is none of this id."""
-    model = session.get(Model, model_id)
+    """The model of this id, or that this alias means. Raises NotFound where there is none."""
+    model = session.get(Model, aliases.resolve(session, model_id))
     if model is None:
         raise NotFound(f"There is no model {model_id!r}.")
     return model
@@ -166,14 +166,13 @@ def models_of_job(session: Session, job_id: str) -> list[Model]:
 
 def model_files(session: Session, model_id: str) -> list[ModelFile]:
     """The model's files by path. Raises NotFound where there is no such model."""
-    get_model(session, model_id)
-    return list(session.scalars(select(ModelFile).where(ModelFile.model_id == model_id).order_by(ModelFile.path)))
+    found = get_model(session, model_id).id
+    return list(session.scalars(select(ModelFile).where(ModelFile.model_id == found).order_by(ModelFile.path)))
 
 
 def model_file(session: Session, model_id: str, path: str) -> ModelFile:
     """One of the model's files. Raises NotFound where there is no such model, or file in it."""
-    get_model(session, model_id)
-    file = session.get(ModelFile, (model_id, path))
+    file = session.get(ModelFile, (get_model(session, model_id).id, path))
     if file is None:
         raise NotFound(f"Model {model_id} has no file {path!r}.")
     return file
@@ -189,7 +188,9 @@ def delete_model(session: Session, model_id: str) -> list[str]:
         NotFound, Conflict: naming the jobs that need it.
     """
     model = _locked(session, Model, model_id, "model")
-    _refuse_while_used(session, "model", model_id, field="teacher", reference=f"model:{model_id}")
+    _refuse_while_used(session, "model", model_id, reference=f"model:{model_id}")
+    if named := aliases.aliases_of(session, model_id):
+        raise Conflict(f"The model {model_id} answers under the alias {', '.join(named)}; switch or delete that first.")
     keys = [file.key for file in model_files(session, model_id)]
     session.delete(model)
     session.flush()
@@ -203,8 +204,8 @@ def _locked(session: Session, table: Any, row_id: str, what: str) -> Any:
     return row
 
 
-def _refuse_while_used(session: Session, what: str, row_id: str, *, field: str, reference: str) -> None:
-    jobs = sources.users(session, field=field, reference=reference)
+def _refuse_while_used(session: Session, what: str, row_id: str, *, reference: str) -> None:
+    jobs = sources.users(session, reference=reference)
     if jobs:
         more = f" and {len(jobs) - 5} more" if len(jobs) > 5 else ""
         raise Conflict(f"The {what} {row_id} is needed by jobs that have not ended: {', '.join(jobs[:5])}{more}.")

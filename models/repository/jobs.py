@@ -35,7 +35,7 @@ __all__ = [
 
 
 _REPEATED = ("name", "owner", "priority", "method", "labels", "webhook_url", "request_hash", "gpus", "max_attempts")
-_SOURCES = ("teacher", "dataset")
+_SOURCES = ("teacher", "student", "dataset")
 
 
 def submit(
@@ -167,7 +167,8 @@ def rerun(session: Session, job_id: str) -> Job:
     values = {field: getattr(old, field) for field in _REPEATED}
     values["config"] = _pinned(old)
     # Under a key of its own: the run writes what it finds under ``dataset`` and ``teacher``, to be compared with this.
-    values["provenance"] = {"rerun_of": {"job": old.id} | {part: old.provenance.get(part) for part in _SOURCES}}
+    known = {part: old.provenance[part] for part in _SOURCES if part in old.provenance}
+    values["provenance"] = {"rerun_of": {"job": old.id, "teacher": None, "dataset": None} | known}
     return _create(session, values, f"The job is in the queue; it repeats {old.id}.")
 
 

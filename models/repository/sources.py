@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
 from limbeck.errors import InvalidInput, Problem
 from models.dataset import Dataset
 from models.job import TERMINAL, Job
 from models.model import Model
+
+#: Parts of a config whose ``source`` may be one of the service's models.
+MODEL_FIELDS = ("teacher", "student")
 
 
 def hold(session: Session, config: Mapping[str, Any]) -> None:
@@ -20,27 +23,37 @@ def hold(session: Session, config: Mapping[str, Any]) -> None:
     Raises:
         InvalidInput: one is not.
     """
-    _hold(session, config, field="teacher", prefix="model:", table=Model)
-    _hold(session, config, field="dataset", prefix="dataset:", table=Dataset)
+    for field in MODEL_FIELDS:
+        source = (config.get(field) or {}).get("source") or ""
+        _hold(session, source, at=f"/{field}/source", prefix="model:", table=Model)
+    for pointer, source in data_sources(config).items():
+        _hold(session, source, at=pointer, prefix="dataset:", table=Dataset)
 
 
-def users(session: Session, *, field: str, reference: str) -> list[str]:
-    """Ids of the jobs that have not ended and whose config names ``reference`` as its ``field``."""
+def data_sources(config: Mapping[str, Any]) -> dict[str, str]:
+    """Every source of texts that a stored config names, by the JSON pointer of its field; see
+    :meth:`limbeck.config.DistillConfig.data_sources`."""
+    found = {"/dataset/source": (config.get("dataset") or {}).get("source") or ""}
+    for index, one in enumerate((config.get("training") or {}).get("augmentation") or ()):
+        if "source" in one:
+            found[f"/training/augmentation/{index}/source"] = one["source"]
+    return found
+
+
+def users(session: Session, *, reference: str) -> list[str]:
+    """Ids of the jobs that have not ended and whose config names ``reference`` anywhere."""
+    # An augmentation stands in a list, which SQLite and PostgreSQL search in different ways: their text is the same.
+    named = cast(Job.config, String).contains(f'"{reference}"', autoescape=True)
     return list(
-        session.scalars(
-            select(Job.id)
-            .where(Job.status.not_in(TERMINAL), Job.config[(field, "source")].as_string() == reference)
-            .order_by(Job.created_at, Job.id)
-        )
+        session.scalars(select(Job.id).where(Job.status.not_in(TERMINAL), named).order_by(Job.created_at, Job.id))
     )
 
 
-def _hold(session: Session, config: Mapping[str, Any], *, field: str, prefix: str, table: Any) -> None:
-    source = (config.get(field) or {}).get("source") or ""
+def _hold(session: Session, source: str, *, at: str, prefix: str, table: Any) -> None:
     if not source.startswith(prefix):
         return
     wanted = source.removeprefix(prefix)
     found = session.scalar(select(table.id).where(table.id == wanted).with_for_update(read=True))
     if found is None:
         detail = f"found {source!r}, which does not exist or has been deleted"
-        raise InvalidInput(f"/{field}/source: {detail}", [Problem(f"/{field}/source", detail)])
+        raise InvalidInput(f"{at}: {detail}", [Problem(at, detail)])

@@ -40,7 +40,7 @@ def tree(root: type[LimbeckError]) -> Iterator[type[LimbeckError]]:
 @pytest.mark.parametrize("kind", sorted(tree(LimbeckError), key=lambda kind: kind.__name__))
 def test_every_error_of_the_tree_has_a_status(kind: type[LimbeckError]) -> None:
     answer = answer_for(kind("message"))
-    assert answer.status in {404, 409, 413, 422, 429, 500, 503, 507}
+    assert answer.status in {404, 409, 412, 413, 422, 429, 500, 503, 507}
     if issubclass(kind, errors.InvalidInput):
         assert answer.status == 422
     if kind.retryable and not issubclass(kind, errors.JobFailed | errors.Interrupted):

@@ -95,6 +95,14 @@ def test_every_problem_of_a_config_is_named_at_once_with_what_is_allowed(client:
     [
         ({"teacher": "path:/etc"}, "/teacher/source"),
         ({"dataset": {"source": "path:/etc"}}, "/dataset/source"),
+        (
+            {"training": {"augmentation": {"type": "unlabelled", "source": "path:/etc"}}},
+            "/training/augmentation/0/source",
+        ),
+        (
+            {"training": {"augmentation": ["mask_replace", {"type": "unlabelled", "source": "dataset:ds_none"}]}},
+            "/training/augmentation/1/source",
+        ),
         ({"teacher": "model:mdl_none"}, "/teacher/source"),
         ({"dataset": "dataset:ds_none"}, "/dataset/source"),
         ({"student": {"layers": 9}}, "/student/layers"),

@@ -93,6 +93,27 @@ def test_a_job_may_name_the_teacher_and_is_checked_against_it(
     assert job["id"] in deletion.json()["detail"]
 
 
+def test_a_job_may_name_its_students_own_model_and_is_checked_against_it(
+    client: TestClient, teacher_folder: Path, submit: Callable[..., dict[str, Any]]
+) -> None:
+    """A student with a source has that model's layers, and is refused for what that model is."""
+    model = upload(client, tarred(contents(teacher_folder)), name="t.tgz").json()["id"]
+    body: dict[str, Any] = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings"}
+    for student, pointer in (
+        ({"source": f"model:{model}", "layers": 5}, "/student/layers"),
+        ({"source": "path:/somewhere"}, "/student/source"),
+        ({"source": "model:mdl_none"}, "/student/source"),
+        ({"hidden_size": 100, "heads": 7}, "/student/heads"),
+    ):
+        answer = client.post("/v1/jobs", json={**body, "student": student, "training": {"max_length": 8}})
+        assert answer.status_code == 422
+        assert [one["pointer"] for one in answer.json()["errors"]] == [pointer]
+    job = submit(
+        teacher="builtin:minilm-l6", student={"source": f"model:{model}", "layers": 2}, training={"max_length": 8}
+    )
+    assert job["id"] in client.delete(f"/v1/models/{model}").json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [

@@ -37,6 +37,8 @@ def test_every_route_of_the_contract_is_there(document: dict[str, Any]) -> None:
         "post /v1/models", "get /v1/models", "get /v1/models/{model_id}", "delete /v1/models/{model_id}",
         "get /v1/models/{model_id}/files", "get /v1/models/{model_id}/files/{path}",
         "get /v1/models/{model_id}/download", "post /v1/models/{model_id}/predict",
+        "get /v1/aliases", "get /v1/aliases/{name}", "put /v1/aliases/{name}", "delete /v1/aliases/{name}",
+        "get /v2/health/live", "get /v2/health/ready", "get /v2/models/{name}", "post /v2/models/{name}/infer",
         "get /v1/methods", "get /v1/tasks", "get /healthz", "get /readyz", "get /metrics",
     }  # fmt: skip
 

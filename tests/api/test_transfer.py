@@ -20,6 +20,8 @@ from tests.api.conftest import add_model, sha256
 
 FILES = {
     "config.json": b'{"a": 1}',
+    "hard_samples.csv": b"split,row,text",
+    "hard_samples.parquet": b"PAR1",
     "limbeck.json": b"{}",
     "model.safetensors": bytes(range(256)) * 400,
     "onnx/model.onnx": b"graph" * 999,
@@ -124,7 +126,9 @@ def test_head_has_the_headers_of_get_and_no_body(client: TestClient, model: str,
 def test_each_format_has_its_weights_and_what_lies_beside_them(
     client: TestClient, model: str, form: str, more: set[str]
 ) -> None:
+    """No archive holds the table of hard samples, whose texts are the data set's; by its name it can be had."""
     answer = client.get(f"/v1/models/{model}/download?format={form}")
+    assert client.get(f"/v1/models/{model}/files/hard_samples.csv").content == FILES["hard_samples.csv"]
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/gzip"
     assert answer.headers["etag"] == f'"{sha256(answer.content)}"'

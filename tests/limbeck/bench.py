@@ -17,7 +17,7 @@ from limbeck.config import DistillConfig
 from limbeck.data.corpus import Split
 from limbeck.device import seed_everything
 from limbeck.loop import Phase
-from limbeck.methods.base import Method, Models
+from limbeck.methods.base import Method, Models, SpecialTokens
 from limbeck.methods.none import FineTuning
 from limbeck.progress import Item
 from limbeck.run import Run
@@ -91,13 +91,17 @@ class Bench:
     def student(self) -> PreTrainedModel:
         return self.blueprint.cut(self.teacher().state_dict(), (1, 3))
 
+    def tokens(self) -> SpecialTokens:
+        places = {int(full): place for place, full in enumerate(self.blueprint.vocabulary.kept)}
+        return SpecialTokens(places.get(4, 0), tuple(places[full] for full in range(5) if full in places))
+
     def phase(self, method: Method | None = None, **changes: Any) -> Phase:
         logits = torch.randn(len(self.train), len(LABELS), generator=torch.Generator().manual_seed(0))
         phase = Phase(
             name="distilling",
             method=method or FineTuning(),
             task=TASK,
-            models=Models(self.student(), self.teacher),
+            models=Models(self.student(), self.teacher, (1, 3), self.tokens),
             train=self.train,
             validation=self.validation,
             teacher_logits=logits,

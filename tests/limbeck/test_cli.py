@@ -333,6 +333,34 @@ def test_the_scorecard_shows_every_row_and_finding() -> None:
     assert "gate          not passed: retention 95.0 % is below 97.0 %" in text
 
 
+TABLE = """split,row,text,label,teacher_p,student_p,loss,teacher_loss,entropy,disagreement,teacher_right,student_right
+train,9,"a, b",gui,0.9,0.1,2.3,0.1,0.2,1.5,true,false
+validation,3,"a [bold] text
+of two lines",net,0.8,0.2,1.61,0.22,0.3,0.9,true,false
+validation,1,plain,gui,0.9,0.9,0.105,0.1,0.2,0.0,true,true
+"""
+
+
+def test_hard_samples_are_shown_or_saved(api: Api, tmp_path: Path) -> None:
+    """Guards texts with commas, line breaks and brackets, which a table or a console may take for its own."""
+    api.job(SUCCEEDED)
+    api.answer("GET /v1/models/mdl_9/files/hard_samples.csv", TABLE.encode())
+    shown = json.loads(run(api, "hard-samples", "job_1", "--json").stdout)
+    assert [(row["row"], row["student_right"]) for row in shown] == [("3", "false"), ("1", "true")]
+    assert shown[0]["text"] == "a [bold] text\nof two lines"
+    table = run(api, "hard-samples", "job_1", "--limit", "1").stdout
+    assert "a [bold] text of two lines" in table
+    assert "1.61" in table
+    assert "plain" not in table
+    assert "a, b" in run(api, "hard-samples", "job_1", "--split", "train").stdout
+    saved = run(api, "hard-samples", "job_1", "--output", str(tmp_path / "hard.csv"))
+    assert saved.exit_code == 0, saved.stderr
+    assert (tmp_path / "hard.csv").read_text() == TABLE
+    wrong = run(api, "hard-samples", "job_1", "--output", str(tmp_path / "hard.xlsx"))
+    assert wrong.exit_code == 2
+    assert ".parquet or .csv" in wrong.stderr
+
+
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (64.2, "1:05"), (3600, "1:00:00")])
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown

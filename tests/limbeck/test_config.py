@@ -8,7 +8,7 @@ import pytest
 
 from limbeck.config import DistillConfig
 from limbeck.errors import InvalidConfig
-from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.auto import Auto
 
 SMALLEST: dict[str, Any] = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings"}
 
@@ -29,7 +29,7 @@ def test_a_configuration_survives_json() -> None:
     """Guards the job's JSON column: what is read back is what was submitted, defaults written out."""
     config = DistillConfig.parse({**SMALLEST, "student": [1, 3, 5]})
     assert DistillConfig.model_validate_json(config.model_dump_json()) == config
-    assert isinstance(config.method, KnowledgeDistillation)
+    assert isinstance(config.method, Auto)
 
 
 def test_a_configuration_is_frozen() -> None:
@@ -40,8 +40,8 @@ def test_a_configuration_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("change", "pointer", "said"),
     [
-        ({"method": "magic"}, "/method", "'kd', 'none'"),
-        ({"method": {"type": "magic"}}, "/method", "'kd', 'none'"),
+        ({"method": "magic"}, "/method", "'kd', 'patient'"),
+        ({"method": {"type": "magic"}}, "/method", "'kd', 'patient'"),
         ({"method": {"type": "kd", "temperature": 0}}, "/method/temperature", "greater than or equal to 0.1; found 0"),
         ({"method": {"type": "kd", "alpha": 1.5}}, "/method/alpha", "less than or equal to 1; found 1.5"),
         ({"method": {"type": "kd", "temprature": 2}}, "/method/temprature", "no such field"),
@@ -51,6 +51,10 @@ def test_a_configuration_is_frozen() -> None:
         ({"student": {"layers": [3, 1]}}, "/student/layers", "rising"),
         ({"training": {"batch_size": 32, "gradient_accumulation": 5}}, "/training", "divide"),
         ({"training": {"learning_rate": 1}}, "/training/learning_rate", "0.01"),
+        ({"training": {"loss": "mse"}}, "/training/loss", "'kl'"),
+        ({"training": {"loss": {"type": "jsd", "beta": 0.001}}}, "/training/loss/beta", "0.01 to 0.99"),
+        ({"training": {"sample_weighting": "hard"}}, "/training/sample_weighting", "'focal'"),
+        ({"training": {"sample_weighting": {"type": "focal", "gamma": 0}}}, "/training/sample_weighting/gamma", "0"),
         ({"export": ["tflite"]}, "/export/0", "onnx"),
         ({"trainning": {}}, "/trainning", "no such field"),
         ({"version": 2}, "/version", "1"),

@@ -38,6 +38,7 @@ class Place:
 
     def config(self, **changes: Any) -> DistillConfig:
         document: dict[str, Any] = {
+            "method": "kd",
             "teacher": {"source": f"path:{self.teacher}", "finetune": {"epochs": 2, "learning_rate": 3e-3}},
             "dataset": {"source": f"path:{self.data}"},
             "student": [1, 3],

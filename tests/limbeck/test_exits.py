@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from limbeck.batches import Batch, Collator
 from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.engine import DistillResult, distill
-from limbeck.errors import InvalidConfig, InvalidInput, InvalidModel
+from limbeck.errors import InvalidInput, InvalidModel
 from limbeck.exit_card import Answers, calibrate
 from limbeck.exit_graph import _Folded, write_exit_graphs
 from limbeck.loop import share_steps
@@ -30,7 +30,9 @@ from limbeck.methods.fastbert import FastBert
 from limbeck.preflight import check
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty
+from limbeck.shapes import student_layers
 from limbeck.sources import ModelFacts
+from tests.exported import texts
 from tests.limbeck.bench import TASK, Bench
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 
@@ -195,12 +197,11 @@ def test_every_part_gets_a_step() -> None:
     """Guards a student whose branches were never trained, or are not there at all, after a very short job."""
     assert share_steps(FastBert(), 2) == [1, 1]
     assert share_steps(FastBert(branch_share=0.01), 10) == [9, 1]
-    with pytest.raises(InvalidConfig, match="/training/epochs"):
-        share_steps(FastBert(), 1)
+    assert share_steps(FastBert(), 1) == [0, 1]
 
 
 def test_what_cannot_leave_early_is_refused_before_training() -> None:
-    config = DistillConfig.parse({"teacher": "org/t", "dataset": "org/d", "method": "fastbert", "student": 1})
+    """Guards hours of training towards a student that has nowhere to leave, and layers that cannot be run alone."""
     facts = ModelFacts(
         architecture="BertModel",
         model_type="bert",
@@ -211,9 +212,34 @@ def test_what_cannot_leave_early_is_refused_before_training() -> None:
         parameters=1,
         bytes=4,
         max_positions=128,
+        heads=2,
+        intermediate_size=64,
     )
-    assert [one.pointer for one in check(config, teacher=facts, labels=("a", "b"))] == ["/student/layers"]
-    assert FastBert().default_layers(6) == 6
+    plain = {"teacher": "org/t", "dataset": "org/d", "method": "fastbert"}
+    whole = DistillConfig.parse(plain)
+    assert student_layers(whole.student, 6) == (0, 1, 2, 3, 4, 5)
+    assert DistillConfig.parse({**plain, "student": 3}).student.layers == 3
+    assert DistillConfig.parse({**plain, "method": "kd"}).student.layers is None
+
+    def found(config: DistillConfig, teacher: ModelFacts) -> list[str]:
+        return [one.pointer for one in check(config, teacher=teacher, labels=("a", "b"))]
+
+    assert found(whole, facts) == []
+    assert found(DistillConfig.parse({**plain, "student": 1}), facts) == ["/student/layers"]
+    assert found(whole, replace(facts, model_type="modernbert")) == ["/method"]
+    assert found(DistillConfig.parse({**plain, "student": {"architecture": "bilstm"}}), facts)[0] == "/method"
+
+
+def test_questions_of_several_speeds_are_answered_as_alone(exported_exits_student: Path) -> None:
+    """Guards batches across requests: the speed of one must not be that of another."""
+    student = Predictor.load(exported_exits_student, threads=1)
+    asked = [(text, speed) for text in texts(6) for speed in (0, None, 1)]
+    together = student.answers([student.question(text, speed=speed) for text, speed in asked])
+    alone = [student.predict(text, speed=speed) for text, speed in asked]
+    for (found,), (expected,) in zip(together, alone, strict=True):
+        assert found["label"] == expected["label"]
+        assert found["score"] == pytest.approx(expected["score"], abs=1e-5)
+    assert alone[0] != alone[2]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,15 @@ from limbeck.batches import Batch, Collator
 from limbeck.criterion import Criterion
 from limbeck.errors import Diverged, Interrupted
 from limbeck.loop import backward, schedule, train
+from limbeck.methods.auto import Auto
 from limbeck.methods.base import Models, Objective, Part, Term
+from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.minilm import MiniLM
 from limbeck.methods.none import FineTuning
+from limbeck.methods.patient import Patient
+from limbeck.methods.tinybert import TinyBERT
 from tests.limbeck.bench import TASK, Bench, Recorder
 
 CPU = torch.device("cpu")
@@ -83,7 +88,11 @@ def test_the_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
 
 
-@pytest.mark.parametrize("method", [FineTuning(), KnowledgeDistillation(), FastBert()], ids=["none", "kd", "fastbert"])
+@pytest.mark.parametrize(
+    "method",
+    [FineTuning(), KnowledgeDistillation(), Patient(), TinyBERT(), MiniLM(), Auto(), DistilBERT(), FastBert()],
+    ids=lambda method: method.type,
+)
 def test_a_run_interrupted_after_every_step_ends_with_equal_weights(bench: Bench, tmp_path: Path, method: Any) -> None:
     """Guards everything that a checkpoint may forget: dropout's generator, moments of AdamW, place in the epoch, the
     best weights so far, a validation that was under way. Each attempt starts from the files alone."""

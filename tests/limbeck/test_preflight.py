@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from limbeck import preflight
 from limbeck.config import DistillConfig, Teacher
+from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.soft_loss import JensenShannon, KullbackLeibler
 from limbeck.sources import model_facts, teacher_folder
+from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.weighting import Focal
 from tests.tiny import write_tiny_bert
 
 
@@ -34,6 +39,33 @@ def test_preflight_names_the_field_and_what_is_allowed() -> None:
     assert "no classification head" in _problems(teacher=finetune)["/teacher/finetune"]
 
 
+class NeedsLayers(KnowledgeDistillation):
+    needs: ClassVar[frozenset[str]] = frozenset({"layers", "teacher_layers"})
+
+
+@pytest.mark.parametrize(
+    ("student", "missing"),
+    [
+        ({"layers": 3}, []),
+        ({"preset": "T3-small"}, []),
+        ({"hidden_size": 192}, ["the teacher's own shape"]),
+        ({"prune": 0.5}, ["the teacher's own shape"]),
+        ({"source": "builtin:minilm-l6"}, ["the teacher's own shape"]),
+        ({"architecture": "bilstm"}, ["layers as a transformer", "the teacher's own shape"]),
+    ],
+)
+def test_a_student_that_a_method_cannot_serve_is_refused(student: dict[str, Any], missing: list[str]) -> None:
+    """A method that hooks layers would fail in the middle of a job, or match layers of different widths."""
+    teacher = model_facts(teacher_folder(Teacher(source="builtin:minilm-l6")).path)
+    document = {"teacher": "builtin:minilm-l6", "dataset": "someone/data", "student": student}
+    config = DistillConfig.parse(document)
+    assert preflight.check(config, teacher=teacher, labels=["a", "b"], student=teacher) == ()
+    needy = config.model_copy(update={"method": NeedsLayers()})
+    found = preflight.check(needy, teacher=teacher, labels=["a", "b"], student=teacher)
+    assert [problem.pointer for problem in found] == ["/method"] * len(missing)
+    assert all(words in problem.detail for words, problem in zip(missing, found, strict=True))
+
+
 def test_preflight_refuses_a_head_that_answers_with_other_labels(tiny: Path) -> None:
     config = DistillConfig.parse({"teacher": f"path:{tiny}", "dataset": "someone/data"})
     facts = model_facts(tiny)
@@ -44,8 +76,49 @@ def test_preflight_refuses_a_head_that_answers_with_other_labels(tiny: Path) -> 
 
 def test_preflight_refuses_a_family_whose_layers_cannot_be_taken_apart(tiny: Path) -> None:
     """A job would wait its turn, fetch gigabytes, and only then fail."""
-    config = DistillConfig.parse({"teacher": "someone/deberta", "dataset": "someone/data"})
-    facts = replace(model_facts(tiny), model_type="deberta-v2")
+    config = DistillConfig.parse({"teacher": "someone/gpt", "dataset": "someone/data"})
+    facts = replace(model_facts(tiny), model_type="gpt2")
     (problem,) = preflight.check(config, teacher=facts, labels=None)
     assert problem.pointer == "/teacher/source"
-    assert "'deberta-v2'; allowed: bert" in problem.detail
+    assert "'gpt2'; allowed: bert" in problem.detail
+
+
+def _objective_problems(labels: list[str] | None = None, **changes: object) -> dict[str, str]:
+    document = {"teacher": "builtin:minilm-l6", "dataset": "someone/data", **changes}
+    found = preflight.check(DistillConfig.parse(document), teacher=None, labels=labels)
+    return {problem.pointer: problem.detail for problem in found}
+
+
+@pytest.mark.parametrize("loss", ["dkd", "dist", "logit_standardisation"])
+def test_a_loss_that_says_nothing_about_two_classes_is_refused_with_the_reason(loss: str) -> None:
+    """Guards against hours of training on a constant."""
+    found = _objective_problems(["a", "b"], training={"loss": loss})
+    assert "it needs three" in found["/training/loss"]
+    assert _objective_problems(["a", "b", "c"], training={"loss": loss}) == {}
+    assert _objective_problems(None, training={"loss": loss}) == {}
+
+
+@pytest.mark.parametrize("loss", ["kl", "reverse_kl", "jsd", "annealing"])
+def test_the_other_losses_serve_two_classes(loss: str) -> None:
+    assert _objective_problems(["a", "b"], training={"loss": loss}) == {}
+
+
+def test_without_a_teacher_neither_its_loss_nor_its_weights_are_left_out_silently() -> None:
+    found = _objective_problems(method="none", training={"loss": "jsd", "sample_weighting": "entropy"})
+    assert "has no teacher" in found["/training/loss"]
+    assert "allowed: 'focal'" in found["/training/sample_weighting"]
+    assert _objective_problems(method="none", training={"sample_weighting": "focal"}) == {}
+
+
+@pytest.mark.parametrize("kind", ["binary", "value"])
+def test_answers_that_are_no_choice_among_classes_have_only_the_plain_loss(kind: str) -> None:
+    class Other(SequenceClassification):
+        pass
+
+    Other.kind = kind  # type: ignore[assignment]
+    (problem,) = JensenShannon().problems(task=Other(), classes=5)
+    assert problem.pointer == "/training/loss"
+    assert "allowed: 'kl'" in problem.detail
+    assert not list(KullbackLeibler().problems(task=Other(), classes=5))
+    numbers = list(Focal().problems(task=Other(), uses_teacher=True, method="kd"))
+    assert bool(numbers) == (kind == "value")

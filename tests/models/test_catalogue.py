@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from limbeck.errors import Conflict, InvalidInput, NotFound
@@ -12,6 +15,7 @@ from models.model import Model, ModelKind
 from models.repository import catalogue
 from models.repository.catalogue import StoredFile
 from tests.models.conftest import Submit, config, set_status
+from worker.materials import sources_of
 
 
 def _dataset(database: Database) -> Dataset:
@@ -46,9 +50,30 @@ def test_a_data_set_is_kept_while_a_job_needs_it(database: Database, submit: Sub
         catalogue.get_dataset(session, dataset.id)
 
 
-def test_a_teacher_is_kept_while_a_job_needs_it(database: Database, submit: Submit) -> None:
+def test_a_data_set_of_extra_texts_is_held_kept_and_fetched(database: Database, submit: Submit, tmp_path: Path) -> None:
+    """Guards what stands deeper in a config than its two main sources do."""
+
+    def enlarged(source: str) -> dict[str, Any]:
+        more = {"type": "unlabelled", "source": source, "split": "train"}
+        return config() | {"training": {"augmentation": [{"type": "mask_replace"}, more]}}
+
+    dataset = _dataset(database)
+    with pytest.raises(InvalidInput, match="/training/augmentation/1/source"):
+        submit(config=enlarged("dataset:ds_none"))
+    job = submit(config=enlarged(f"dataset:{dataset.id}"))
+    with pytest.raises(Conflict, match=job.id), database.session() as session:
+        catalogue.delete_dataset(session, dataset.id)
+    sources, needed = sources_of(job.config, database, tmp_path)
+    (folder,) = (place for reference, place in sources.items() if reference == f"dataset:{dataset.id}")
+    assert {one.path for one in needed} == {folder / "test.parquet", folder / "train.parquet"}
+
+
+@pytest.mark.parametrize("part", ["teacher", "student"])
+def test_a_model_is_kept_while_a_job_needs_it(database: Database, submit: Submit, part: str) -> None:
     model = _model(database)
-    job = submit(config=config(teacher=f"model:{model.id}"))
+    source = f"model:{model.id}"
+    document = config(teacher=source) if part == "teacher" else {**config(), "student": {"source": source}}
+    job = submit(config=document)
     set_status(database, job.id, JobStatus.PAUSED)
     with pytest.raises(Conflict, match=job.id), database.session() as session:
         catalogue.delete_model(session, model.id)
@@ -64,6 +89,8 @@ def test_a_job_that_names_what_is_not_there_is_refused(database: Database, submi
     assert [problem.pointer for problem in caught.value.problems] == ["/dataset/source"]
     with pytest.raises(InvalidInput, match="mdl_gone"):
         submit(config=config(teacher="model:mdl_gone"))
+    with pytest.raises(InvalidInput, match=r"/student/source.*mdl_gone"):
+        submit(config={**config(), "student": {"source": "model:mdl_gone"}})
 
 
 def test_a_model_has_its_files_by_path(database: Database) -> None:

@@ -21,6 +21,7 @@ from models.storage import Storage
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 from tests.worker.conftest import read, submit
 from tests.worker.processes import in_background, trainers, until
+from worker import materials
 from worker.queue import Bell
 from worker.runner import TRAINER
 from worker.service import Worker
@@ -69,10 +70,10 @@ def engine_worker(settings: Settings, database: Database, storage: Storage, monk
     return Worker(patient, database, storage, Bell(settings), Slots(1), command=TRAINER)
 
 
-def weights(database: Database, job_id: str) -> Mapping[ModelKind, str]:
+def weights(database: Database, job_id: str, path: str = "model.safetensors") -> Mapping[ModelKind, str]:
     with database.reading() as session:
         return {
-            model.kind: catalogue.model_file(session, model.id, "model.safetensors").sha256
+            model.kind: catalogue.model_file(session, model.id, path).sha256
             for model in catalogue.models_of_job(session, job_id)
         }
 
@@ -87,6 +88,27 @@ def wait_for_event(database: Database, job: Job, kind: str) -> None:
             return kind in [event.kind for event in telemetry.events_after(session, job.id, 0, 1000)]
 
     until(told, 60)
+
+
+def test_a_students_own_model_is_fetched_as_the_teacher_is(
+    database: Database, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Guards against a job that waits its turn and then finds no folder; one that is both is fetched once."""
+    source = config["teacher"]["source"]
+    sources, needed = materials.sources_of({**config, "student": {"source": source}}, database, tmp_path)
+    before = materials.sources_of(config, database, tmp_path)
+    assert (sources, needed) == before
+    with database.session() as session:
+        own = catalogue.add_model(
+            session,
+            kind=ModelKind.TEACHER,
+            name="own",
+            files=[StoredFile("config.json", "models/o/config.json", 1, "0")],
+        )
+    wanted = {**config, "student": {"source": f"model:{own.id}"}}
+    sources, needed = materials.sources_of(wanted, database, tmp_path)
+    assert sources[f"model:{own.id}"] == tmp_path / "student"
+    assert [file.path for file in needed if file not in before[1]] == [tmp_path / "student" / "config.json"]
 
 
 def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
@@ -112,3 +134,5 @@ def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
     with database.reading() as session:
         assert [one.outcome for one in telemetry.attempts(session, disturbed.id)] == ["failed", "failed", "succeeded"]
     assert weights(database, disturbed.id) == weights(database, undisturbed.id)
+    # The table of hard samples comes to the student's files, with the same numbers.
+    assert weights(database, disturbed.id, "hard_samples.csv") == weights(database, undisturbed.id, "hard_samples.csv")

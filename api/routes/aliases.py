@@ -1,0 +1,88 @@
+"""Aliases: names for whatever student answers under them, switched without a request that fails."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Header, Response
+
+from api import examples
+from api.deps import House
+from api.openapi import answers
+from api.schemas import AliasRequest, AliasView, Listing
+from limbeck.errors import InvalidInput, Problem
+from models.repository import aliases, catalogue
+
+router = APIRouter(prefix="/v1/aliases", tags=["models"])
+
+_ETAG = re.compile(r'"(\d+)"')
+
+
+@router.get(
+    "", summary="List aliases", responses=answers(503, ok=(Listing[AliasView], examples.listing(examples.ALIAS)))
+)
+def list_aliases(house: House) -> Listing[AliasView]:
+    """All of them, by name."""
+    with house.database.reading() as session:
+        return Listing[AliasView](data=[AliasView.of(alias) for alias in aliases.list_aliases(session)])
+
+
+@router.get("/{name}", summary="Look at an alias", responses=answers(404, 503, ok=(AliasView, examples.ALIAS)))
+def get_alias(house: House, name: str, response: Response) -> AliasView:
+    """Which model it means now; the ETag is for `If-Match`."""
+    with house.database.reading() as session:
+        view = AliasView.of(aliases.get_alias(session, name))
+    response.headers["ETag"] = f'"{view.version}"'
+    return view
+
+
+@router.put(
+    "/{name}",
+    summary="Let an alias mean a model",
+    responses=answers(404, 409, 412, 422, 503, ok=(AliasView, examples.ALIAS)),
+)
+def put_alias(
+    house: House,
+    name: str,
+    wanted: Annotated[AliasRequest, Body(openapi_examples=examples.ALIAS_REQUESTS)],
+    response: Response,
+    if_match: Annotated[
+        str | None, Header(description="The ETag that was seen; 412 when it is another by now.")
+    ] = None,
+    if_none_match: Annotated[str | None, Header(description="`*`: only where there is no such alias yet.")] = None,
+) -> AliasView:
+    """Made, or switched. The student is loaded before anybody is sent to it, and the one before answers until then.
+
+    Other API processes follow within two seconds.
+    """
+    expected = _expected(if_match, if_none_match)
+    aliases.check_name(name)
+    with house.database.reading() as session:
+        files = catalogue.model_files(session, wanted.model)
+    house.students.get(wanted.model, files)
+    with house.database.session() as session:
+        view = AliasView.of(aliases.put_alias(session, name, wanted.model, expected=expected))
+    house.students.forget_name(name)
+    response.headers["ETag"] = f'"{view.version}"'
+    return view
+
+
+@router.delete("/{name}", status_code=204, summary="Delete an alias", responses=answers(404, 503))
+def delete_alias(house: House, name: str) -> None:
+    """The model that it means stays."""
+    with house.database.session() as session:
+        aliases.delete_alias(session, name)
+    house.students.forget_name(name)
+
+
+def _expected(if_match: str | None, if_none_match: str | None) -> int | None:
+    if if_none_match is not None and if_none_match.strip() == "*":
+        return 0
+    if if_match is None or if_match.strip() == "*":
+        return None
+    found = _ETAG.fullmatch(if_match.strip())
+    if found is None:
+        detail = f'found {if_match!r}; allowed: the ETag of a GET, such as "3"'
+        raise InvalidInput(f"If-Match: {detail}", [Problem("/If-Match", detail)])
+    return int(found[1])

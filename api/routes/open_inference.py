@@ -1,0 +1,206 @@
+"""The Open Inference Protocol, version 2, for clients that already speak it: KServe's, Triton's.
+
+A student has one input tensor, ``text`` (BYTES, one text each; beside it ``text_pair`` where it reads pairs), and its
+outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. Tensors come as JSON or, for inputs, in the
+binary form of Triton's extension; the outputs are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from api import examples
+from api.deps import House
+from api.openapi import answers
+from api.routes.health import ready as service_ready
+from api.routes.predict import find_student
+from limbeck.errors import InvalidInput, Problem
+from limbeck.runtime import Predictor
+
+router = APIRouter(prefix="/v2", tags=["open inference"])
+
+_JSON_LENGTH = "Inference-Header-Content-Length"
+#: Read by hand, as binary tensors stand behind it in the same body.
+_REQUEST: dict[str, Any] = {
+    "schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array"}}},
+    "examples": {"one": {"summary": "One text", "value": examples.INFER}},
+}
+_OUTPUTS = (("label", "BYTES"), ("score", "FP32"))
+
+
+@router.get("", summary="What the server is", responses=answers(ok=(None, examples.SERVER)))
+async def inference_server(request: Request) -> dict[str, Any]:
+    """Name, version, and the extensions that it has."""
+    return {"name": "limbeck", "version": request.app.version, "extensions": ["binary_tensor_data"]}
+
+
+@router.get("/health/live", summary="Whether the process lives", responses=answers(ok=(None, {"live": True})))
+async def inference_live() -> dict[str, bool]:
+    """Asks nothing of anybody."""
+    return {"live": True}
+
+
+@router.get("/health/ready", summary="Whether models can be asked", responses=answers(503, ok=(None, {"ready": True})))
+def inference_ready(house: House) -> Response:
+    """As `/readyz`."""
+    status = service_ready(house).status_code
+    return _json({"ready": status == 200}, status)
+
+
+@router.get(
+    "/models/{name}", summary="A model's tensors", responses=answers(404, 409, 503, ok=(None, examples.TENSORS))
+)
+async def model_metadata(house: House, name: str) -> Response:
+    """`name` is a student's id or an alias."""
+    student = await find_student(house, name)
+    inputs = [{"name": one, "datatype": "BYTES", "shape": [-1]} for one in _inputs(student)]
+    outputs = [{"name": one, "datatype": kind, "shape": [-1]} for one, kind in _OUTPUTS]
+    return _json({"name": name, "versions": [], "platform": student.format, "inputs": inputs, "outputs": outputs})
+
+
+@router.get(
+    "/models/{name}/ready",
+    summary="Whether a model can be asked",
+    responses=answers(404, 409, 503, ok=(None, {"name": "reviews", "ready": True})),
+)
+async def model_ready(house: House, name: str) -> Response:
+    """Loads it where it is not yet."""
+    await find_student(house, name)
+    return _json({"name": name, "ready": True})
+
+
+@router.post(
+    "/models/{name}/infer",
+    summary="Ask a model",
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": _REQUEST}}},
+    responses=answers(404, 409, 422, 429, 503, ok=(None, examples.INFERRED)),
+)
+async def infer(house: House, name: str, request: Request) -> Response:
+    """The best label of each text, and its probability."""
+    student = await find_student(house, name)
+    document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
+    wanted = _wanted(document)
+    answer = await house.batcher.ask(student, student.question(_asked(columns)))
+    found = {"label": [one["label"] for one in answer], "score": [one["score"] for one in answer]}
+    outputs = [
+        {"name": one, "datatype": kind, "shape": [len(answer)], "data": found[one]}
+        for one, kind in _OUTPUTS
+        if one in wanted
+    ]
+    head = {"id": document["id"]} if "id" in document else {}
+    return _json(head | {"model_name": name, "outputs": outputs})
+
+
+def _inputs(student: Predictor) -> tuple[str, ...]:
+    return ("text", "text_pair") if student.pair else ("text",)
+
+
+def _asked(columns: Mapping[str, list[str]]) -> list[Any]:
+    if "text_pair" not in columns:
+        return list(columns["text"])
+    rows = zip(columns["text"], columns["text_pair"], strict=True)
+    return [{"text": text, "text_pair": second} for text, second in rows]
+
+
+def _read(body: bytes, json_length: str | None, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The request's document, and the texts of each input.
+
+    Raises:
+        InvalidInput: with a pointer for what is wrong.
+    """
+    length = len(body)
+    if json_length is not None:
+        if not json_length.isdecimal() or int(json_length) > length:
+            raise _fault(f"/{_JSON_LENGTH}", f"found {json_length!r}; the body has {length} bytes")
+        length = int(json_length)
+    try:
+        document = json.loads(body[:length])
+    except ValueError as error:
+        raise _fault("", f"the body is not JSON: {error}") from error
+    inputs = document.get("inputs") if isinstance(document, dict) else None
+    if not isinstance(inputs, list) or not all(isinstance(one, dict) for one in inputs):
+        raise _fault("/inputs", f"expected a list of tensors; this model has {', '.join(names)}")
+    binary = memoryview(body)[length:]
+    columns: dict[str, list[str]] = {}
+    for place, tensor in enumerate(inputs):
+        name = tensor.get("name")
+        if name not in names or name in columns:
+            raise _fault(f"/inputs/{place}/name", f"found {name!r}; this model has, each once: {', '.join(names)}")
+        columns[name], binary = _texts(tensor, binary, f"/inputs/{place}")
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise _fault("/inputs", f"the tensor {missing[0]!r} is missing")
+    sizes = {name: len(found) for name, found in columns.items()}
+    if len(set(sizes.values())) > 1:
+        raise _fault("/inputs", f"the tensors have to be of one length; found {sizes}")
+    return document, columns
+
+
+def _texts(tensor: Mapping[str, Any], binary: memoryview, at: str) -> tuple[list[str], memoryview]:
+    """A BYTES tensor's texts, and the binary data behind it."""
+    if tensor.get("datatype") != "BYTES":
+        raise _fault(f"{at}/datatype", f"found {tensor.get('datatype')!r}; allowed: 'BYTES'")
+    parameters = tensor.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is None:
+        found, rest = tensor.get("data"), binary
+    elif type(size) is int and 0 <= size <= len(binary):
+        found, rest = _unpacked(binary[:size], at), binary[size:]
+    else:
+        raise _fault(f"{at}/parameters/binary_data_size", f"found {size!r}; {len(binary)} bytes are left")
+    while isinstance(found, list) and found and all(isinstance(one, list) for one in found):
+        found = [value for one in found for value in one]  # nested as the shape is
+    if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
+        raise _fault(f"{at}/data", "expected a list of texts, at least one")
+    shape = tensor.get("shape")
+    numbers = shape if isinstance(shape, list) and all(type(one) is int for one in shape) else None
+    if numbers is None or _product(numbers) != len(found):
+        raise _fault(f"{at}/shape", f"found {shape!r}; there are {len(found)} texts")
+    return found, rest
+
+
+def _unpacked(data: memoryview, at: str) -> list[str]:
+    """Texts as Triton packs them: four bytes of length, little end first, and UTF-8."""
+    texts = []
+    while data:
+        if len(data) < 4 or len(data) < 4 + (size := struct.unpack("<I", data[:4])[0]):
+            raise _fault(f"{at}/data", "the binary data ends within a text")
+        try:
+            texts.append(bytes(data[4 : 4 + size]).decode())
+        except UnicodeDecodeError as error:
+            raise _fault(f"{at}/data", f"text {len(texts)} is not UTF-8: {error}") from error
+        data = data[4 + size :]
+    return texts
+
+
+def _wanted(document: Mapping[str, Any]) -> set[str]:
+    """The names of the outputs to answer with; default: all."""
+    names = [name for name, _ in _OUTPUTS]
+    outputs = document.get("outputs")
+    if not outputs:
+        return set(names)
+    for place, one in enumerate(outputs if isinstance(outputs, list) else [outputs]):
+        name = one.get("name") if isinstance(one, dict) else None
+        if name not in names:
+            raise _fault(f"/outputs/{place}/name", f"found {name!r}; allowed: {', '.join(names)}")
+    return {one["name"] for one in outputs}
+
+
+def _product(numbers: Sequence[int]) -> int:
+    total = 1
+    for number in numbers:
+        total *= number
+    return total
+
+
+def _fault(pointer: str, detail: str) -> InvalidInput:
+    return InvalidInput(f"{pointer or 'body'}: {detail}", [Problem(pointer, detail)])
+
+
+def _json(document: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(document, ensure_ascii=False).encode(), status, media_type="application/json")

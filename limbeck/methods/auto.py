@@ -1,0 +1,62 @@
+"""The default: a third of the steps bring the student's inside near its teacher's, the rest its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from limbeck.methods.base import Method, Models, Objective, Part, Term
+from limbeck.methods.kd import TeacherAndLabels
+from limbeck.methods.minilm import Relations, both
+from limbeck.methods.tinybert import HiddenStates
+
+if TYPE_CHECKING:
+    from limbeck.batches import Batch
+    from limbeck.criterion import Criterion
+
+_SHARE = 1 / 3
+
+
+class Auto(Method):
+    """Relations of the last layer (MiniLMv2) and hidden states on a uniform map (TinyBERT); then ``kd`` at T = 4, 0.9.
+
+    Where a family's attention is not in its projections (ModernBERT) the hidden states are matched alone; a student
+    without layers (BiLSTM, BiGRU) learns the answers from the first step on.
+    """
+
+    paper: ClassVar[str | None] = (
+        "Limbeck's own choice, of MiniLMv2 (arXiv:2012.15828), TinyBERT (arXiv:1909.10351) and kd"
+    )
+
+    type: Literal["auto"] = "auto"
+
+    def parts(self) -> tuple[Part, ...]:
+        return (
+            Part("inside", share=_SHARE, selects=False, teacher_logits=True),
+            Part("answers", share=1 - _SHARE, teacher_logits=True),
+        )
+
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        from limbeck.families import FAMILIES
+
+        if part.name == "inside" and models.student.config.model_type in FAMILIES:
+            return _Inside(models)
+        return TeacherAndLabels(models.student, criterion, temperature=4.0, alpha=0.9)
+
+
+class _Inside(Objective):
+    def __init__(self, models: Models) -> None:
+        from limbeck.families import family_of
+
+        self.states = HiddenStates(models)
+        self.module, self.student, teacher = self.states.module, models.student, self.states.teacher
+        shared = Models(models.student, lambda: teacher, models.layers)  # loaded once
+        rotary = family_of(teacher.config.model_type).rotary
+        self.relations = None if rotary else Relations(shared, None, None)
+
+    def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+        ours, theirs = both(self.student, self.states.teacher, batch, projections=self.relations is not None)
+        terms = {"hidden_loss": Term(self.states.distance(ours, theirs, batch), unit="tokens")}
+        if self.relations is not None:
+            terms["relation_loss"] = Term(self.relations.relations(ours, theirs, batch), unit="tokens")
+        return terms

@@ -1,0 +1,146 @@
+"""DistilBERT's triple loss on a task's own texts: answers, masked words, and the direction of the last states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from limbeck.errors import InvalidConfig, Problem
+from limbeck.methods.base import Method, Models, Objective, Part, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from limbeck.batches import Batch
+    from limbeck.criterion import Criterion
+
+#: BERT's rule: so many tokens are to be guessed; of those, so many are masked and so many are some other word.
+_GUESSED, _MASKED, _OTHER = 0.15, 0.8, 0.1
+
+
+class DistilBERT(Method):
+    """``5 · T²·KL(T = 2) + 2 · masked words + 1 · (1 - cosine)``, as published, with the task's answers as the first.
+
+    The paper distils from unlabelled text before there is a task; here the texts are the data set's own.
+    """
+
+    paper: ClassVar[str | None] = "Sanh et al. 2019, DistilBERT, a distilled version of BERT, arXiv:1910.01108"
+    needs: ClassVar[frozenset[str]] = frozenset({"layers", "same_width"})
+
+    type: Literal["distilbert"] = "distilbert"
+    temperature: float = Field(default=2.0, ge=0.1, le=100)
+    """T of the soft loss."""
+    soft_weight: float = Field(default=5.0, ge=0, le=100)
+    """Weight of the teacher's answers."""
+    words_weight: float = Field(default=2.0, ge=0, le=100)
+    """Weight of the masked words."""
+    cosine_weight: float = Field(default=1.0, ge=0, le=100)
+    """Weight of the last hidden states' direction."""
+
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        return _Triple(models, criterion, self)
+
+
+class _Triple(Objective):
+    def __init__(self, models: Models, criterion: Criterion, options: DistilBERT) -> None:
+        from torch import nn
+
+        self.student, self.teacher = models.student, models.teacher()
+        self.criterion, self.options = criterion, options
+        ours, theirs = self.student.config, self.teacher.config
+        if ours.hidden_size != theirs.hidden_size:
+            detail = (
+                f"found a student of width {ours.hidden_size} and a teacher of {theirs.hidden_size}, whose states "
+                "cannot be compared: take tinybert, which learns a projection, or minilm"
+            )
+            raise InvalidConfig(f"/method: {detail}", [Problem("/method", detail)])
+        self.mask_id, self.special = _tokens(models)
+        count, width = self.table.shape
+        self.words = _words(int(ours.hidden_size), count, width)
+        self.module = nn.ModuleDict({"student": self.student, "words": self.words})
+
+    @property
+    def table(self) -> Tensor:  # (words, width)
+        table: Any = self.student.get_input_embeddings()
+        weight: Tensor = table.weight
+        return weight
+
+    def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+        import torch
+
+        from limbeck.capture import captured
+        from limbeck.matching import cosine_distance
+
+        last = int(self.student.config.num_hidden_layers)
+        with captured(self.student) as ours:
+            logits = self.criterion.logits(self.student(**batch.inputs))
+        with torch.no_grad(), captured(self.teacher) as theirs:
+            self.teacher.base_model(**batch.inputs)
+        there = theirs.hidden(int(self.teacher.config.num_hidden_layers))
+        cosine = cosine_distance(ours.hidden(last), there, batch.inputs["attention_mask"])
+        soft = self.criterion.soft(logits, batch, self.options.temperature, progress=step / steps)
+        return {
+            "soft_loss": soft.times(self.options.soft_weight),
+            "words_loss": Term(self._words_loss(batch), self.options.words_weight, "tokens"),
+            "cosine_loss": Term(cosine, self.options.cosine_weight, "tokens"),
+        }
+
+    def _words_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the guessed tokens, divided by as many as are guessed on average.
+
+        Not by as many as were drawn: parts of a batch could not be weighed by their tokens then, and an empty draw
+        would divide by nothing.
+        """
+        import torch.nn.functional as F
+
+        from limbeck.capture import captured
+
+        ids, guessed = self._masked(batch.inputs["input_ids"], batch.inputs["attention_mask"])
+        with captured(self.student) as found:
+            self.student.base_model(**batch.inputs | {"input_ids": ids})
+        states = self.words(found.hidden(int(self.student.config.num_hidden_layers))[guessed])
+        scores = F.linear(states, self.table, self.words.bias)  # tied, as BERT's own
+        losses = F.cross_entropy(scores.float(), batch.inputs["input_ids"][guessed], reduction="sum")
+        return losses / (_GUESSED * batch.counts["tokens"])
+
+    def _masked(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The texts with words masked or exchanged, and where they are to be guessed; drawn from torch's generator,
+        which checkpoints hold."""
+        import torch
+
+        # Drawn on the CPU: its generator is the one that is the same on every device.
+        chance, kind = (torch.rand(ids.shape).to(ids.device) for _ in range(2))
+        word = torch.randint(0, len(self.table), ids.shape).to(ids.device)
+        guessed = (chance < _GUESSED) & (mask > 0) & ~torch.isin(ids, self.special.to(ids.device))
+        changed = torch.where(kind < _MASKED, self.mask_id, torch.where(kind < _MASKED + _OTHER, word, ids))
+        return torch.where(guessed, changed, ids), guessed
+
+
+def _tokens(models: Models) -> tuple[int, Tensor]:
+    """The mask's id and all special ids.
+
+    Raises:
+        InvalidConfig: the tokenizer has no mask.
+    """
+    import torch
+
+    found = models.tokens()
+    if found.mask is None:
+        detail = "found 'distilbert', which masks words, and a teacher whose tokenizer has no mask token: take kd"
+        raise InvalidConfig(f"/method: {detail}", [Problem("/method", detail)])
+    return found.mask, torch.tensor(found.special)
+
+
+def _words(width: int, vocabulary: int, table_width: int) -> Any:
+    """BERT's masked-LM head without its decoder, which is the student's own table; with a bias for each word."""
+    import torch
+    from torch import nn
+
+    class Words(nn.Sequential):
+        bias: nn.Parameter
+
+    words = Words(nn.Linear(width, table_width), nn.GELU(), nn.LayerNorm(table_width))
+    words.bias = nn.Parameter(torch.zeros(vocabulary))
+    return words

@@ -1,0 +1,74 @@
+"""Which neurons of a feed-forward part matter: those without which the loss would change most, to the first order.
+
+Setting a neuron's output a to nothing changes the loss by about -a · ∂L/∂a: summed over the tokens of a text, in
+absolute value, summed over texts (Molchanov et al. 2017, Pruning Convolutional Neural Networks, arXiv:1611.06440; for
+transformers Michel et al. 2019, Are Sixteen Heads Really Better than One?, arXiv:1905.10650).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from limbeck.families import family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from limbeck.batches import Batch
+
+
+def neuron_importance(
+    model: PreTrainedModel, batches: Sequence[Batch], loss: Callable[[PreTrainedModel, Batch], Tensor]
+) -> Tensor:
+    """How much each neuron matters, (layers, neurons); where layers are one, (1, neurons).
+
+    Args:
+        model: the teacher; put into ``eval()``, its parameters stay as they are.
+        batches: labelled texts.
+        loss: the mean loss of a batch.
+    """
+    family = family_of(model.config.model_type)
+    found = model.base_model.get_submodule(family.layers)
+    layers = [found] if family.shared else list(found.children())
+    sums: list[Tensor | None] = [None] * len(layers)
+
+    def watch(place: int) -> Callable[..., None]:
+        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            (activation,) = inputs  # (texts, tokens, neurons)
+
+            def add(gradient: Tensor) -> None:
+                each = (activation.detach() * gradient).sum(dim=1).abs().sum(dim=0).float().cpu()
+                known = sums[place]
+                sums[place] = each if known is None else known + each
+
+            activation.register_hook(add)  # type: ignore[no-untyped-call]
+
+        return hook
+
+    handles = [
+        layer.get_submodule(family.neurons[1]).register_forward_pre_hook(watch(place))
+        for place, layer in enumerate(layers)
+    ]
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    model.train(False).requires_grad_(True)
+    try:
+        for batch in batches:
+            # The mean over the batch makes every gradient a share of it.
+            torch.autograd.backward(loss(model, batch) * len(batch.labels))
+            model.zero_grad(set_to_none=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, before in zip(model.parameters(), trained, strict=True):
+            parameter.requires_grad_(before)
+    return torch.stack([one for one in sums if one is not None])
+
+
+def most_important(importance: Tensor, count: int) -> list[Tensor]:
+    """For each layer the places of its ``count`` most important neurons, rising; equal ones by their place."""
+    order = torch.sort(importance, dim=1, descending=True, stable=True).indices
+    return [row[:count].sort().values for row in order]

@@ -1,0 +1,83 @@
+"""Names for models: read, switched under a version, and resolved wherever a model is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from limbeck.errors import InvalidInput, NotFound, Problem, Stale
+from models.alias import Alias
+from models.base import db_now
+
+#: Not like an id, so that a name never hides a model.
+_NAME = re.compile(r"(?!mdl_)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidInput where ``name`` cannot be an alias."""
+    if not _NAME.fullmatch(name):
+        allowed = "letters, digits, '.', '_' and '-', at most 64, not beginning with 'mdl_'"
+        raise InvalidInput(f"An alias cannot be called {name!r}; allowed: {allowed}.", [Problem("/name", allowed)])
+
+
+def get_alias(session: Session, name: str) -> Alias:
+    """Raises NotFound where there is none of this name."""
+    alias = session.get(Alias, name)
+    if alias is None:
+        raise NotFound(f"There is no alias {name!r}.")
+    return alias
+
+
+def list_aliases(session: Session) -> Sequence[Alias]:
+    """All of them, by name."""
+    return session.scalars(select(Alias).order_by(Alias.name)).all()
+
+
+def aliases_of(session: Session, model_id: str) -> list[str]:
+    """The names that stand for a model."""
+    return list(session.scalars(select(Alias.name).where(Alias.model_id == model_id).order_by(Alias.name)))
+
+
+def resolve(session: Session, name: str) -> str:
+    """The id of the model that ``name``, an id or an alias, means; an unknown name is given back."""
+    if name.startswith("mdl_"):
+        return name
+    return session.scalar(select(Alias.model_id).where(Alias.name == name)) or name
+
+
+def put_alias(session: Session, name: str, model_id: str, *, expected: int | None = None) -> Alias:
+    """Let ``name`` stand for a model from now on.
+
+    Args:
+        expected: the version that the caller has seen, 0 for none; without it whatever stands there is replaced.
+
+    Raises:
+        InvalidInput: no alias may be called so.
+        Stale: the alias has another version by now.
+    """
+    check_name(name)
+    values = {"model_id": model_id, "updated_at": db_now()}
+    query = update(Alias).where(Alias.name == name).values(**values, version=Alias.version + 1)
+    if expected is not None:
+        query = query.where(Alias.version == expected)
+    switched = session.scalars(query.returning(Alias), execution_options={"populate_existing": True}).one_or_none()
+    if switched is not None:
+        return switched
+    found = session.scalar(select(Alias.version).where(Alias.name == name))
+    if found is not None or expected not in (None, 0):
+        raise Stale(f"The alias {name!r} has version {found or 0}, not {expected}: somebody switched it meanwhile.")
+    try:
+        with session.begin_nested():
+            return session.scalars(insert(Alias).values(name=name, version=1, **values).returning(Alias)).one()
+    except IntegrityError as error:  # somebody made it in this moment
+        raise Stale(f"The alias {name!r} was made by somebody else in this moment; look, and try again.") from error
+
+
+def delete_alias(session: Session, name: str) -> None:
+    """Raises NotFound where there is none of this name; the model stays."""
+    if session.scalars(delete(Alias).where(Alias.name == name).returning(Alias.name)).one_or_none() is None:
+        raise NotFound(f"There is no alias {name!r}.")

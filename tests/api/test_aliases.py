@@ -1,0 +1,90 @@
+"""Aliases: a name for whatever student answers under it, switched without a request that fails."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.deps import Services
+from models.model import ModelKind
+from tests.api.conftest import add_model
+from tests.exported import LABELS
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def students(house: Services, exported_student: Path) -> list[str]:
+    return [add_model(house, contents(exported_student), labels=list(LABELS)) for _ in range(2)]
+
+
+def test_an_alias_serves_wherever_a_models_id_does(client: TestClient, students: list[str]) -> None:
+    made = client.put("/v1/aliases/reviews", json={"model": students[0]})
+    assert (made.status_code, made.json()["version"], made.headers["etag"]) == (200, 1, '"1"')
+    for name in ("reviews", students[0]):
+        assert client.get(f"/v1/models/{name}").json()["id"] == students[0]
+        assert client.get(f"/v1/models/{name}/files").status_code == 200
+        assert client.get(f"/v1/models/{name}/files/config.json").status_code == 200
+        assert client.post(f"/v1/models/{name}/predict", json={"inputs": "x"}).status_code == 200
+    assert [one["name"] for one in client.get("/v1/aliases").json()["data"]] == ["reviews"]
+    assert client.delete("/v1/aliases/reviews").status_code == 204
+    assert client.get("/v1/aliases/reviews").status_code == 404
+    assert client.post("/v1/models/reviews/predict", json={"inputs": "x"}).status_code == 404
+
+
+def test_a_switch_under_an_old_version_is_refused(client: TestClient, students: list[str]) -> None:
+    """Guards two people who roll out at once: the second has to see what the first did."""
+    first, second = students
+    assert client.put("/v1/aliases/a", json={"model": first}, headers={"If-None-Match": "*"}).status_code == 200
+    assert client.put("/v1/aliases/a", json={"model": second}, headers={"If-None-Match": "*"}).status_code == 412
+    assert client.put("/v1/aliases/a", json={"model": second}, headers={"If-Match": '"1"'}).json()["version"] == 2
+    stale = client.put("/v1/aliases/a", json={"model": first}, headers={"If-Match": '"1"'})
+    assert (stale.status_code, stale.json()["code"]) == (412, "stale")
+    assert client.put("/v1/aliases/none", json={"model": first}, headers={"If-Match": '"1"'}).status_code == 412
+    assert client.put("/v1/aliases/a", json={"model": first}, headers={"If-Match": "1"}).status_code == 422
+    assert client.get("/v1/aliases/a").json()["model"] == second
+
+
+def test_an_alias_means_a_student_that_can_answer(client: TestClient, house: Services, students: list[str]) -> None:
+    teacher = add_model(house, {"config.json": b"{}"}, kind=ModelKind.TEACHER)
+    assert client.put("/v1/aliases/a", json={"model": teacher}).status_code == 409
+    assert client.put("/v1/aliases/a", json={"model": "mdl_none"}).status_code == 404
+    assert client.get("/v1/aliases/a").status_code == 404
+    for name in ("mdl_a", "with space", ".dot"):
+        assert client.put(f"/v1/aliases/{name}", json={"model": students[0]}).status_code == 422, name
+
+
+def test_a_model_under_an_alias_is_not_deleted(client: TestClient, students: list[str]) -> None:
+    client.put("/v1/aliases/a", json={"model": students[0]})
+    refused = client.delete(f"/v1/models/{students[0]}")
+    assert refused.status_code == 409
+    assert "alias a" in refused.json()["detail"]
+    client.put("/v1/aliases/a", json={"model": students[1]})
+    assert client.delete(f"/v1/models/{students[0]}").status_code == 204
+
+
+def test_no_request_fails_while_an_alias_is_switched(client: TestClient, students: list[str]) -> None:
+    """Guards the moment between two students: asked all the time, under one name, while it goes to and fro."""
+    client.put("/v1/aliases/a", json={"model": students[0]})
+    ended = threading.Event()
+    statuses: list[int] = []
+
+    def ask() -> None:
+        while not ended.is_set():
+            statuses.append(client.post("/v1/models/a/predict", json={"inputs": "a text"}).status_code)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        for turn in range(6):
+            assert client.put("/v1/aliases/a", json={"model": students[(turn + 1) % 2]}).status_code == 200
+    finally:
+        ended.set()
+        asker.join(30)
+    assert len(statuses) > 5
+    assert set(statuses) == {200}

@@ -1,0 +1,211 @@
+"""Questions of many requests, answered together: who waits for whom, what is refused, and that answers stay equal."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.inference import Batcher
+from api.inference.batcher import WINDOW
+from limbeck.errors import Busy, InvalidModel, TooSlow
+from limbeck.runtime import Predictor, Question
+from tests.exported import texts
+
+
+class Slow:
+    """A student whose answers take until it is told: what lies between the batcher and the runtime, nothing else."""
+
+    def __init__(self, log: list[tuple[str, int]] | None = None, name: str = "slow") -> None:
+        self.go = threading.Event()
+        self.begun = threading.Event()
+        self.log = [] if log is None else log
+        self.name = name
+
+    def answers(self, questions: list[Question]) -> list[Any]:
+        self.begun.set()
+        assert self.go.wait(10)
+        self.log.append((self.name, sum(len(one) for one in questions)))
+        if any("broken" in text for one in questions for text in one.texts):
+            raise InvalidModel("this text cannot be answered")
+        return [[text.upper() for text in one.texts] for one in questions]
+
+
+def question(*given: str) -> Question:
+    return Question(list(given), None, "list")
+
+
+@contextmanager
+def batcher(*, threads: int = 1, limit: int = 1000, seconds: float = 30) -> Iterator[Batcher]:
+    made = Batcher(threads=threads, limit=limit, seconds=seconds)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def run(script: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(script, 30))
+
+
+async def until(condition: Any) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("it never came to that")
+
+
+def test_answers_are_those_that_each_question_gets_alone(exported_student: Path) -> None:
+    """Guards against answers that go to the wrong caller, and against a window that changes them."""
+    student = Predictor.load(exported_student, format="onnx")
+    asked: list[Any] = [texts(40), texts(3)[2], {"text": texts(5)[4]}, *texts(30)]
+
+    async def ask_all(made: Batcher) -> list[Any]:
+        return list(await asyncio.gather(*(made.ask(student, student.question(one, top_k=2)) for one in asked)))
+
+    with batcher(threads=2) as made:
+        answers = run(ask_all(made))
+    for one, answer in zip(asked, answers, strict=True):
+        alone = student.predict(one, top_k=2)
+        flat = [list(chain(*found)) if isinstance(one, list) else found for found in (answer, alone)]
+        assert [label["label"] for label in flat[0]] == [label["label"] for label in flat[1]]
+        assert [label["score"] for label in flat[0]] == pytest.approx([label["score"] for label in flat[1]], abs=1e-5)
+
+
+def test_what_waits_meanwhile_is_answered_in_one_go() -> None:
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        first = asyncio.ensure_future(made.ask(student, question("a")))  # type: ignore[arg-type]
+        await until(student.begun.is_set)
+        rest = [asyncio.ensure_future(made.ask(student, question(f"{i}"))) for i in range(WINDOW + 3)]  # type: ignore[arg-type]
+        await until(lambda: made.waiting == WINDOW + 3)
+        student.go.set()
+        assert await first == ["A"]
+        assert [answer for [answer] in await asyncio.gather(*rest)] == [str(i) for i in range(WINDOW + 3)]
+
+    with batcher() as made:
+        run(script(made))
+    assert [size for _, size in student.log] == [1, WINDOW, 3]
+
+
+def test_students_take_turns() -> None:
+    """Guards a student that is asked once while another is asked all the time: it answers after one window of that."""
+    log: list[tuple[str, int]] = []
+    hot, cold = Slow(log, "hot"), Slow(log, "cold")
+    cold.go.set()
+
+    async def script(made: Batcher) -> None:
+        many = asyncio.ensure_future(made.ask(hot, question(*map(str, range(5 * WINDOW)))))  # type: ignore[arg-type]
+        await until(hot.begun.is_set)
+        one = asyncio.ensure_future(made.ask(cold, question("x")))  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 4 * WINDOW + 1)
+        hot.go.set()
+        assert await one == ["X"]
+        assert await many == [str(i) for i in range(5 * WINDOW)]
+
+    with batcher() as made:
+        run(script(made))
+    assert log.index(("cold", 1)) <= 2
+
+
+def test_more_than_may_wait_is_refused_with_a_time_to_come_back() -> None:
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        first = asyncio.ensure_future(made.ask(student, question("a")))  # type: ignore[arg-type]
+        await until(student.begun.is_set)
+        second = asyncio.ensure_future(made.ask(student, question("b", "c")))  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 2)
+        with pytest.raises(Busy, match="2 texts wait") as refused:
+            await made.ask(student, question("d"))  # type: ignore[arg-type]
+        assert 1 <= refused.value.retry_after <= 60
+        student.go.set()
+        assert await first == ["A"]
+        assert await second == ["B", "C"]
+
+    with batcher(limit=2) as made:
+        run(script(made))
+
+
+def test_a_question_behind_its_deadline_is_refused_and_not_computed() -> None:
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        first = asyncio.ensure_future(made.ask(student, question("a")))  # type: ignore[arg-type]
+        await until(student.begun.is_set)
+        late = asyncio.ensure_future(made.ask(student, question("b")))  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 1)
+        await asyncio.sleep(0.1)
+        student.go.set()
+        assert await first == ["A"]
+        with pytest.raises(TooSlow, match=r"0\.05 s"):
+            await late
+
+    with batcher(seconds=0.05) as made:
+        run(script(made))
+    assert student.log == [("slow", 1)]
+
+
+def test_a_question_that_fails_takes_nobody_with_it() -> None:
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        first = asyncio.ensure_future(made.ask(student, question("a")))  # type: ignore[arg-type]
+        await until(student.begun.is_set)
+        asked = [asyncio.ensure_future(made.ask(student, question(one))) for one in ("b", "broken", "c")]  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 3)
+        student.go.set()
+        await first
+        good, bad, better = await asyncio.gather(*asked, return_exceptions=True)
+        assert (good, better) == (["B"], ["C"])
+        assert isinstance(bad, InvalidModel)
+
+    with batcher() as made:
+        run(script(made))
+
+
+def test_who_went_away_is_not_answered() -> None:
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        first = asyncio.ensure_future(made.ask(student, question("a")))  # type: ignore[arg-type]
+        await until(student.begun.is_set)
+        gone = asyncio.ensure_future(made.ask(student, question("b")))  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 1)
+        gone.cancel()
+        last = asyncio.ensure_future(made.ask(student, question("c")))  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 2)
+        student.go.set()
+        assert (await first, await last) == (["A"], ["C"])
+
+    with batcher() as made:
+        run(script(made))
+    assert sum(size for _, size in student.log) == 2
+
+
+def test_closing_refuses_what_waits_and_leaves_no_thread() -> None:
+    student = Slow()
+    made = Batcher(threads=2, limit=10, seconds=30)
+    names = {thread.name for thread in threading.enumerate() if thread.name.startswith("limbeck-answers")}
+    assert len(names) >= 2
+
+    async def script() -> None:
+        asked = [asyncio.ensure_future(made.ask(student, question(f"{i}"))) for i in range(4)]  # type: ignore[arg-type]
+        await until(student.begun.is_set)
+        student.go.set()
+        await asyncio.to_thread(made.close)
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(one, list | Busy) for one in done)
+        with pytest.raises(Busy):
+            await made.ask(student, question("late"))  # type: ignore[arg-type]
+
+    run(script())
+    assert not any(thread.name in names and thread.is_alive() for thread in made._threads)

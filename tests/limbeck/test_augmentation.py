@@ -1,0 +1,296 @@
+"""More training texts: what a copy looks like, that none is a held-out text, and who learns from which."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+from limbeck.augmentation import MaskReplace, SentenceShuffle
+from limbeck.batches import Batch, Collator, Encoded, encode
+from limbeck.callbacks import Callbacks
+from limbeck.config import DistillConfig, Training, Unlabelled
+from limbeck.copies import enlarge, sentences, shuffled
+from limbeck.criterion import Criterion
+from limbeck.data import Split, load
+from limbeck.engine import distill
+from limbeck.errors import InvalidConfig, InvalidDataset
+from limbeck.loop import backward
+from limbeck.mask_replace import by_neighbours, filler, makes, replaced, whole_words
+from limbeck.methods.base import Part
+from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.preflight import check
+from limbeck.run import Run
+from tests.limbeck.bench import TASK, Bench, Recorder
+from tests.tiny import docstrings, vocabulary, write_tiny_bert, write_tiny_dataset
+
+LABELS = ("gui", "networking")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write_tiny_bert(folder / "teacher")
+    write_tiny_dataset(folder / "data", rows=96, labels=LABELS)
+    return folder
+
+
+def job(place: Path, augmentation: Any, **changes: Any) -> DistillConfig:
+    document: dict[str, Any] = {
+        "teacher": {"source": f"path:{place / 'teacher'}", "finetune": {"epochs": 2, "learning_rate": 3e-3}},
+        "dataset": f"path:{place / 'data'}",
+        "student": [1, 3],
+        "training": {
+            "epochs": 2,
+            "batch_size": 16,
+            "learning_rate": 3e-3,
+            "max_length": 32,
+            "augmentation": augmentation,
+        },
+        "export": [],
+    }
+    return DistillConfig.parse({**document, **changes})
+
+
+def test_sentences_end_at_marks_of_either_script_but_not_within_a_number() -> None:
+    assert sentences("It is 3.14! Is it? Yes.") == ["It is 3.14!", "Is it?", "Yes."]
+    assert sentences("你好。很好！真的？是；对") == ["你好。", "很好！", "真的？", "是；", "对"]
+    assert sentences("他说：“好。”走了。") == ["他说：“好。”走了。"]
+    assert sentences("First line\nsecond line") == ["First line", "second line"]
+
+
+def test_a_shuffled_copy_has_the_same_sentences_in_another_order() -> None:
+    """Guards the label, and Chinese text, in which nothing separates two sentences."""
+    train = Split(["One. Two. Three.", "一。二。三。", "Only one."], None, [0, 1, 1])
+    copies = shuffled(train, SentenceShuffle(copies=3), [7])
+    assert copies.labels == [0] * 3 + [1] * 3
+    assert len(set(copies.texts)) == 6
+    assert not set(copies.texts) & set(train.texts)
+    for text in copies.texts[:3]:
+        assert sorted(text.split()) == ["One.", "Three.", "Two."]
+    for text in copies.texts[3:]:
+        assert sorted(sentences(text)) == ["一。", "三。", "二。"]
+        assert " " not in text
+    assert shuffled(train, SentenceShuffle(copies=3), [7]).texts == copies.texts
+    assert shuffled(train, SentenceShuffle(copies=3), [8]).texts != copies.texts
+
+
+def test_sentences_may_be_repeated_and_pairs_stay_pairs() -> None:
+    train = Split(["One. Two."], ["Yes. No."], [1])
+    copies = shuffled(train, SentenceShuffle(repeats=2), [0])
+    assert copies.pairs is not None
+    assert sorted(copies.texts[0].split()) == ["One.", "One.", "Two.", "Two."]
+    assert sorted(copies.pairs[0].split()) == ["No.", "No.", "Yes.", "Yes."]
+
+
+def coded(place: Path) -> tuple[Any, list[str], Encoded]:
+    tokenizer = AutoTokenizer.from_pretrained(place / "teacher")
+    # Long ones, so that each has words to replace.
+    texts = sorted(docstrings("gui"), key=lambda text: -len(text.split()))[:20]
+    return tokenizer, texts, encode(tokenizer, Split(texts, None, [0] * len(texts)), 32)
+
+
+def test_only_whole_words_of_one_token_may_be_replaced(place: Path) -> None:
+    """Guards the pieces of a word: one replaced alone would leave a word that nobody ever wrote."""
+    tokenizer, _, _ = coded(place)
+    texts = ["the zzyx, 42"]
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(texts)["input_ids"][0])
+    words = (
+        whole_words(tokenizer, texts, None, 32)
+        & (makes(tokenizer, len(tokenizer)) > 0)[tokenizer(texts)["input_ids"][0]]
+    )
+    assert [token for token, whole in zip(tokens, words, strict=True) if whole] == ["the"]
+    assert any(token.startswith("##") for token in tokens)
+
+
+def test_a_neighbours_copy_differs_in_about_p_of_its_words_and_in_nothing_else(place: Path) -> None:
+    tokenizer, texts, split = coded(place)
+    kinds = makes(tokenizer, len(tokenizer))
+    words = whole_words(tokenizer, texts, None, 32) & (kinds[split.ids] > 0)
+    spec = MaskReplace(copies=3, p=0.3, candidates=4)
+    table = torch.randn(len(tokenizer), 8, generator=torch.Generator().manual_seed(0))
+    found = replaced(split, words, spec, [1], by_neighbours(table, spec, kinds))
+    whole = split.take(np.repeat(np.arange(len(split)), 3))
+    assert np.array_equal(found.lengths, whole.lengths)
+    changed = found.ids != whole.ids
+    free = np.concatenate([np.tile(words[a:b], 3) for a, b in zip(split.starts, split.starts[1:], strict=False)])
+    assert not changed[~free].any()
+    assert changed[free].mean() == pytest.approx(0.3, abs=0.05)
+    # By hand: the four nearest by cosine among the words, the word itself left out.
+    likeness = torch.nn.functional.cosine_similarity(table[:, None], table[None, :], dim=2)
+    likeness[:, torch.from_numpy(kinds == 0)] = -2
+    likeness.fill_diagonal_(-2)
+    near = likeness.topk(4, dim=1).indices.numpy()
+    assert all(new in near[old] for new, old in zip(found.ids[changed], whole.ids[changed], strict=True))
+    again = replaced(split, words, spec, [1], by_neighbours(table, spec, kinds))
+    assert np.array_equal(found.ids, again.ids)
+
+
+def test_a_masked_lm_heads_own_words_take_the_places(place: Path, tmp_path: Path) -> None:
+    """Guards the head's use: with a bias that knows three words alone, these are what the copies have."""
+    tokenizer, texts, split = coded(place)
+    config = BertConfig(
+        vocab_size=len(vocabulary()), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    model = BertForMaskedLM(config)
+    wanted = tokenizer.convert_tokens_to_ids(["return", "window", "line"])
+    with torch.no_grad():
+        model.cls.predictions.bias[wanted] = 50.0
+        model.cls.predictions.bias[tokenizer.convert_tokens_to_ids("##s")] = 99.0
+    model.save_pretrained(tmp_path / "mlm")
+    kinds = makes(tokenizer, len(tokenizer))
+    words = whole_words(tokenizer, texts, None, 32) & (kinds[split.ids] > 0)
+    spec = MaskReplace(p=0.5, candidates=2)
+    run = Run(job(place, []), tmp_path / "run", Callbacks(), 60)
+    before = split.ids.copy()
+    found = replaced(split, words, spec, [1], filler(tmp_path / "mlm", tokenizer, spec, kinds, run))
+    assert np.array_equal(split.ids, before)
+    assert np.array_equal(found.lengths, split.lengths)
+    changed = found.ids != split.ids
+    assert set(found.ids[changed].tolist()) <= set(wanted)
+    assert not changed[~words].any()
+    # The word itself is never drawn: where a masked word was one of the three, it is another now.
+    assert changed[words].mean() == pytest.approx(0.5, abs=0.08)
+
+
+def test_no_copy_is_a_held_out_text(place: Path, tmp_path: Path) -> None:
+    """Guards the test split: a text in another order may be one that somebody else wrote."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = {
+        "train": (["Apples fall. Pears too.", "Boats sink. Ships too."] * 8, ["a", "b"] * 8),
+        "validation": (["Pears too. Apples fall.", "Cars stop."], ["a", "b"]),
+        "test": (["Ships too. Boats sink.", "Cars go."], ["a", "b"]),
+    }
+    for split, (texts, labels) in rows.items():
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), folder / f"{split}.parquet")
+    config = job(place, ["sentence_shuffle"], dataset=f"path:{folder}")
+    corpus = load(config.dataset, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(place / "teacher")
+    whole = {name: encode(tokenizer, getattr(corpus, name), 32) for name in ("train", "validation", "test")}
+    found = enlarge(Run(config, tmp_path / "run", Callbacks(), 60), corpus, whole, place / "teacher", tokenizer, {})
+    assert (found.held_out, len(found.train), found.counts) == (16, 16, {"sentence_shuffle": 0})
+
+
+def test_the_student_learns_from_all_of_it_and_the_rest_from_what_they_can_use(place: Path, tmp_path: Path) -> None:
+    """Guards the comparison: the baseline has the copies and as many steps, the teacher the data set alone; texts
+    without labels reach the student with the teacher's answers, whatever label their source has."""
+    extra = tmp_path / "extra"
+    extra.mkdir()
+    texts = [*docstrings("testing")[:60], "", *docstrings("testing")[:5]]
+    pyarrow.parquet.write_table(pyarrow.table({"sentence": texts, "label": [9] * len(texts)}), extra / "more.parquet")
+    unlabelled = {"type": "unlabelled", "source": f"path:{extra}", "split": "more", "limit": 48}
+    said = Recorder()
+    # Named first and added last: the labelled examples have to stay together.
+    result = distill(job(place, [unlabelled, {"type": "mask_replace", "p": 1.0}]), tmp_path / "job", callbacks=said)
+    events = {kind: data for kind, _, data in said.events}
+    assert events["data.augmented"] == {"mask_replace": 96, "unlabelled": 48, "held_out": 0}
+    assert (result.scorecard.dataset.copies, result.scorecard.dataset.unlabelled) == (96, 48)
+    assert events["cache.built"]["misses"] == 96 + 96 + 48
+    steps = {}
+    for step, values in said.points:
+        for name in values:
+            steps.setdefault(name.partition("/")[0], set()).add(step)
+    # 96, 240 and 192 examples by 16, over 2, 2 and (as the texts without labels are a fifth) 2.5 epochs.
+    assert {name: len(found) for name, found in steps.items()} == {"teacher": 12, "distilling": 30, "baseline": 24}
+    assert pyarrow.parquet.read_table(result.hard_samples[0]).num_rows == 96 + 24
+    card = (result.student / "README.md").read_text(encoding="utf-8")
+    assert "96 altered copies" in card
+    assert "48 other texts" in card
+    assert result.baseline is not None
+    assert "other texts" not in (result.baseline / "README.md").read_text(encoding="utf-8")
+
+
+def test_texts_without_labels_take_no_part_in_the_hard_loss(tmp_path: Path) -> None:
+    """Guards label -1, and the mean: over 10 rows, of which 5 have labels, cut into parts of which some have none."""
+    bench = Bench.make(tmp_path)
+    train = replace(bench.train, labels=np.where(np.arange(len(bench.train)) < 20, bench.train.labels, -1))
+    phase = bench.phase(KnowledgeDistillation(alpha=0.5))
+    collate = Collator(train, 0, CPU, phase.teacher_logits, labelled=20)
+    objective = phase.method.build(Part(), phase.models, Criterion(TASK))
+    objective.student.eval()
+    rows = np.array([30, 31, 32, 1, 33, 2, 3, 34, 4, 5])
+    found = []
+    for accumulation in (1, 4):
+        objective.student.zero_grad()
+        sums = backward(objective, collate, rows, accumulation, 0, 1, bench.run(tmp_path / str(accumulation), phase))
+        found.append([p.grad.clone() for p in objective.student.parameters() if p.grad is not None] + [sums["loss"]])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    plain = Collator(train, 0, CPU, phase.teacher_logits)(np.array([1, 2, 3, 4, 5]))
+    by_hand = Criterion(TASK).hard(objective.student(**plain.inputs).logits, plain).value
+    assert sums["hard_loss"].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_a_batch_without_any_label_has_no_hard_loss_and_a_gradient_of_zero() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    labelled = torch.zeros(2, dtype=torch.bool)
+    batch = Batch({}, torch.tensor([-1, -1]), None, {"examples": 2, "labelled": 0}, np.arange(2), labelled)
+    term = Criterion(TASK).hard(logits, batch)
+    torch.autograd.backward(term.value)
+    assert (term.value.item(), term.unit) == (0, "labelled")
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loss": "dkd"}, "loss 'dkd'"),
+        ({"loss": "annealing"}, "loss 'annealing'"),
+        ({"sample_weighting": "focal"}, "sample_weighting 'focal'"),
+        ({"sample_weighting": "curriculum"}, "sample_weighting 'curriculum'"),
+    ],
+)
+def test_what_needs_labels_refuses_texts_without(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Training.model_validate({**change, "augmentation": {"type": "unlabelled", "source": "org/texts"}})
+    Training.model_validate(
+        {
+            "sample_weighting": {"type": "curriculum", "by": "entropy"},
+            "augmentation": {"type": "unlabelled", "source": "org/texts"},
+        }
+    )
+
+
+def test_a_method_without_the_teachers_answers_refuses_texts_without_labels() -> None:
+    document = {"teacher": "org/t", "dataset": "org/d", "method": "none"}
+    augmentation = ["sentence_shuffle", {"type": "unlabelled", "source": "org/texts"}]
+    config = DistillConfig.parse({**document, "training": {"augmentation": augmentation}})
+    (problem,) = check(config, teacher=None, labels=None)
+    assert problem.pointer == "/training/augmentation/1"
+    assert config.data_sources() == {"/dataset/source": "org/d", "/training/augmentation/1/source": "org/texts"}
+
+
+def test_one_augmentation_needs_no_list() -> None:
+    short = Training.model_validate({"augmentation": "mask_replace"})
+    assert short.augmentation == (MaskReplace(),)
+    assert Training.model_validate(json.loads(short.model_dump_json())) == short
+    with pytest.raises(InvalidConfig) as caught:
+        DistillConfig.parse({"teacher": "a/b", "dataset": "a/b", "training": {"augmentation": "backtranslation"}})
+    assert any("/training/augmentation" in one.pointer for one in caught.value.problems)
+    with pytest.raises(ValueError, match="data set is a hub name"):
+        Unlabelled.model_validate({"source": "../secrets"})
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [({"split": "nope"}, "split"), ({"columns": {"text": "nope"}}, "columns/text"), ({"source": "path:/no"}, "source")],
+)
+def test_a_source_of_texts_that_cannot_be_read_is_named(
+    place: Path, tmp_path: Path, change: dict[str, Any], pointer: str
+) -> None:
+    config = job(place, {"type": "unlabelled", "source": f"path:{place / 'data'}", **change})
+    with pytest.raises(InvalidDataset) as caught:
+        distill(config, tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.pointer.endswith(pointer)

@@ -1,0 +1,147 @@
+"""Whole jobs for students that are not just fewer layers: the folder, the scorecard and an exact resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
+
+from limbeck.config import DistillConfig
+from limbeck.engine import DistillResult, distill
+from limbeck.errors import Interrupted, InvalidConfig
+from limbeck.runtime import Predictor
+from limbeck.scorecard import ModelCard
+from tests.limbeck.bench import Recorder
+from tests.tiny import vocabulary, write_tiny_bert, write_tiny_dataset
+
+LABELS = ("gui", "networking")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write_tiny_bert(folder / "teacher")
+    write_tiny_dataset(folder / "data", rows=96, labels=LABELS)
+    return folder
+
+
+def config(place: Path, student: dict[str, Any], **changes: Any) -> DistillConfig:
+    return DistillConfig.parse(
+        {
+            "teacher": {"source": f"path:{place}/teacher", "finetune": {"epochs": 3, "learning_rate": 3e-3}},
+            "dataset": {"source": f"path:{place}/data"},
+            "student": student,
+            "training": {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32},
+            "export": [],
+            **changes,
+        }
+    )
+
+
+def texts(place: Path) -> list[str]:
+    found: list[str] = pyarrow.parquet.read_table(place / "data" / "test.parquet").to_pydict()["text"]
+    return found
+
+
+def accuracy(place: Path, folder: Path) -> tuple[float, int]:
+    """What plain transformers gets from a folder, and the parameters that it finds there."""
+    wanted = pyarrow.parquet.read_table(place / "data" / "test.parquet").to_pydict()["label"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    coded = AutoTokenizer.from_pretrained(folder)(texts(place), truncation=True, padding=True, return_tensors="pt")
+    coded.pop("token_type_ids", None)
+    with torch.inference_mode():
+        answers = [LABELS[i] for i in model(**coded).logits.argmax(dim=1)]
+    right = sum(answer == label for answer, label in zip(answers, wanted, strict=True))
+    return right / len(wanted), sum(parameter.numel() for parameter in model.parameters())
+
+
+def check(place: Path, result: DistillResult) -> tuple[ModelCard, ModelCard]:
+    """The scorecard's figures of student and baseline are those of their folders."""
+    card = result.scorecard
+    assert card.baseline is not None
+    assert result.baseline is not None
+    for folder, claimed in ((result.student, card.student), (result.baseline, card.baseline)):
+        found, parameters = accuracy(place, folder)
+        assert found == pytest.approx(claimed.metrics["accuracy"].value)
+        assert parameters == claimed.parameters
+        size = (folder / "model.safetensors").stat().st_size
+        assert claimed.bytes < size < claimed.bytes + 10_000
+    assert card.student.architecture == card.baseline.architecture
+    return card.student, card.baseline
+
+
+def test_a_trimmed_narrow_student_is_exported(place: Path, tmp_path: Path) -> None:
+    """Guards ids on the whole way: training, tokenizer, table, ONNX and the runtime speak of the same tokens."""
+    student = {"layers": 2, "hidden_size": 16, "vocabulary": "trimmed"}
+    result = distill(config(place, student, export=["onnx"]), tmp_path)
+    card, _ = check(place, result)
+    assert (card.layers, card.hidden_size) == (2, 16)
+    tokenizer = AutoTokenizer.from_pretrained(result.student)
+    assert json.loads((result.student / "tokenizer_config.json").read_text())["tokenizer_class"] == (
+        "PreTrainedTokenizerFast"
+    )
+    assert card.parameters < 16 * len(vocabulary())
+    assert len(tokenizer) < len(vocabulary())
+    assert result.scorecard.exports[0].label_agreement == 1
+    asked = [*texts(place)[:6], "a zyzzyva never seen ☃"]
+    model = AutoModelForSequenceClassification.from_pretrained(result.student).eval()
+    coded = tokenizer(asked, truncation=True, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        scores = model(**coded).logits.softmax(dim=1)
+    answers = Predictor.load(result.student, threads=1).predict(asked)
+    assert [answer["score"] for answer in answers] == pytest.approx(scores.amax(dim=1).tolist(), abs=1e-4)
+
+
+def test_a_bilstm_learns_and_tells_how_it_is_read(place: Path, tmp_path: Path) -> None:
+    training = {"epochs": 8, "batch_size": 16, "learning_rate": 1e-2, "max_length": 32}
+    student = {"architecture": "bilstm", "hidden_size": 24}
+    result = distill(config(place, student, export=["onnx"], training=training), tmp_path)
+    card, _ = check(place, result)
+    assert (card.architecture, card.layers, card.hidden_size) == ("RecurrentForSequenceClassification", 1, 24)
+    assert card.metrics["accuracy"].value > 0.7
+    assert "import limbeck.recurrent" in (result.student / "README.md").read_text(encoding="utf-8")
+    assert Predictor.load(result.student, threads=1).predict(texts(place)[:2])
+
+
+def test_a_pruned_student_ends_the_same_when_it_is_stopped_on_the_way(place: Path, tmp_path: Path) -> None:
+    """Guards the start of a resumed run: other neurons, or another draw, would make the baseline another model."""
+    wanted = config(place, {"layers": [1, 3], "prune": 0.25})
+    whole = distill(wanted, tmp_path / "whole")
+    card, _ = check(place, whole)
+    assert AutoModelForSequenceClassification.from_pretrained(whole.student).config.intermediate_size == 48
+    with pytest.raises(Interrupted):
+        distill(wanted, tmp_path / "parts", callbacks=Recorder(stop_after=34), checkpoint_seconds=0)
+    again = distill(wanted, tmp_path / "parts", checkpoint_seconds=0)
+    for folder in ("student", "baseline"):
+        one, other = (load_file(getattr(result, folder) / "model.safetensors") for result in (whole, again))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert card.layers == 2
+
+
+def test_a_student_may_be_another_model(place: Path, tmp_path: Path) -> None:
+    """Guards whose layers and words a student of another source has; the teacher has four layers, it has three."""
+    write_tiny_bert(tmp_path / "own", layers=3, hidden=16, seed=9)
+    result = distill(config(place, {"source": f"path:{tmp_path}/own", "layers": 3}), tmp_path / "job")
+    card, _ = check(place, result)
+    assert (card.layers, card.hidden_size) == (3, 16)
+    saved, own = (load_file(folder / "model.safetensors") for folder in (result.student, tmp_path / "own"))
+    table = "embeddings.word_embeddings.weight"
+    untouched = vocabulary().index("zipimport") if "zipimport" in vocabulary() else len(vocabulary()) - 1
+    assert torch.equal(saved[f"bert.{table}"][untouched], own[table][untouched])
+    assert result.provenance["student"]["source"] == f"path:{tmp_path}/own"
+
+
+def test_a_student_with_another_tokenizer_is_refused(place: Path, tmp_path: Path) -> None:
+    """Guards against a student that learns the teacher's answers to other words than it reads."""
+    own = write_tiny_bert(tmp_path / "own", layers=2)
+    pieces = [*vocabulary()[:-2], vocabulary()[-1], vocabulary()[-2]]
+    BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(own)
+    with pytest.raises(InvalidConfig, match="is not the teacher's") as caught:
+        distill(config(place, {"source": f"path:{own}"}), tmp_path / "job")
+    assert caught.value.problems[0].pointer == "/student/source"

@@ -1,0 +1,391 @@
+"""Students of every kind: they start as they should, and transformers reads their folders with the same answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from limbeck.batches import Collator, Encoded
+from limbeck.config import Student
+from limbeck.errors import InvalidConfig
+from limbeck.export import export_onnx, rows_of
+from limbeck.families import family_of
+from limbeck.preparation import load_tokenizer
+from limbeck.pruning import most_important, neuron_importance
+from limbeck.shapes import FACTORISED, PRESETS, Shape, problems, resolve
+from limbeck.sources import ModelFacts, config_facts, model_facts
+from limbeck.student_plan import StudentPlan
+from limbeck.students import Blueprint, read_config
+from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.trimming import kept_ids, trimmed
+from limbeck.vocabulary import Vocabulary
+from tests.families import FAMILIES, LABELS, write_tiny
+from tests.limbeck.test_families import answers, answers_of_plain_transformers, prepared, split
+from tests.tiny import vocabulary as tiny_vocabulary
+
+TASK = SequenceClassification()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(request.param, tmp_path_factory.mktemp("family") / request.param)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny("bert", tmp_path_factory.mktemp("bert"))
+
+
+def plan_of(blueprint: Blueprint, **options: Any) -> StudentPlan:
+    return StudentPlan.of(Student(**options), blueprint, seed=5)
+
+
+def save(plan: StudentPlan, student: Any, folder: Path) -> None:
+    tokenizer = load_tokenizer(plan.origin.folder, read_config(plan.origin.folder))
+    if plan.trimmed:
+        tokenizer = trimmed(tokenizer, plan.origin.vocabulary.kept)
+    plan.save(student, folder)
+    tokenizer.save_pretrained(folder)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "narrow": {"layers": 2, "hidden_size": 8, "intermediate_size": 12},
+    "fewer neurons": {"layers": [0, 3], "intermediate_size": 20},
+    "random": {"layers": 2, "start": "random", "hidden_size": 8},
+    "factorised": {"layers": 2, "embedding_size": 4 + 4},
+    "narrow and factorised": {"layers": 2, "hidden_size": 8, "embedding_size": 8},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_student_of_another_shape_is_what_plain_transformers_reads(
+    folder: Path, tmp_path: Path, variant: str
+) -> None:
+    """Guards the chain from start to folder: a shape that config.json does not tell of, rows of the word table that
+    were left out of training, a start that differs each time (and with it the baseline from the student)."""
+    options = VARIANTS[variant]
+    if "embedding_size" in options and folder.name not in FACTORISED:
+        pytest.skip("its word table is as wide as its layers")
+    blueprint, data = prepared(folder)
+    teacher = blueprint.load_teacher(keep_head=True).state_dict()
+    plan = plan_of(blueprint, **options)
+    student = plan.start(teacher)
+    again = plan.start(teacher).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in student.state_dict().items())
+    expected = answers(student, data)
+    torch.testing.assert_close(answers(plan.build(student.state_dict()), data), expected)
+    save(plan, student, tmp_path)
+    torch.testing.assert_close(answers_of_plain_transformers(tmp_path), expected)
+    facts = model_facts(tmp_path)
+    assert (facts.layers, facts.hidden_size) == (2, options.get("hidden_size", 16))
+    assert facts.intermediate_size == options.get("intermediate_size", facts.hidden_size * 2)
+    if "embedding_size" in options:
+        assert (facts.embedding_size or facts.hidden_size) == options["embedding_size"]
+
+
+def test_a_student_of_the_same_shape_is_cut_and_not_projected(bert: Path) -> None:
+    blueprint, data = prepared(bert)
+    teacher = blueprint.load_teacher(keep_head=True).state_dict()
+    plan = plan_of(blueprint, layers=[1, 2], hidden_size=16, heads=2)
+    assert not plan.narrow
+    assert torch.equal(answers(plan.start(teacher), data), answers(blueprint.cut(teacher, (1, 2)), data))
+
+
+def write_doubled(folder: Path) -> BertForSequenceClassification:
+    """Write a BERT whose states say everything twice, and return the one of half its width that it stands for."""
+    sizes = {"num_hidden_layers": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3}
+    common = {"vocab_size": len(tiny_vocabulary()), "max_position_embeddings": 64, "initializer_range": 0.3, **sizes}
+    torch.manual_seed(0)
+    small = BertForSequenceClassification(
+        BertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16, **common)
+    )
+    large = BertForSequenceClassification(
+        BertConfig(hidden_size=16, num_attention_heads=4, intermediate_size=32, **common)
+    )
+    given = small.state_dict()
+    # The pooler's tanh does not turn with its basis: small states keep it straight.
+    given["bert.pooler.dense.weight"] *= 1e-3
+    given["classifier.weight"] *= 1e3
+    small.load_state_dict(given)
+    made = {}
+    for name, value in given.items():
+        target = large.state_dict()[name]
+        if "embeddings" in name and value.dim() == 2:
+            made[name] = value.repeat(1, 2)
+        elif name.endswith(("output.dense.weight", "pooler.dense.weight")):
+            doubled = value.repeat(2, 1)
+            inner = value.shape[1] if "pooler" not in name else 8
+            made[name] = torch.zeros_like(target)
+            made[name][:, :inner] = doubled / 2 if "pooler" in name else doubled
+            if "pooler" in name:
+                made[name][:, inner:] = doubled / 2
+        elif value.dim() == 2:  # reads hidden states: half of each copy; further rows read nothing
+            made[name] = torch.zeros_like(target)
+            made[name][: len(value)] = value.repeat(1, 2) / 2
+        else:
+            made[name] = torch.zeros_like(target)
+            made[name][: len(value)] = value
+            if len(target) == 2 * len(value) and ("output" in name or "LayerNorm" in name or "pooler" in name):
+                made[name][len(value) :] = value
+    large.load_state_dict(made)
+    write_tiny("bert", folder)
+    large.config.id2label = dict(enumerate(LABELS))
+    large.config.label2id = {name: i for i, name in enumerate(LABELS)}
+    large.save_pretrained(folder)
+    return small
+
+
+def test_what_lies_in_half_of_the_width_is_kept_whole(tmp_path: Path) -> None:
+    """Guards every factor of the projection (norms, scores, halves of the bases), which a student would train over: a
+    teacher that says everything twice is the same model at half its width, and the start has to find it."""
+    small = write_doubled(tmp_path)
+    blueprint, data = prepared(tmp_path)
+    teacher = blueprint.load_teacher(keep_head=True)
+    vocabulary = blueprint.vocabulary
+    table = small.get_input_embeddings()
+    expected = answers(teacher, data)
+    small.set_input_embeddings(
+        torch.nn.Embedding.from_pretrained(table.weight[torch.from_numpy(vocabulary.kept)], padding_idx=0)
+    )
+    torch.testing.assert_close(answers(small, data), expected, atol=1e-4, rtol=1e-4)
+    student = plan_of(blueprint, layers=2, hidden_size=8).start(teacher.state_dict())
+    assert (student.config.num_attention_heads, student.config.intermediate_size) == (2, 16)
+    torch.testing.assert_close(answers(student, data), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_narrower_heads_are_the_best_of_their_width(bert: Path) -> None:
+    """Guards the scale of the scores: heads that really are of half their width lose nothing when they become so."""
+    blueprint, data = prepared(bert)
+    teacher = blueprint.load_teacher(keep_head=True)
+    weights = teacher.state_dict()
+    for name, value in weights.items():
+        if ".attention.self." in name:  # heads of 8: the second half of each says nothing
+            value.view(2, 8, -1)[:, 4:] = 0
+    expected = answers(blueprint.build(4, weights), data)
+    student = plan_of(blueprint, layers=4, heads=4).start(weights)
+    assert torch.allclose(answers(student, data), expected, atol=1e-4)
+
+
+def batches_of(data: Encoded, size: int) -> list[Any]:
+    collate = Collator(data, 0, torch.device("cpu"))
+    return [collate(rows) for rows in np.array_split(np.arange(len(data)), len(data) // size)]
+
+
+def loss_of(model: Any, batch: Any) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(model(**batch.inputs).logits, batch.labels)
+
+
+def test_importance_is_what_the_loss_would_change_by(bert: Path) -> None:
+    """Guards the derivative, its sum over tokens and its independence of the batch size: a neuron made a little weaker
+    changes the loss of one text by its share."""
+    blueprint, data = prepared(bert)
+    teacher = blueprint.load_teacher(keep_head=True).double()
+    found = neuron_importance(teacher, batches_of(data, 1), loss_of)
+    assert found.shape == (4, 32)
+    torch.testing.assert_close(neuron_importance(teacher, batches_of(data, 6), loss_of), found, atol=1e-5, rtol=1e-4)
+    weight = teacher.bert.encoder.layer[2].output.dense.weight
+    step, neuron = 1e-6, 7
+    expected = 0.0
+    with torch.no_grad():
+        for batch in batches_of(data, 1):
+            before = loss_of(teacher, batch)
+            weight[:, neuron] *= 1 - step
+            expected += abs(float(loss_of(teacher, batch) - before)) / step
+            weight[:, neuron] /= 1 - step
+    assert float(found[2, neuron]) == pytest.approx(expected, rel=1e-3)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_pruning_takes_what_does_nothing(folder: Path) -> None:
+    """Guards which neurons go: with a quarter that do nothing, wherever they are, the pruned student is the teacher."""
+    blueprint, data = prepared(folder)
+    teacher = blueprint.load_teacher(keep_head=True)
+    family = family_of(teacher.config.model_type)
+    found = teacher.base_model.get_submodule(family.layers)
+    layers = [found] if family.shared else list(found)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in layers:
+            layer.get_submodule(family.neurons[1]).weight[:, torch.randperm(32, generator=draw)[:8]] = 0
+    batches = [
+        Collator(data, teacher.config.pad_token_id, torch.device("cpu"))(rows)
+        for rows in np.array_split(np.arange(len(data)), 4)
+    ]
+    neurons = most_important(neuron_importance(teacher, batches, loss_of), 24)
+    plan = plan_of(blueprint, layers=4, prune=0.25)
+    assert plan.shape.intermediate_size == 24
+    student = plan.start(teacher.state_dict(), neurons)
+    torch.testing.assert_close(answers(student, data), answers(teacher, data), atol=1e-4, rtol=1e-4)
+
+
+def test_a_trimmed_student_answers_as_before(folder: Path, tmp_path: Path) -> None:
+    """Guards ids: of words, of special tokens in tokenizer and configuration, of padding; and that a text with words
+    that nobody had seen is still read."""
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder, config)
+    blueprint, data = prepared(folder)
+    whole = rows_of(data, blueprint.vocabulary.kept)
+    used = np.unique(np.concatenate([blueprint.vocabulary.kept, *(np.array(row.ids) for row in whole)]))
+    vocabulary = Vocabulary(kept_ids(tokenizer, used), config.vocab_size)
+    blueprint = Blueprint.read(folder, TASK, LABELS, vocabulary)
+    plan = plan_of(blueprint, layers=2, vocabulary="trimmed")
+    student = plan.start(blueprint.load_teacher(keep_head=True).state_dict())
+    save(plan, student, tmp_path)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    asked = list(split().texts)
+    before, now = (one(asked, truncation=True, max_length=64)["input_ids"] for one in (tokenizer, read))
+    assert [vocabulary.kept[row].tolist() for row in now] == before
+    assert len(read) == len(vocabulary) < len(tokenizer)
+    compact = vocabulary.compact(_encoded(before, data))
+    torch.testing.assert_close(answers_of_plain_transformers(tmp_path), answers(student, compact))
+    saved = read_config(tmp_path)
+    assert (saved.vocab_size, saved.pad_token_id) == (len(vocabulary), read.pad_token_id)
+    unseen = read("Zyzzyva quokkas jump 漢字 ☃", "again")["input_ids"]
+    assert max(unseen) < len(vocabulary)
+    assert model_facts(tmp_path).parameters == sum(p.numel() for p in student.parameters())
+
+
+def _encoded(ids: list[list[int]], like: Encoded) -> Encoded:
+    starts = np.concatenate(([0], np.cumsum([len(row) for row in ids]))).astype(np.int64)
+    return Encoded(np.concatenate([np.array(row, dtype=np.int32) for row in ids]), None, starts, like.labels)
+
+
+@pytest.mark.parametrize("architecture", ["bilstm", "bigru"])
+@pytest.mark.parametrize("vocabulary", ["full", "trimmed"])
+def test_a_recurrent_student_is_saved_exported_and_read_again(
+    bert: Path, tmp_path: Path, architecture: str, vocabulary: str
+) -> None:
+    """Guards the backward direction against padding (a batch answers as its texts do alone), folder and graph."""
+    blueprint, data = prepared(bert)
+    teacher = blueprint.load_teacher(keep_head=True).state_dict()
+    plan = plan_of(
+        blueprint, architecture=architecture, hidden_size=12, layers=2, embedding_size=8, vocabulary=vocabulary
+    )
+    if vocabulary == "trimmed":
+        tokenizer = load_tokenizer(bert, read_config(bert))
+        kept = kept_ids(tokenizer, blueprint.vocabulary.kept)
+        data = Vocabulary(kept, blueprint.vocabulary.full_size).compact(
+            _encoded([list(row.ids) for row in rows_of(data, blueprint.vocabulary.kept)], data)
+        )
+        blueprint = Blueprint.read(bert, TASK, LABELS, Vocabulary(kept, blueprint.vocabulary.full_size))
+        teacher = blueprint.load_teacher(keep_head=True).state_dict()
+        plan = plan_of(blueprint, **plan.options.model_dump(exclude_unset=True))
+    student = plan.start(teacher)
+    expected = answers(student, data)
+    alone = torch.cat(
+        [student(**Collator(data, 0, torch.device("cpu"))(np.array([i])).inputs).logits for i in range(6)]
+    )
+    torch.testing.assert_close(alone.detach(), expected[:6])
+    assert plan.matched == ()
+    save(plan, student, tmp_path)
+    torch.testing.assert_close(answers_of_plain_transformers(tmp_path), expected)
+    torch.testing.assert_close(answers(plan.build(student.state_dict()), data), expected)
+    rows = rows_of(data, None if plan.trimmed else blueprint.vocabulary.kept)
+    cards = export_onnx(tmp_path, ("onnx",), rows, data.labels, metrics=("accuracy",), seed=1)
+    assert cards[0].max_logit_difference < 1e-4
+    assert model_facts(tmp_path).layers == 2
+
+
+class TokenLabels(SequenceClassification):
+    """Stands for any task whose answers are not one for a text."""
+
+    def model_class(self) -> Any:
+        return AutoModelForTokenClassification
+
+
+def test_a_recurrent_student_is_refused_where_tokens_are_answered(bert: Path) -> None:
+    """Guards against a network with one answer for a text being trained as if it had one for each token."""
+    blueprint = replace(prepared(bert)[0], task=TokenLabels())
+    with pytest.raises(InvalidConfig, match="answers for a text as a whole") as caught:
+        plan_of(blueprint, architecture="bilstm")
+    assert caught.value.problems[0].pointer == "/student/architecture"
+
+
+MINILM = ModelFacts("BertModel", "bert", 6, 384, None, False, 0, 0, 512, heads=12, intermediate_size=1536)
+BASE = ModelFacts("BertModel", "bert", 12, 768, None, False, 0, 0, 512, heads=12, intermediate_size=3072)
+MODERN = ModelFacts("ModernBertModel", "modernbert", 22, 768, None, False, 0, 0, 8192, heads=12, intermediate_size=1152)
+
+
+@pytest.mark.parametrize(
+    ("options", "origin", "expected"),
+    [
+        ({"hidden_size": 192}, MINILM, Shape((1, 3, 5), 3, 192, 768, 6, 192)),
+        ({"preset": "T3-small"}, MINILM, Shape((1, 3, 5), 3, 384, 1536, 12, 384)),
+        ({"preset": "T4-tiny", "init": "first"}, BASE, Shape((0, 1, 2, 3), 4, 312, 1200, 12, 312)),
+        ({"preset": "T12-nano"}, BASE, Shape(tuple(range(12)), 12, 256, 1024, 4, 256)),
+        ({"preset": "T6"}, BASE, Shape((1, 3, 5, 7, 9, 11), 6, 768, 3072, 12, 768)),
+        ({"layers": 2, "prune": 0.5}, MINILM, Shape((2, 5), 2, 384, 768, 12, 384)),
+        ({"layers": 1, "hidden_size": 200}, MINILM, Shape((5,), 1, 200, 800, 10, 200)),
+        ({"architecture": "bigru"}, MINILM, Shape((), 1, 256, 0, 0, 384)),
+    ],
+)
+def test_shapes_are_resolved_as_documented(options: dict[str, Any], origin: ModelFacts, expected: Shape) -> None:
+    assert resolve(Student(**options), origin) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "origin", "pointer", "detail"),
+    [
+        ({"hidden_size": 512}, MINILM, "/student/hidden_size", "teacher's is 384"),
+        ({"hidden_size": 100, "heads": 12}, MINILM, "/student/heads", "1, 2, 4, 5, 10"),
+        ({"heads": 7}, MINILM, "/student/heads", "does not divide"),
+        ({"intermediate_size": 2000}, MINILM, "/student/intermediate_size", "has 1536"),
+        ({"preset": "T12-nano"}, MINILM, "/student/preset", "has 12 layers; the teacher has 6"),
+        ({"preset": "T3"}, MINILM, "/student/preset", "a width of 768; the teacher's is 384"),
+        ({"embedding_size": 64}, MINILM, "/student/embedding_size", "albert, deberta-v2, electra"),
+        ({"hidden_size": 360}, MODERN, "/student/hidden_size", "multiple of 64"),
+        ({"architecture": "bilstm", "embedding_size": 400}, MINILM, "/student/embedding_size", "384 wide"),
+        ({"source": "some/model", "layers": 7}, MINILM, "/student/layers", "the student's source has 6 layers"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused_naming_the_field(
+    options: dict[str, Any], origin: ModelFacts, pointer: str, detail: str
+) -> None:
+    (problem,) = problems(Student(**options), origin)
+    assert problem.pointer == pointer
+    assert detail in problem.detail
+    with pytest.raises(InvalidConfig):
+        resolve(Student(**options), origin)
+
+
+def test_presets_are_sizes_that_transformers_builds() -> None:
+    for preset in PRESETS.values():
+        config = BertConfig(
+            hidden_size=preset.hidden_size, num_attention_heads=preset.heads, intermediate_size=preset.intermediate_size
+        )
+        assert config.hidden_size % config.num_attention_heads == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "T3", "layers": 3},
+        {"preset": "T3", "hidden_size": 384},
+        {"source": "some/model", "hidden_size": 128},
+        {"architecture": "bilstm", "layers": [1, 2]},
+        {"architecture": "bigru", "heads": 4},
+        {"prune": 0.5, "intermediate_size": 100},
+        {"prune": 0.5, "start": "random"},
+        {"revision": "main"},
+        {"prune": 1.0},
+    ],
+    ids=str,
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"leave one of them out|give their number|not given|less than 1"):
+        Student(**options)
+
+
+def test_facts_of_a_configuration_name_heads_and_neurons(folder: Path) -> None:
+    """Guards preflight over HTTP, which knows config.json alone: 0 heads would divide any width."""
+    facts = model_facts(folder)
+    assert (facts.heads, facts.intermediate_size) == (2, 32)
+    assert (
+        config_facts({"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 8}, parameters=0, bytes=0).heads == 0
+    )

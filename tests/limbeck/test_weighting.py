@@ -1,0 +1,190 @@
+"""What examples count: weights worked out by hand, their mean, and the gradient when a batch is cut into parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.batches import Batch, Collator
+from limbeck.config import Training
+from limbeck.criterion import Criterion
+from limbeck.difficulty import entropies, ranks
+from limbeck.loop import backward, train
+from limbeck.methods.base import Part
+from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.none import FineTuning
+from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.weighting import Curriculum, Disagreement, Entropy, Focal, SampleWeighting
+from tests.limbeck.bench import TASK, Bench
+
+CPU = torch.device("cpu")
+#: Softmax: (3/4, 1/4), (1/2, 1/2) and (1/4, 3/4).
+LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, math.log(3.0)]])
+
+
+def _batch(labels: list[int], teacher: Tensor | None = None) -> Batch:
+    return Batch({}, torch.tensor(labels), teacher, {"examples": len(labels)}, np.arange(len(labels)))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.make(tmp_path_factory.mktemp("bench"))
+
+
+def test_focal_weights_are_those_worked_out_by_hand() -> None:
+    """p of the truth is 3/4, 1/2 and 1/4: squares of 1/4, 1/2 and 3/4 are as 1 : 4 : 9, whose mean is 14/3."""
+    losses = [math.log(4 / 3), math.log(2), math.log(4)]
+    expected = sum(weight * loss for weight, loss in zip((3 / 14, 12 / 14, 27 / 14), losses, strict=True)) / 3
+    found = Criterion(TASK, weighting=Focal()).hard(LOGITS, _batch([0, 0, 0]))
+    assert found.value.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_disagreement_weighs_by_the_divergence_from_the_teacher() -> None:
+    """The divergences are 0, 0.130812 and 0: the middle example has all the weight, 3."""
+    teacher = torch.tensor([[math.log(3.0), 0.0], [math.log(3.0), 0.0], [0.0, math.log(3.0)]])
+    found = Criterion(TASK, weighting=Disagreement()).hard(LOGITS, _batch([0, 0, 0], teacher))
+    assert found.value.item() == pytest.approx(3 * math.log(2) / 3, abs=1e-4)
+
+
+def test_entropy_weighs_by_how_unsure_the_teacher_is() -> None:
+    teacher = torch.tensor([[50.0, -50.0], [0.0, 0.0], [50.0, -50.0]])
+    criterion = Criterion(TASK, weighting=Entropy())
+    (batch,) = criterion.weigh([_batch([0, 0, 0], teacher)], 0.0)
+    assert batch.weights is not None
+    assert batch.weights.tolist() == pytest.approx([0, 3, 0], abs=1e-4)
+    assert criterion.hard(LOGITS, batch).value.item() == pytest.approx(math.log(2), abs=1e-4)
+    soft = criterion.soft(LOGITS, batch, 1.0)
+    assert soft.value.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_entropies_are_those_worked_out_by_hand() -> None:
+    assert entropies(TASK, LOGITS).tolist()[:2] == pytest.approx([0.562335, math.log(2)], abs=1e-6)
+
+    class Yes(SequenceClassification):
+        kind = "binary"
+
+    assert entropies(Yes(), torch.tensor([[0.0, math.log(3.0)]])).item() == pytest.approx(
+        (math.log(2) + 0.562335) / 2, abs=1e-6
+    )
+
+
+def test_a_batch_in_which_nothing_is_hard_has_equal_weights() -> None:
+    """Guards 0 / 0: student and teacher agree about everything."""
+    found = Criterion(TASK, weighting=Disagreement()).hard(LOGITS, _batch([0, 0, 0], LOGITS.clone()))
+    assert found.value.item() == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(4)) / 3, abs=1e-5)
+
+
+def test_weights_carry_no_gradient() -> None:
+    """Guards against a student that learns to look hard, or easy, instead of learning the answer."""
+    logits = LOGITS.clone().requires_grad_()
+    torch.autograd.backward(Criterion(TASK, weighting=Focal()).hard(logits, _batch([0, 0, 0])).value)
+    wanted = torch.tensor([3 / 14, 12 / 14, 27 / 14])[:, None] * (LOGITS.softmax(1) - torch.tensor([1.0, 0.0])) / 3
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_all_rows_of_an_example_count_alike_and_the_mean_over_rows_is_one() -> None:
+    """Guards tasks with several rows in an example, such as tokens: three rows of the first, one of the second."""
+
+    class Tokens(SequenceClassification):
+        def rows(self, values: Tensor, batch: Batch) -> Tensor:
+            return values.repeat_interleave(torch.tensor([3, 1]), dim=0)
+
+        def targets(self, batch: Batch) -> Tensor:
+            return batch.labels.repeat_interleave(torch.tensor([3, 1]))
+
+        def owners(self, batch: Batch) -> Tensor:
+            return torch.tensor([0, 0, 0, 1])
+
+    # (1 - p)² is 1/16 and 1/4: over the rows 1/16, 1/16, 1/16, 1/4 their mean is 7/64, the weights 4/7 and 16/7.
+    found = Criterion(Tokens(), weighting=Focal()).hard(LOGITS[:2], _batch([0, 0]))
+    assert found.value.item() == pytest.approx((3 * 4 / 7 * math.log(4 / 3) + 16 / 7 * math.log(2)) / 4, abs=1e-4)
+
+
+@pytest.mark.parametrize("weighting", [Entropy(), Curriculum(), Curriculum(by="entropy", pacing="linear")])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(
+    bench: Bench, tmp_path: Path, weighting: SampleWeighting
+) -> None:
+    """8 × 1 against 2 × 4: guards against weights that are normalised in each part, not in the batch."""
+    phase = bench.phase(KnowledgeDistillation())
+    run = bench.run(tmp_path, phase)
+    phase.models.student.eval()
+    criterion = Criterion(TASK, weighting=weighting)
+    collate = Collator(bench.train, 0, CPU, phase.teacher_logits)
+    criterion.study(collate)
+    objective = phase.method.build(Part(), phase.models, criterion)
+    objective.student.eval()
+    found = []
+    for accumulation in (1, 4):
+        objective.student.zero_grad()
+        sums = backward(objective, collate, np.arange(8), accumulation, 1, 10, run, criterion.weigh)
+        found.append([p.grad.clone() for p in objective.student.parameters() if p.grad is not None] + [sums["loss"]])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "training", [{"sample_weighting": "focal"}, {"sample_weighting": "disagreement"}, {"loss": "dist"}]
+)
+def test_what_needs_the_whole_batch_at_once_refuses_to_cut_it(training: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="gradient_accumulation \\(2\\) has to be 1 with"):
+        Training.model_validate({**training, "gradient_accumulation": 2})
+    Training.model_validate(training)
+    Training.model_validate({"loss": {"type": "dist", "intra": 0}, "gradient_accumulation": 2})
+
+
+def test_a_curriculum_goes_from_the_easiest_examples_to_all(bench: Bench) -> None:
+    """The teacher's loss orders the split; its rank decides, whatever the losses' size is."""
+    curriculum = Curriculum(start=0.25, until=0.5)
+    teacher = torch.zeros(len(bench.train), 3)
+    labels = torch.from_numpy(bench.train.labels)
+    # The k-th example has the k-th highest logit at its own label: the first is the hardest.
+    teacher[torch.arange(len(labels)), labels] = torch.linspace(0, 5, len(labels))
+    collate = Collator(bench.train, 0, CPU, teacher)
+    places = ranks(curriculum, TASK, collate)
+    assert places.tolist() == pytest.approx(torch.linspace(1, 0, len(labels)).tolist())
+    criterion = Criterion(TASK, weighting=curriculum)
+    criterion.study(collate)
+    hard, easy = 2, len(labels) - 3
+    shares = []
+    for progress in (0.0, 0.2, 0.5, 0.9):
+        (batch,) = criterion.weigh([collate(np.array([hard, easy]))], progress)
+        assert batch.weights is not None
+        assert batch.weights.mean().item() == pytest.approx(1, abs=1e-5)
+        shares.append(batch.weights[0].item())
+    assert shares[0] < 0.001
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2:] == pytest.approx([1, 1])
+
+
+def test_the_root_pacing_is_the_papers() -> None:
+    """c(t) = sqrt(t (1 - c0²) + c0²): at c0 = 0.2 and half way sqrt(0.52)."""
+    assert Curriculum(start=0.2, until=1.0).competence(0.5) == pytest.approx(math.sqrt(0.52))
+    assert Curriculum(start=0.2, until=1.0, pacing="linear").competence(0.5) == pytest.approx(0.6)
+
+
+def test_a_method_without_teacher_logits_is_weighted_by_them_all_the_same(bench: Bench, tmp_path: Path) -> None:
+    """Guards methods such as theseus, whose batches carry no logits of their own accord."""
+    plain, weighted = bench.phase(FineTuning(), epochs=1), bench.phase(FineTuning(), epochs=1, weighting=Disagreement())
+    ends = []
+    for name, phase in (("plain", plain), ("weighted", weighted)):
+        ends.append(train(phase, bench.run(tmp_path / name, phase)).model.state_dict())
+    assert any(not torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_weighting_changes_no_draw_of_an_unweighted_run(bench: Bench, tmp_path: Path) -> None:
+    """Weights that are all equal leave the training as it is, to the rounding: after its end a curriculum is none."""
+    curriculum = Curriculum(until=1e-9, start=1.0)
+    ends = []
+    for name, weighting in (("plain", None), ("weighted", curriculum)):
+        phase = replace(bench.phase(KnowledgeDistillation(), epochs=1), weighting=weighting)
+        ends.append(train(phase, bench.run(tmp_path / name, phase)).model.state_dict())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
