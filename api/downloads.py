@@ -62,7 +62,8 @@ def files_of(files: Sequence[ModelFile], form: Format) -> list[ModelFile]:
             return False
         if path.startswith("onnx/"):
             # A graph of more than 2 GB keeps its weights beside it: model.onnx_data, model.onnx.data
-            return graph is not None and path.startswith(graph)
+            # The graphs of a student with early exits lie in a folder beside it.
+            return graph is not None and (path.startswith(graph) or (form == "onnx" and path.startswith("onnx/exits/")))
         return form == "safetensors" or not _is_weights(path)
 
     return sorted((file for file in files if belongs(file.path)), key=lambda file: file.path)

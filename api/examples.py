@@ -287,6 +287,10 @@ PREDICT_REQUESTS: dict[str, Any] = {
         "summary": "Several texts, the three best labels of each",
         "value": {"inputs": ["Parse a date.", "Run the tests."], "parameters": {"top_k": 3}},
     },
+    "early": {
+        "summary": "A student with early exits, at a speed of your own",
+        "value": {"inputs": "Open a socket and listen on it.", "parameters": {"speed": 0.3}},
+    },
     "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
 }
 PREDICTION = [{"label": "networking", "score": 0.9731}]

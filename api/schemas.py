@@ -319,6 +319,9 @@ class PredictParameters(Envelope):
 
     top_k: int | Literal["all"] | None = Field(default=None)
     """How many labels to answer with, best first, or ``all``; default: the best one."""
+    speed: float | None = Field(default=None, ge=0, le=1, strict=True)
+    """For students with early exits (the method ``fastbert``): from 0, where every text goes through all layers, to 1,
+    where every text leaves behind the first; default: what the job calibrated."""
 
 
 class PredictRequest(Envelope):

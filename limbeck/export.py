@@ -81,7 +81,7 @@ def export_onnx(
         return ()
     model = _load(folder)
     _write(model, folder, formats, poll)
-    chosen = _batches(rows, seed)
+    chosen = check_batches(rows, seed)
     feeds = [pad([rows[i] for i in places], int(model.config.pad_token_id or 0)) for places in chosen]
     expected = _answer(torch_runner(model), feeds, poll)
     truth = np.asarray(labels, dtype=np.int64)[np.concatenate(chosen)]
@@ -190,7 +190,7 @@ class _Advice(logging.Filter):
         return "pre-processing before quantization" not in record.getMessage()
 
 
-def _batches(rows: Sequence[Row], seed: int) -> list[NDArray[np.int64]]:
+def check_batches(rows: Sequence[Row], seed: int) -> list[NDArray[np.int64]]:
     """Places of the examples to compare, batch by batch: drawn at random where there are many."""
     order = np.random.default_rng(seed).permutation(len(rows))[:CHECKED_EXAMPLES]
     tokens = np.cumsum([len(rows[i]) for i in order])
@@ -232,7 +232,7 @@ def compare(
     agreement = float((answers["export"] == answers["torch"]).mean())
     drawn = Resamples(labels, answers, seed=seed)
     if name == "onnx":
-        _require_equal(difference, agreement, float(np.abs(expected).max()))
+        require_equal(logits, expected)
     else:
         _require_quality(drawn, metrics[0], agreement)
     return ExportCard(
@@ -246,7 +246,13 @@ def compare(
     )
 
 
-def _require_equal(difference: float, agreement: float, scale: float) -> None:
+def require_equal(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    """
+    Raises:
+        ExportFailed: logits, (examples, classes), are not the expected ones within the tolerance of float32.
+    """
+    difference, scale = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+    agreement = float((logits.argmax(axis=1) == expected.argmax(axis=1)).mean())
     allowed = LOGIT_TOLERANCE * max(1.0, scale)
     if not difference <= allowed or agreement < LABEL_AGREEMENT:  # "not <=": NaN is refused as well
         raise ExportFailed(

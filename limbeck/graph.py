@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,18 @@ def write_graph(model: PreTrainedModel, path: Path) -> None:
 
     Inputs are :func:`input_names`, int64 of (batch, sequence); the output is ``logits``, (batch, classes).
     """
+    export_program(_Logits, model, ["logits"]).save(path)
+
+
+def export_program(
+    wrapped: Callable[[PreTrainedModel, tuple[str, ...]], nn.Module], model: PreTrainedModel, outputs: Sequence[str]
+) -> Any:
+    """A copy of ``model`` with fused attention as an ``ONNXProgram``.
+
+    Args:
+        wrapped: makes of it, and of its :func:`input_names`, a function of tensors alone.
+        outputs: names of what that gives.
+    """
     names = input_names(model)
     exported = copy.deepcopy(model)
     family = FAMILIES.get(model.config.model_type)
@@ -105,18 +117,18 @@ def write_graph(model: PreTrainedModel, path: Path) -> None:
     axes = {0: torch.export.Dim("batch"), 1: sequence}
     with _quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
-            _Logits(exported, names),
+            wrapped(exported, names),
             examples,
             dynamo=True,
             input_names=names,
-            output_names=["logits"],
+            output_names=list(outputs),
             dynamic_shapes=((axes,) * len(names),),
             verbose=False,
             external_data=False,
         )
     assert program is not None
     _forget_origin(program.model)
-    program.save(path)
+    return program
 
 
 def fuse_attention(model: PreTrainedModel) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,9 +68,18 @@ class Phase:
 
     def part_steps(self) -> list[int]:
         """How the steps are shared among the method's parts."""
-        shares = np.cumsum([part.share for part in self.method.parts()])
-        ends = [round(self.steps * float(share / shares[-1])) for share in shares]
-        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        return share_steps(self.method, self.steps)
+
+
+def share_steps(method: Method, steps: int) -> list[int]:
+    """How many of ``steps`` each part of the method gets: by its share, and one at least; where there are fewer steps
+    than parts, the last ones get them."""
+    shares = np.cumsum([part.share for part in method.parts()])
+    ends = [0]
+    for number, share in enumerate(shares, start=1):
+        end = max(round(steps * float(share / shares[-1])), ends[-1] + 1)
+        ends.append(max(0, min(end, steps - len(shares) + number)))
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(slots=True)

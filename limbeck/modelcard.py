@@ -6,7 +6,7 @@ import re
 from string import Template
 
 from limbeck.runtime.student import FILES
-from limbeck.scorecard import Estimate, ExportCard, Latency, ModelCard, Scorecard
+from limbeck.scorecard import Estimate, ExitsCard, ExportCard, Latency, ModelCard, Scorecard
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LABELS_SHOWN = 30
@@ -72,6 +72,8 @@ def model_card(card: Scorecard, name: str, *, teacher: str, dataset: str, pair: 
     ]
     if is_student and card.exports:
         parts += [_exports(card)]
+    if is_student and card.exits:
+        parts += ["## Early exit", _exits(card.exits, card.main_metric)]
     parts += ["## How to use it", _usage(card, is_student, pair), "## What to mind", _limits(card)]
     return "\n\n".join(parts) + "\n"
 
@@ -169,6 +171,25 @@ def _exports(card: Scorecard) -> str:
     lines = [_line(head), _line(["---"] * len(head)), *(_line(_export_cells(one, metrics)) for one in card.exports)]
     return f"Without torch, compared with it on {card.exports[0].examples:,} of the test examples:\n\n" + "\n".join(
         lines
+    )
+
+
+def _exits(exits: ExitsCard, metric: str) -> str:
+    plain = {latency.batch_size: latency.examples_per_second for latency in exits.plain_latency}
+    head = ["speed", _words(metric), "layers", "operations", *(f"texts/s for {size}" for size in plain)]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for point in exits.curve:
+        shown = f"**{point.speed:g}**" if point.speed == exits.speed else f"{point.speed:g}"
+        times = [f"{one.examples_per_second / plain[one.batch_size]:.2f} ×" for one in point.latency]
+        lines.append(_line([shown, _percent(point.metric), f"{point.mean_layers:.2f}", f"{point.flops:.0%}", *times]))
+    return (
+        f"A text leaves behind the first of the {exits.layers} layers whose classifier is sure of it: the entropy of "
+        "its answer, as a share of the largest, is not above the speed. 0 sends every text through all layers. The "
+        f"speed unless a call names another is {exits.speed:g}: the highest that keeps {exits.floor:.1%} on "
+        f"validation, where all layers have {exits.validation_whole:.1%}. On the test split, operations and texts per "
+        "second against the same student in one piece, as ONNX:\n\n" + "\n".join(lines) + "\n\n"
+        "`student.predict(…, speed=0.3)` names a speed of your own. In torch: `from early_exit import answer, load` "
+        "(the file lies beside this one), then `answer(load(folder), inputs, speed=0.3)`."
     )
 
 

@@ -15,8 +15,10 @@ from limbeck import evaluate, hard_samples, texts
 from limbeck.cache import predict
 from limbeck.config import DistillConfig, Gate
 from limbeck.errors import Diverged
+from limbeck.exit_card import measure_exits
 from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
 from limbeck.latency import measure_latency
+from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
 from limbeck.preparation import Prepared, below, load_tokenizer
 from limbeck.run import Run
@@ -145,6 +147,9 @@ def export(
             f"of {card.examples:,} examples, logits within {card.max_logit_difference:.1g}",
             **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
         )
+    measured = None
+    if isinstance(run.config.method, FastBert):
+        measured = measure_exits(run, job, run.config.method, models["student"], student, rows, pad_id)
     runners = {
         name: torch_runner(run.device.place(model), kept=kept, autocast=run.device.autocast)
         for name, model in models.items()
@@ -152,7 +157,7 @@ def export(
     runners |= {card.format: onnx_runner(student, card.format) for card in exports}
     latency = measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=run.poll)
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
-    scorecard = _scorecard(run, job, evaluations, latency, exports)
+    scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update={"exits": measured})
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:

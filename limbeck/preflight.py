@@ -24,7 +24,7 @@ def check(
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
-    found: list[Problem] = [*_objective(config, labels)]
+    found: list[Problem] = [*_task(config), *_objective(config, labels)]
     if teacher is not None:
         config = config.model_copy(update={"student": config.method.student(config.student, teacher.layers)})
     origin = teacher if config.student.source is None else student
@@ -63,6 +63,13 @@ def _objective(config: DistillConfig, labels: Sequence[str] | None) -> Iterator[
         yield from augmentation.problems(
             at=f"/training/augmentation/{index}", task=task.type, reads_logits=reads_logits, method=method.type
         )
+
+
+def _task(config: DistillConfig) -> Iterator[Problem]:
+    served, task = config.method.tasks, config.task
+    if served is not None and task is not None and task.type not in served:
+        allowed = ", ".join(sorted(served))
+        yield Problem("/method", f"{config.method.type} does not serve the task {task.type}; its tasks: {allowed}")
 
 
 def _family(model: ModelFacts, part: str) -> Iterator[Problem]:

@@ -63,6 +63,41 @@ class ExportCard(Spec):
     latency: tuple[Latency, ...]
 
 
+class ExitPoint(Spec):
+    """A student with early exits at one speed, on the test split."""
+
+    speed: float
+    metric: Estimate
+    """The main metric."""
+    mean_layers: float
+    """That a text goes through."""
+    leaving: tuple[float, ...]
+    """Share of the texts that leave behind each layer; the last one's is of those that never were sure."""
+    flops: float
+    """Floating-point operations of layers and branches, as a share of those of all layers without branches."""
+    latency: tuple[Latency, ...]
+    """As ONNX, at batch sizes 1 and 32; empty where the student was not exported. Texts leave at different layers, so
+    that ``examples_per_second`` says more than the median."""
+
+
+class ExitsCard(Spec):
+    """What a student's early exits are worth."""
+
+    layers: int
+    speed: float
+    """The default: the highest one that keeps the floor on validation."""
+    floor: float
+    """The main metric that was to be kept on validation."""
+    validation: float
+    """What that speed keeps of it there."""
+    validation_whole: float
+    """What all layers have there."""
+    plain_latency: tuple[Latency, ...]
+    """Of the student's ONNX form without exits, timed together with the curve."""
+    curve: tuple[ExitPoint, ...]
+    """From speed 0 (all layers) on, the default among them."""
+
+
 class DatasetCard(Spec):
     """What was measured on."""
 
@@ -168,6 +203,8 @@ class Scorecard(Spec):
     compression: float
     """Teacher's bytes / student's bytes."""
     exports: tuple[ExportCard, ...]
+    exits: ExitsCard | None = None
+    """Of a student that the method ``fastbert`` trained."""
     minutes: dict[str, float]
     """Wall-clock minutes by stage."""
     verdict: Verdict

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: What a method may need of a student (``Method.needs``), in words for people.
 OFFERS = {
+    "steps": "layers that can be run one by one, as those of BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA",
     "layers": "layers as a transformer has them, with hidden states after each",
     "relations": "queries, keys and values into which positions are not turned afterwards, as ModernBERT's are",
     "scores": "attention that is the product of queries and keys alone, as BERT's is",
@@ -98,6 +99,8 @@ def depth(student: Student, origin_layers: int) -> int:
 def _wanted(student: Student, origin_layers: int) -> int | tuple[int, ...]:
     if student.preset is not None:
         return PRESETS[student.preset].layers
+    if student.layers == "all":
+        return origin_layers
     if student.layers is None:
         return origin_layers if student.source is not None else max(1, origin_layers // 2)
     return student.layers
@@ -150,6 +153,7 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
     family = FAMILIES.get(teacher.model_type, Family())
     found = {"layers", *(("scores",) if family.fused_export else ()), *(() if family.rotary else ("relations",))}
     found |= set() if family.shared else {"own_layers"}
+    found |= {"steps"} if family.fused_export and not family.shared else set()
     if student.source is not None:
         found |= {"same_width", "same_heads"}  # not known before it is read; the method looks again
     else:

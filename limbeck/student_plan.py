@@ -16,7 +16,15 @@ from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.narrowing import Bases, Basis, narrow
 from limbeck.shapes import Shape, resolve
-from limbeck.students import Blueprint, config_facts_of, quiet_transformers, word_table, write_model
+from limbeck.students import (
+    Blueprint,
+    config_facts_of,
+    own_weights,
+    quiet_transformers,
+    save_branches,
+    word_table,
+    write_model,
+)
 from limbeck.trimming import renumber_config
 
 if TYPE_CHECKING:
@@ -160,8 +168,9 @@ class StudentPlan:
         renumber_config(config, self.origin.vocabulary.kept)
         with quiet_transformers():
             alone: Any = type(student)(config)
-            alone.load_state_dict({name: value.detach().cpu() for name, value in student.state_dict().items()})
+            alone.load_state_dict(own_weights(student))
             alone.save_pretrained(folder)
+        save_branches(student, folder)
 
     def _take_table(self, student: PreTrainedModel, teacher: Mapping[str, Tensor]) -> None:
         """The teacher's words for a recurrent student, projected where its table is narrower."""

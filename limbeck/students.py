@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck import exits
 from limbeck.cutting import cut_config, cut_weights
 from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidModel
@@ -138,8 +139,7 @@ class Blueprint:
         ``weights``."""
         with quiet_transformers():  # of special tokens whose ids are beyond the compact vocabulary
             model = self.task.model_class().from_config(self.compact(config))
-        if weights is not None:
-            model.load_state_dict(dict(weights))
+        load_weights(model, weights)
         quicken_dropout(model)
         found: PreTrainedModel = model
         return found
@@ -197,7 +197,7 @@ def write_model(
     model: PreTrainedModel, folder: Path, vocabulary: Vocabulary, table: Tensor, pad_token_id: int | None
 ) -> None:
     """Write a model of the compact vocabulary with its whole one; rows that were not trained come from ``table``."""
-    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    weights = own_weights(model)
     name = embedding_name(model)
     weights[name] = vocabulary.grow(weights[name], table)
     config = copy.deepcopy(model.config)
@@ -206,6 +206,26 @@ def write_model(
         whole: Any = type(model)(config)
         whole.load_state_dict(weights)
         whole.save_pretrained(folder)
+    save_branches(model, folder)
+
+
+def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor] | None) -> None:
+    """Load these weights, if any, into a new model; it gets the branches of early exits that are among them."""
+    if weights is not None:
+        if any(map(exits.is_branch, weights)):
+            exits.attach(model)
+        model.load_state_dict(dict(weights))
+
+
+def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """On the CPU, without those of branches, which have a file of their own: transformers knows nothing of them."""
+    return {name: value.detach().cpu() for name, value in model.state_dict().items() if not exits.is_branch(name)}
+
+
+def save_branches(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's branches beside it, where it has some."""
+    if exits.branches_of(model) is not None:
+        exits.save(model, folder)
 
 
 def read_config(folder: Path) -> Any:

@@ -10,7 +10,12 @@ from typing import TypeVar
 
 import pytest
 
-from tests.exported import exported, exported_pair_student, exported_student  # noqa: F401 - fixtures
+from tests.exported import (  # noqa: F401 - fixtures
+    exported,
+    exported_exits_student,
+    exported_pair_student,
+    exported_student,
+)
 from tests.services import Postgres, Redis, Service, ServiceMissing
 
 Server = TypeVar("Server", bound=Service)

@@ -20,9 +20,9 @@ def texts(count: int) -> list[str]:
     return [pools[i % len(pools)][i // len(pools)] for i in range(count)]
 
 
-def write_student(folder: Path, *, pair: bool = False, seed: int = 0) -> Path:
+def write_student(folder: Path, *, pair: bool = False, layers: int = 2, seed: int = 0) -> Path:
     """A student that is not exported yet, with random weights."""
-    write_tiny_bert(folder, layers=2, labels=LABELS, seed=seed)
+    write_tiny_bert(folder, layers=layers, labels=LABELS, seed=seed)
     described = {
         "version": 1,
         "task": "sequence_classification",
@@ -58,6 +58,25 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Expo
 def exported_student(exported: tuple[Path, tuple[ExportCard, ...]]) -> Path:
     """The folder of :func:`exported`."""
     return exported[0]
+
+
+@pytest.fixture(scope="session")
+def exported_exits_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student of three layers with early exits at speed 0.9, as onnx. For reading only."""
+    from transformers import AutoModelForSequenceClassification
+
+    from limbeck import exits
+    from limbeck.exit_graph import write_exit_graphs
+
+    folder = write_student(tmp_path_factory.mktemp("students") / "exits", layers=3)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    exits.attach(model)
+    exits.save(model, folder)
+    described = json.loads((folder / "limbeck.json").read_text()) | {"exits": {"layers": 3, "speed": 0.9}}
+    (folder / "limbeck.json").write_text(json.dumps(described), encoding="utf-8")
+    export_student(folder, ("onnx",))
+    write_exit_graphs(model, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from api.inference.files import FileFacts, LocalFiles
 from limbeck.errors import Conflict
 from limbeck.runtime import Format, Predictor
+from limbeck.runtime.exits import FOLDER as EXITS
 from limbeck.runtime.student import FILES, SIDE_FILES
 from models.settings import Settings
 from models.storage import Storage
@@ -146,7 +147,8 @@ def files_of(
     if wanted is not None and wanted not in forms:
         raise Conflict(f"Model {model_id} has no form {wanted}; it has: {', '.join(forms)}.")
     form = wanted or forms[0]
-    return form, tuple(by_path[path] for path in (*SIDE_FILES, FILES[form]))
+    layers = sorted(path for path in by_path if path.startswith(f"{EXITS}/")) if form == "onnx" else []
+    return form, tuple(by_path[path] for path in (*SIDE_FILES, *(layers or [FILES[form]])))
 
 
 def _estimate(needed: Sequence[FileFacts]) -> int:

@@ -34,7 +34,7 @@ async def predict(
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.
     """
     student = await find_student(house, model_id)
-    asked = student.question(question.inputs, top_k=question.parameters.top_k)
+    asked = student.question(question.inputs, top_k=question.parameters.top_k, speed=question.parameters.speed)
     return _json(await house.batcher.ask(student, asked))
 
 
@@ -53,7 +53,7 @@ async def inference(
     """
     student = await find_student(house, model_id)
     inputs = question.inputs if isinstance(question.inputs, list) else [question.inputs]
-    asked = student.question(inputs, top_k=question.parameters.top_k or "all")
+    asked = student.question(inputs, top_k=question.parameters.top_k or "all", speed=question.parameters.speed)
     return _json(await house.batcher.ask(student, asked))
 
 

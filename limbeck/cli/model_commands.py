@@ -19,8 +19,8 @@ from limbeck.errors import InvalidInput
 
 _BATCH = 32
 
-#: Inputs and ``top_k`` in, answers in the shapes of Hugging Face pipelines out.
-_Ask = Callable[[list[Any], int | None], list[Any]]
+#: Inputs in, answers in the shapes of Hugging Face pipelines out.
+_Ask = Callable[[list[Any]], list[Any]]
 
 
 def download(
@@ -51,6 +51,9 @@ def predict(
     ] = None,
     pair: Annotated[str | None, typer.Option(help="The second text, for a student of text pairs.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="So many labels, best first.")] = None,
+    speed: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of a student with early exits: 0 is all layers.")
+    ] = None,
     file: Annotated[
         Path | None, typer.Option(help="JSONL: texts, or objects with text and text_pair; - is stdin.")
     ] = None,
@@ -68,15 +71,19 @@ def predict(
     if bool(texts) == (file is not None):
         raise InvalidInput("Give either texts or --file, and not both.")
     with ExitStack() as stack:
-        ask = _local_student(local) if local else _remote_student(stack.enter_context(connect(url)), str(model))
+        options = {"top_k": top_k, "speed": speed}
+        if local:
+            ask = _local_student(local, options)
+        else:
+            ask = _remote_student(stack.enter_context(connect(url)), str(model), options)
         if file is not None:
             source = sys.stdin if str(file) == "-" else stack.enter_context(file.open(encoding="utf-8"))
             for batch in _batches(_read_inputs(source)):
-                for given, answer in zip(batch, ask(batch, top_k), strict=True):
+                for given, answer in zip(batch, ask(batch), strict=True):
                     print_json({"input": given, "prediction": answer})
             return
         inputs = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
-        for text, answer in zip(texts, ask(inputs, top_k), strict=True):
+        for text, answer in zip(texts, ask(inputs), strict=True):
             _show(text, answer, as_json=as_json, alone=len(texts) == 1)
 
 
@@ -85,23 +92,23 @@ def resolve(client: Client, name: str) -> str:
     return client.job(name).student_id if name.startswith("job_") else name
 
 
-def _remote_student(client: Client, name: str) -> _Ask:
+def _remote_student(client: Client, name: str, options: dict[str, Any]) -> _Ask:
     model = resolve(client, name)
 
-    def ask(inputs: list[Any], top_k: int | None) -> list[Any]:
-        answers: list[Any] = client.predict(model, inputs, top_k=top_k)
+    def ask(inputs: list[Any]) -> list[Any]:
+        answers: list[Any] = client.predict(model, inputs, **options)
         return answers
 
     return ask
 
 
-def _local_student(folder: Path) -> _Ask:
+def _local_student(folder: Path, options: dict[str, Any]) -> _Ask:
     from limbeck.runtime import Predictor
 
     student = Predictor.load(folder)
 
-    def ask(inputs: list[Any], top_k: int | None) -> list[Any]:
-        answers: list[Any] = student.predict(inputs, top_k=top_k)
+    def ask(inputs: list[Any]) -> list[Any]:
+        answers: list[Any] = student.predict(inputs, **options)
         return answers
 
     return ask

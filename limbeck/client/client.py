@@ -325,13 +325,16 @@ class Client:
         archive.unlink()
         return target
 
-    def predict(self, model_id: str, inputs: Any, *, top_k: int | None = None) -> Any:
+    def predict(self, model_id: str, inputs: Any, *, top_k: int | None = None, speed: float | None = None) -> Any:
         """Ask a student; answers have the shapes of Hugging Face pipelines.
 
         Args:
             inputs: a text, ``{"text": …, "text_pair": …}``, or a list of either.
+            top_k: so many labels, best first.
+            speed: of a student with early exits, from 0 (all layers) to 1; default: its own.
         """
-        body = {"inputs": inputs} | ({"parameters": {"top_k": top_k}} if top_k is not None else {})
+        parameters = _given(top_k=top_k, speed=speed)
+        body = {"inputs": inputs} | ({"parameters": parameters} if parameters else {})
         return self._connection.json("POST", f"/v1/models/{model_id}/predict", json=body)
 
     def ready(self) -> bool:

@@ -14,7 +14,7 @@ ARCHIVES = (".tar.gz", ".tgz", ".zip")
 SPLITS = ("train", "validation", "test")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 #: What a Hugging Face folder is made of. Pickles (``pytorch_model.bin``), optimizer states and logs stay at home.
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jinja", "onnx/*.onnx")
+_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jinja", "onnx/*.onnx", "onnx/exits/*.onnx")
 
 
 def is_archive(path: Path) -> bool:

@@ -128,6 +128,10 @@ class Method(Spec, ABC):
     paper: ClassVar[str | None] = None
     #: What the student has to offer, of ``limbeck.shapes.OFFERS``.
     needs: ClassVar[frozenset[str]] = frozenset()
+    #: The tasks that it serves; None: all.
+    tasks: ClassVar[frozenset[str] | None] = None
+    #: Whether the student keeps all layers where nobody said how many.
+    whole: ClassVar[bool] = False
 
     type: Any
 

@@ -22,6 +22,7 @@ class Question:
     #: How they were given: one text, one object, or a list.
     form: Literal["text", "object", "list"]
     top_k: TopK = None
+    speed: float | None = None  #: of a student with early exits; None: its own
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -34,7 +35,7 @@ class Question:
         return [replace(self, texts=self.texts[at], pairs=self.pairs and self.pairs[at]) for at in spans]
 
 
-def read_question(inputs: Any, *, pair: bool, top_k: TopK = None) -> Question:
+def read_question(inputs: Any, *, pair: bool, top_k: TopK = None, speed: float | None = None) -> Question:
     """Check inputs; ``pair`` says whether the student reads pairs of texts.
 
     Raises:
@@ -56,7 +57,7 @@ def read_question(inputs: Any, *, pair: bool, top_k: TopK = None) -> Question:
     form: Literal["text", "object", "list"] = "list"
     if alone:
         form = "text" if isinstance(inputs, str) else "object"
-    return Question([text for text, _ in read], [second for _, second in read] if pair else None, form, top_k)
+    return Question([text for text, _ in read], [second for _, second in read] if pair else None, form, top_k, speed)
 
 
 def check_top_k(top_k: Any) -> None:

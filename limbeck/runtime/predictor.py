@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.runtime.encoding import Encoder, chunks, pad
+from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
 from limbeck.runtime.inputs import Question, TopK, read_question
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import Format, StudentFacts, exported
@@ -23,7 +24,7 @@ class Predictor:
     [{'label': 'networking', 'score': 0.97}]
     """
 
-    def __init__(self, facts: StudentFacts, encoder: Encoder, session: Session, format: Format) -> None:
+    def __init__(self, facts: StudentFacts, encoder: Encoder, session: Session | ExitSession, format: Format) -> None:
         self._facts = facts
         self._encoder = encoder
         self._session = session
@@ -42,6 +43,9 @@ class Predictor:
             InvalidModel: the folder is no student's, lacks the form, or holds a broken file.
         """
         facts = StudentFacts.read(folder)
+        layers = found_graphs(folder) if facts.speed is not None and format in (None, "onnx") else ()
+        if facts.speed is not None and layers:
+            return cls(facts, Encoder.load(folder, facts), ExitSession(layers, facts.speed, threads=threads), "onnx")
         found, path = exported(folder, format)
         return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads), found)
 
@@ -55,7 +59,12 @@ class Predictor:
         """Whether it reads pairs of texts."""
         return self._facts.pair
 
-    def predict(self, inputs: Any, *, top_k: TopK = None) -> Any:
+    @property
+    def speed(self) -> float | None:
+        """At which texts leave early where a call names no other; None where student or form has no exits."""
+        return self._session.speed if isinstance(self._session, ExitSession) else None
+
+    def predict(self, inputs: Any, *, top_k: TopK = None, speed: float | None = None) -> Any:
         """Labels with their probabilities, in the shapes of transformers' ``TextClassificationPipeline``.
 
         ==================  ==================  ==========================================
@@ -69,24 +78,29 @@ class Predictor:
         ``{label}`` stands for ``{"label": str, "score": float}``, an object is ``{"text": …, "text_pair": …}``.
         ``None`` is the pipeline called without ``top_k``, ``"all"`` is its ``top_k=None``.
 
+        ``speed`` is for students with early exits: from 0, where every text goes through all layers, to 1, where every
+        text leaves behind the first; default: the student's own (:attr:`speed`), which its job calibrated.
+
         Raises:
             InvalidInput: with a pointer for each input that is wrong.
         """
-        return self.answers([self.question(inputs, top_k=top_k)])[0]
+        return self.answers([self.question(inputs, top_k=top_k, speed=speed)])[0]
 
-    def question(self, inputs: Any, *, top_k: TopK = None) -> Question:
+    def question(self, inputs: Any, *, top_k: TopK = None, speed: float | None = None) -> Question:
         """What :meth:`predict` is asked, checked, for :meth:`answers`.
 
         Raises:
             InvalidInput: with a pointer for each input that is wrong.
         """
-        return read_question(inputs, pair=self.pair, top_k=top_k)
+        check_speed(speed, self.speed)
+        return read_question(inputs, pair=self.pair, top_k=top_k, speed=speed)
 
     def answers(self, questions: Sequence[Question]) -> list[Any]:
         """Answer several questions in one go; each gets what it would get alone."""
         texts = [text for question in questions for text in question.texts]
         pairs = [second for question in questions for second in question.pairs or ()] if self.pair else None
-        scores = softmax(self.logits(texts, pairs))
+        speeds = [question.speed for question in questions for _ in question.texts]
+        scores = softmax(self._logits(texts, pairs, speeds))
         ends = np.cumsum([len(question) for question in questions])[:-1]
         return [self._shaped(question, own) for question, own in zip(questions, np.split(scores, ends), strict=True)]
 
@@ -102,12 +116,28 @@ class Predictor:
         ranked = [[self._answer(row, i) for i in places] for row, places in zip(scores, order.tolist(), strict=True)]
         return ranked if question.form == "list" else ranked[0]
 
-    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
-        """Logits of each text, or pair of texts: (examples, classes), in the order given; no examples, no rows."""
+    def logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, speed: float | None = None
+    ) -> NDArray[np.float32]:
+        """Logits of each text, or pair of texts: (examples, classes), in the order given; no examples, no rows.
+
+        Raises:
+            InvalidInput: a ``speed`` that is none, or for a student without exits.
+        """
+        check_speed(speed, self.speed)
+        return self._logits(texts, pairs, [speed] * len(texts))
+
+    def _logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, speeds: Sequence[float | None]
+    ) -> NDArray[np.float32]:
         rows = self._encoder.encode(texts, pairs)
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for places in chunks([len(row) for row in rows]):
-            logits[places] = self._session(pad([rows[i] for i in places], self._facts.pad_id))
+            feeds = pad([rows[i] for i in places], self._facts.pad_id)
+            if isinstance(self._session, ExitSession):
+                logits[places] = self._session.answer(feeds, [speeds[i] for i in places])[0]
+            else:
+                logits[places] = self._session(feeds)
         return logits
 
     def _answer(self, scores: NDArray[np.float64], place: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,8 @@ class Session:
         """Logits; of ``feeds`` it takes the arrays that the graph has inputs for."""
         logits: NDArray[np.float32] = self._session.run(["logits"], {name: feeds[name] for name in self._inputs})[0]
         return logits
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """Everything that the graph gives, in its own order."""
+        found: list[NDArray[np.float32]] = self._session.run(None, {name: feeds[name] for name in self._inputs})
+        return found

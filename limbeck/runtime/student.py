@@ -26,6 +26,7 @@ class StudentFacts:
     max_length: int  #: tokens; longer texts are cut
     pair: bool  #: whether it was trained on pairs of texts
     pad_id: int
+    speed: float | None = None  #: at which texts leave early unless a request says otherwise; None: it has no exits
 
     @classmethod
     def read(cls, folder: Path) -> StudentFacts:
@@ -47,6 +48,7 @@ class StudentFacts:
                 max_length=int(described["max_length"]),
                 pair=bool(described["pair"]),
                 pad_id=int(config.get("pad_token_id") or 0),
+                speed=float(described["exits"]["speed"]) if "exits" in described else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidModel(f"limbeck.json in {folder} is not complete: {error!r}") from error

@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.deps import Services
+from limbeck.runtime import Predictor
 from models.job import JobStatus
 from models.model import ModelKind
 from tests.api.conftest import add_model, become
@@ -228,6 +229,31 @@ def test_a_wrong_question_is_refused_with_its_place(
     answer = client.post(f"/v1/models/{student}/predict", json=body)
     assert answer.status_code == 422, answer.text
     assert [one["pointer"] for one in answer.json()["errors"]] == [pointer]
+
+
+def test_speed_is_chosen_per_request(client: TestClient, house: Services, exported_exits_student: Path) -> None:
+    """Guards a speed that is read and dropped on its way, and graphs that are not fetched: what is answered over HTTP
+    is what the library answers, at the student's own speed where the request names none."""
+    files = contents(exported_exits_student)
+    model = add_model(house, files, labels=list(LABELS))
+    local = Predictor.load(exported_exits_student, threads=1)
+    asked = docstrings(2)
+    seen = []
+    for parameters in ({}, {"speed": 0}, {"speed": 1}):
+        answer = client.post(f"/v1/models/{model}/predict", json={"inputs": asked, "parameters": parameters})
+        assert answer.status_code == 200, answer.text
+        expected = local.predict(asked, **parameters)
+        assert [one["score"] for one in answer.json()] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+        seen.append(answer.json()[0]["score"])
+    assert seen[1] != pytest.approx(seen[2], abs=1e-4)
+    for wrong in (1.5, -1, "fast", True):
+        answer = client.post(f"/v1/models/{model}/predict", json={"inputs": "x", "parameters": {"speed": wrong}})
+        assert [one["pointer"] for one in answer.json()["errors"]] == ["/parameters/speed"], answer.text
+    graphs = [path for path in files if path.startswith("onnx/exits/")]
+    packed = client.get(f"/v1/models/{model}/download?format=onnx").content
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        assert len(graphs) == 3
+        assert all(any(name.endswith(graph) for name in archive.getnames()) for graph in graphs)
 
 
 def test_a_model_without_an_export_says_how_to_get_one(client: TestClient, teacher_folder: Path) -> None:

@@ -246,6 +246,15 @@ def test_predict_prints_labels(api: Api) -> None:
     assert api.body("POST /v1/models/mdl_9/predict") == {"inputs": ["some text"]}
 
 
+def test_predict_passes_the_speed_on(api: Api, exported_exits_student: Path) -> None:
+    """Guards an option that is read and dropped, also where no server is asked."""
+    api.answer("POST /v1/models/mdl_9/predict", [{"label": "good", "score": 0.91234}])
+    assert run(api, "predict", "mdl_9", "some text", "--speed", "0").exit_code == 0
+    assert api.body("POST /v1/models/mdl_9/predict") == {"inputs": ["some text"], "parameters": {"speed": 0}}
+    local = ("predict", "--local", str(exported_exits_student), "some text")
+    assert run(api, *local, "--speed", "0").stdout != run(api, *local, "--speed", "1").stdout
+
+
 def test_predict_streams_jsonl_in_its_order(api: Api) -> None:
     """Guards against answers that stand beside the wrong input, also across batches."""
 
