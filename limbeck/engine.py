@@ -159,6 +159,9 @@ def _teacher(run: Run, job: Prepared) -> Weights:
     run.meter.begin("teacher")
     seed_everything(run.config.training.seed)
     model = run.device.place(job.blueprint.load_teacher(keep_head=job.keep_head))
+    if not job.keep_head:
+        layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
+        job.task.begin_head(layer, job.train)
     if job.finetune:
         fitted = train(_teacher_phase(run, job, job.finetune, model), run)
         model, score, epoch = fitted.model, fitted.score, fitted.epoch
@@ -166,13 +169,15 @@ def _teacher(run: Run, job: Prepared) -> Weights:
         logits = predict(model, job.validation, job.task, run)
         if not torch.isfinite(torch.from_numpy(logits)).all():
             raise Diverged("The teacher's logits hold NaN or infinite values on the validation split.")
-        score = evaluate.score(job.task.main_metric, job.task.predictions(logits), job.validation.labels)
+        answers = job.task.predictions(logits, job.validation)
+        score = evaluate.score(job.task.main_metric, answers, job.task.truth(job.validation))
         epoch = None
     _require_fit(job, score)
     run.facts["teacher"] = {"validation": score, "epoch": epoch}
     run.event(
         "teacher.evaluated",
-        f"{'Fine-tuned teacher' if job.finetune else 'Teacher'}: {100 * score:.1f} % on validation",
+        f"{'Fine-tuned teacher' if job.finetune else 'Teacher'}: "
+        f"{evaluate.shown(job.task.main_metric, score)} on validation",
         epoch=epoch,
         **{job.task.main_metric: score},
     )
@@ -186,11 +191,12 @@ def _teacher_phase(run: Run, job: Prepared, tune: FineTune, model: PreTrainedMod
 
 
 def _require_fit(job: Prepared, score: float) -> None:
-    guessing = evaluate.majority(job.validation.labels)
+    metric, truth = job.task.main_metric, job.task.truth(job.validation)
+    guessing = evaluate.score(metric, job.task.guess(truth), truth)
     if score <= guessing:
         raise TeacherUnfit(
-            f"The teacher has an {job.task.main_metric} of {100 * score:.1f} % on validation, and always answering "
-            f"with the most common class has {100 * guessing:.1f} %: there is nothing to learn from it. "
+            f"The teacher's {metric} on validation is {evaluate.shown(metric, score)}, and always giving the most "
+            f"common answer has {evaluate.shown(metric, guessing)}: there is nothing to learn from it. "
             + (
                 "Give teacher.finetune more epochs or another learning rate."
                 if job.finetune
@@ -212,7 +218,7 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
     logits = None
     if any(part.teacher_logits for part in method.parts()):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
-        logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
+        logits = teacher_logits(load, job.train, job.task, key, job.task.outputs(job.card.labels), run)
     student = run.device.place(job.blueprint.cut(teacher, job.layers))
     training = run.config.training
     models = Models(student, load, job.layers)
@@ -226,7 +232,7 @@ def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:
     who = "Student" if name == "distilling" else "Baseline, the same student without a teacher"
     run.event(
         f"{'student' if name == 'distilling' else 'baseline'}.trained",
-        f"{who}: {100 * fitted.score:.1f} % on validation (epoch {fitted.epoch} kept)",
+        f"{who}: {evaluate.shown(job.task.main_metric, fitted.score)} on validation (epoch {fitted.epoch} kept)",
         epoch=fitted.epoch,
         **{job.task.main_metric: fitted.score},
     )

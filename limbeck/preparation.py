@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from limbeck import data, evaluate, preflight, sources
-from limbeck.batches import Encoded, encode
+from limbeck.batches import Encoded
 from limbeck.callbacks import Stage
-from limbeck.config import FineTune
+from limbeck.config import TASKS, FineTune
 from limbeck.device import installed
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
 from limbeck.students import Blueprint, label_order, read_config, student_layers
 from limbeck.tasks.base import Task
-from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -63,17 +62,17 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         spec = spec.model_copy(update={"revision": known})
     teacher = sources.teacher_folder(spec, given)
     facts = sources.model_facts(teacher.path)
-    _preflight(run, facts, None)
+    _preflight(run, facts, None, None)
     if not run.store.has("data"):
         _encode(run, teacher.path, facts, given)
         run.facts["teacher_revision"] = teacher.revision
         run.commit()
     tensors, stored = run.store.read_tensors("data")
     card = DatasetCard.model_validate(stored["card"])
-    task: Task = run.config.task or SequenceClassification()
+    task: Task = run.config.task or TASKS[stored["task"]]()
     vocabulary = Vocabulary(tensors["vocabulary"].numpy(), int(read_config(teacher.path).vocab_size))
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
-    finetune = _finetune(run, facts)
+    finetune = _finetune(run, facts, task)
     sha256 = _weights_sha256(teacher.path)
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
     train, validation, test = (Encoded.from_tensors(_below(tensors, split)) for split in _SPLITS)
@@ -87,7 +86,7 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
         test=test,
         layers=student_layers(run.config.student, blueprint.layers),
         finetune=finetune,
-        keep_head=facts.has_head and _labels_agree(teacher.path, card.labels, must=finetune is None),
+        keep_head=facts.has_head_for(task) and _labels_agree(teacher.path, task, card.labels, must=finetune is None),
         teacher_revision=teacher.revision,
         teacher_sha256=sha256,
     )
@@ -95,12 +94,14 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
 
 def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path]) -> None:
     seed = run.config.training.seed
-    corpus = data.load(run.config.dataset, seed=seed, sources=given)
-    _preflight(run, facts, corpus.labels)
+    wanted = run.config.task
+    corpus = data.load(run.config.dataset, seed=seed, sources=given, task=wanted.type if wanted else None)
+    _preflight(run, facts, corpus.labels, corpus.task)
+    task: Task = wanted or TASKS[corpus.task]()
     config = read_config(teacher)
-    tokenizer = load_tokenizer(teacher, config)
+    tokenizer = load_tokenizer(teacher, config, task)
     length = run.config.training.max_length
-    whole = {name: encode(tokenizer, getattr(corpus, name), length, run.poll) for name in _SPLITS}
+    whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
     vocabulary = Vocabulary.of(
         whole.values(),
         special=tokenizer.all_special_ids,
@@ -110,14 +111,20 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
     tensors = {"vocabulary": torch.from_numpy(vocabulary.kept)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
-    card = _card(corpus)
-    stored = {"card": card.model_dump(mode="json"), "pair": corpus.train.pairs is not None, "revision": corpus.revision}
+    card = _card(corpus, task, whole["test"])
+    stored = {
+        "card": card.model_dump(mode="json"),
+        "pair": corpus.train.pairs is not None,
+        "revision": corpus.revision,
+        "task": corpus.task,
+    }
     run.store.write_tensors("data", tensors, stored)
     cut = float(np.mean(whole["train"].lengths >= length))
+    classes = f" of {len(card.labels)} labels" if card.labels else ""
     run.event(
         "data.loaded",
-        f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test examples of "
-        f"{len(card.labels)} classes; {100 * cut:.1f} % of the training texts fill {length} tokens or are cut there",
+        f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test examples{classes}; "
+        f"{100 * cut:.1f} % of the training texts fill {length} tokens or are cut there",
         train=card.train,
         validation=card.validation,
         test=card.test,
@@ -127,7 +134,7 @@ def _encode(run: Run, teacher: Path, facts: ModelFacts, given: Mapping[str, Path
     )
 
 
-def load_tokenizer(folder: Path, config: Any) -> Any:
+def load_tokenizer(folder: Path, config: Any, task: Task) -> Any:
     """The teacher's tokenizer, which is the student's as well.
 
     Raises:
@@ -136,7 +143,9 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, **task.tokenizer_options(config.model_type)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise InvalidModel(f"The teacher has no tokenizer that transformers can read: {error}") from error
     if not tokenizer.is_fast:
@@ -154,7 +163,8 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     return tokenizer
 
 
-def _card(corpus: Corpus) -> DatasetCard:
+def _card(corpus: Corpus, task: Task, test: Encoded) -> DatasetCard:
+    truth = task.truth(test)
     return DatasetCard(
         source=corpus.source,
         sha256=corpus.sha256,
@@ -162,36 +172,47 @@ def _card(corpus: Corpus) -> DatasetCard:
         validation=len(corpus.validation),
         test=len(corpus.test),
         labels=corpus.labels,
-        majority=evaluate.majority(corpus.test.labels),
+        majority=evaluate.score(task.main_metric, task.guess(truth), truth),
     )
 
 
-def _preflight(run: Run, facts: ModelFacts, labels: tuple[str, ...] | None) -> None:
-    problems = preflight.check(run.config, teacher=facts, labels=labels)
+def _preflight(run: Run, facts: ModelFacts, labels: tuple[str, ...] | None, task: str | None) -> None:
+    problems = preflight.check(run.config, teacher=facts, labels=labels, task=task)
     if problems:
         raise InvalidConfig("; ".join(f"{p.pointer}: {p.detail}" for p in problems), problems)
 
 
-def _finetune(run: Run, facts: ModelFacts) -> FineTune | None:
-    wanted = run.config.teacher.finetune
+def _finetune(run: Run, facts: ModelFacts, task: Task) -> FineTune | None:
+    wanted, has_head = run.config.teacher.finetune, facts.has_head_for(task)
     if isinstance(wanted, FineTune):
         return wanted
-    if wanted is False and not facts.has_head:
-        detail = "found false; this teacher has no classification head, so that it has to be fine-tuned: true"
+    if wanted is False and not has_head:
+        detail = f"found false; this teacher has no head for {task.type}, so that it has to be fine-tuned: true"
         raise InvalidConfig(f"/teacher/finetune: {detail}", [Problem("/teacher/finetune", detail)])
-    return FineTune() if wanted or not facts.has_head else None
+    return FineTune() if wanted or not has_head else None
 
 
-def _labels_agree(teacher: Path, labels: tuple[str, ...], *, must: bool) -> bool:
+def _labels_agree(teacher: Path, task: Task, labels: tuple[str, ...], *, must: bool) -> bool:
     """Whether the teacher's head answers with the data set's labels; where it ``must``, raises InvalidModel if not."""
     config = read_config(teacher)
     try:
+        if not task.named:
+            _require_outputs(config.num_labels, task.outputs(labels))
+            return True
         label_order([config.id2label[i] for i in range(config.num_labels)], labels)
     except InvalidModel:
         if must:
             raise
         return False
     return True
+
+
+def _require_outputs(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise InvalidModel(
+            f"The teacher's head has {found} outputs and needs {wanted}; let the job fine-tune it: "
+            "teacher.finetune = true."
+        )
 
 
 def _say_provenance(

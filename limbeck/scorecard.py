@@ -9,6 +9,9 @@ from typing import Literal
 
 from limbeck.spec import Spec
 
+#: Metrics that are not shares of 1, and not shown in per cent.
+NO_SHARES = frozenset({"pearson", "rmse", "spearman"})
+
 
 class Estimate(Spec):
     """A measured quality with its 95 % interval by bootstrap over the examples."""
@@ -37,7 +40,7 @@ class ModelCard(Spec):
     bytes: int
     """Of its weights in float32, whole vocabulary included: about the size of the safetensors file."""
     metrics: dict[str, Estimate]
-    """On the test split, e.g. ``accuracy`` and ``macro_f1``, as shares of 1."""
+    """On the test split, e.g. ``accuracy`` and ``macro_f1``, as shares of 1 (correlations and ``rmse`` as they are)."""
     validation: dict[str, float]
     """The same on the validation split, which selected the weights."""
     latency: tuple[Latency, ...]
@@ -53,7 +56,8 @@ class ExportCard(Spec):
     """How many test examples the check compared."""
     max_logit_difference: float
     label_agreement: float
-    """Share of the examples with the same predicted label."""
+    """Share of the predictions that are the same: of labels, of yes or no for each label, of tokens' tags, of answers.
+    Numbers are the same where they are within a hundredth of their spread."""
     metrics: dict[str, Estimate]
     latency: tuple[Latency, ...]
 
@@ -68,8 +72,10 @@ class DatasetCard(Spec):
     validation: int
     test: int
     labels: tuple[str, ...]
+    """None for regression and question answering."""
     majority: float
-    """Share of the most common class of the test split: what guessing gets."""
+    """What guessing gets on the test split, in the main metric: always the most common class or label, the mean number,
+    no entity, no answer."""
 
 
 class Hardware(Spec):

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.runtime.encoding import Encoder, chunks, pad
-from limbeck.runtime.inputs import TopK, check_top_k, read_question
+from limbeck.runtime.encoding import Encoder, Row, chunks, pad
+from limbeck.runtime.entities import entities
+from limbeck.runtime.inputs import TopK, check_top_k, read_asked, read_question, refuse_top_k
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import Format, StudentFacts, exported
+from limbeck.runtime.windows import Windows, best_spans, probabilities
 
 
 class Predictor:
@@ -46,9 +48,14 @@ class Predictor:
         return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads), found)
 
     @property
+    def task(self) -> str:
+        """The ``type`` of the task that it was trained for."""
+        return self._facts.task
+
+    @property
     def labels(self) -> tuple[str, ...]:
-        """In the order of the logits."""
-        return self._facts.labels
+        """In the order of the logits; none for questions, and transformers' ``LABEL_0`` for a number."""
+        return ("LABEL_0",) if self._facts.task == "regression" else self._facts.labels
 
     @property
     def pair(self) -> bool:
@@ -56,7 +63,9 @@ class Predictor:
         return self._facts.pair
 
     def predict(self, inputs: Any, *, top_k: TopK = None) -> Any:
-        """Labels with their probabilities, in the shapes of transformers' ``TextClassificationPipeline``.
+        """Answers in the shapes of transformers' pipelines.
+
+        Students that class texts or give them a number answer as ``TextClassificationPipeline``:
 
         ==================  ==================  ==========================================
         inputs              ``top_k=None``      ``top_k=n``, or ``"all"``: best first
@@ -67,14 +76,25 @@ class Predictor:
         ==================  ==================  ==========================================
 
         ``{label}`` stands for ``{"label": str, "score": float}``, an object is ``{"text": …, "text_pair": …}``.
-        ``None`` is the pipeline called without ``top_k``, ``"all"`` is its ``top_k=None``.
+        ``None`` is the pipeline called without ``top_k``, ``"all"`` is its ``top_k=None``. A score is a probability:
+        where one label is chosen they sum to 1, where several may apply each has its own (it applies from 0.5 on); of
+        regression it is the number itself.
+
+        Students that tag tokens answer ``[{"entity_group", "score", "word", "start", "end"}, …]`` for a text, and a
+        list of these for a list of texts, as ``TokenClassificationPipeline`` with an aggregation; ``top_k`` is refused.
+        Students that answer questions take ``{"question": …, "context": …}``, or a list of them, and answer
+        ``{"score", "start", "end", "answer"}`` for each, with ``top_k`` a list of so many, best first.
 
         Raises:
             InvalidInput: with a pointer for each input that is wrong.
         """
         check_top_k(top_k)
+        if self.task == "token_classification":
+            return self._entities(inputs, top_k)
+        if self.task == "question_answering":
+            return self._found(inputs, top_k)
         question = read_question(inputs, pair=self.pair)
-        scores = softmax(self.logits(question.texts, question.pairs))
+        scores = self._scores(self.logits(question.texts, question.pairs))
         if top_k is None:
             best = scores.argmax(axis=1)
             answers = [self._answer(row, place) for row, place in zip(scores, best.tolist(), strict=True)]
@@ -93,8 +113,54 @@ class Predictor:
             logits[places] = self._session(pad([rows[i] for i in places], self._facts.pad_id))
         return logits
 
+    def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        if self.task == "multi_label":
+            return sigmoid(logits)
+        return logits.astype(np.float64) if self.task == "regression" else softmax(logits)
+
+    def _entities(self, inputs: Any, top_k: TopK) -> Any:
+        if top_k is not None:
+            refuse_top_k("a student that tags tokens answers with every entity; leave it out")
+        question = read_question(inputs, pair=False)
+        coded = self._encoder.trace(question.texts)
+        answers = [
+            entities(text, one, softmax(logits), self.labels, self._encoder.tokenizer)
+            for text, one, logits in zip(question.texts, coded, self._token_logits(coded), strict=True)
+        ]
+        return answers if question.form == "list" else answers[0]
+
+    def _found(self, inputs: Any, top_k: TopK) -> Any:
+        asked = read_asked(inputs)
+        each = Windows(self._encoder.tokenizer, self._facts.max_length).encode(asked.questions, asked.contexts)
+        logits = iter(self._token_logits([Row(one.ids, one.types) for windows in each for one in windows]))
+        answers = []
+        for context, windows in zip(asked.contexts, each, strict=True):
+            spans = best_spans([(next(logits), one.places) for one in windows])
+            ranked = [
+                {"score": float(score), "start": one.start, "end": one.end, "answer": context[one.start : one.end]}
+                for one, score in zip(spans, probabilities(spans), strict=True)
+            ]
+            kept = ranked if top_k == "all" else ranked[: top_k or 1]
+            answers.append(kept if top_k is not None else kept[0])
+        return answers[0] if asked.alone else answers
+
+    def _token_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+        """Logits of each row's tokens, (tokens, classes), in the order given."""
+        found: list[NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(rows)
+        for places in chunks([len(row) for row in rows]):
+            logits = self._session(pad([rows[i] for i in places], self._facts.pad_id))
+            for place, one in zip(places, logits, strict=True):
+                found[place] = one[: len(rows[place])]
+        return found
+
     def _answer(self, scores: NDArray[np.float64], place: int) -> dict[str, Any]:
         return {"label": self.labels[place], "score": float(scores[place])}
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each, in float64."""
+    chances: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+    return chances
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

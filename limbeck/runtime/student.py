@@ -11,6 +11,8 @@ from typing import Any, Literal
 from limbeck.errors import InvalidModel
 
 Format = Literal["onnx", "onnx-int8"]
+#: The tasks whose students can be asked.
+TASKS = ("sequence_classification", "multi_label", "regression", "token_classification", "question_answering")
 
 #: Where a student's folder has which exported form, the preferred one first.
 FILES: Mapping[Format, str] = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
@@ -26,6 +28,7 @@ class StudentFacts:
     max_length: int  #: tokens; longer texts are cut
     pair: bool  #: whether it was trained on pairs of texts
     pad_id: int
+    task: str = TASKS[0]
 
     @classmethod
     def read(cls, folder: Path) -> StudentFacts:
@@ -35,10 +38,10 @@ class StudentFacts:
         """
         described = _read_json(folder / "limbeck.json", "this is no student of Limbeck's")
         found = described.get("version"), described.get("task")
-        if found != (1, "sequence_classification"):
+        if found[0] != 1 or found[1] not in TASKS:
             raise InvalidModel(
                 f"limbeck.json in {folder} has version {found[0]!r} and task {found[1]!r}; "
-                "this version of Limbeck reads version 1 and 'sequence_classification'."
+                f"this version of Limbeck reads version 1 and the tasks {', '.join(TASKS)}."
             )
         config = _read_json(folder / "config.json", "a student's folder has the model's configuration")
         try:
@@ -47,6 +50,7 @@ class StudentFacts:
                 max_length=int(described["max_length"]),
                 pair=bool(described["pair"]),
                 pad_id=int(config.get("pad_token_id") or 0),
+                task=found[1],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidModel(f"limbeck.json in {folder} is not complete: {error!r}") from error
