@@ -226,6 +226,7 @@ DATASET: dict[str, Any] = {
         "test": {"rows": 1000, "bytes": 51873, "sha256": _SHA256},
     },
     "profile": {
+        "task": "sequence_classification",
         "columns": {"text": "review", "text_pair": None, "label": "stars"},
         "labels": ["negative", "positive"],
         "pair": False,
@@ -278,6 +279,10 @@ PREDICT_REQUESTS: dict[str, Any] = {
     "many": {
         "summary": "Several texts, the three best labels of each",
         "value": {"inputs": ["Parse a date.", "Run the tests."], "parameters": {"top_k": 3}},
+    },
+    "question": {
+        "summary": "A question about a text",
+        "value": {"inputs": {"question": "What is parsed?", "context": "Parse a date in ISO format."}},
     },
     "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
 }

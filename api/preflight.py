@@ -32,8 +32,8 @@ def require_possible(house: Services, config: DistillConfig) -> None:
     Raises:
         InvalidConfig: naming each field.
     """
-    facts, labels, problems = _look_near(house, config)
-    problems += preflight.check(config, teacher=facts, labels=labels)
+    facts, labels, task, problems = _look_near(house, config)
+    problems += preflight.check(config, teacher=facts, labels=labels, task=task)
     _raise(problems)
 
 
@@ -43,12 +43,12 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
     Raises:
         InvalidConfig: naming each field.
     """
-    facts, labels, problems = _look_near(house, config)
+    facts, labels, task, problems = _look_near(house, config)
     notes = []
     if facts is None and not problems and not house.settings.hub_offline:
         facts, note = _ask_hub(config.teacher)
         notes += [note] if note else []
-    problems += preflight.check(config, teacher=facts, labels=labels)
+    problems += preflight.check(config, teacher=facts, labels=labels, task=task)
     _raise(problems)
     if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
         notes.append("The data set is read when the job runs.")
@@ -57,16 +57,17 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
 
 def _look_near(
     house: Services, config: DistillConfig
-) -> tuple[ModelFacts | None, Sequence[str] | None, tuple[Problem, ...]]:
+) -> tuple[ModelFacts | None, Sequence[str] | None, str | None, tuple[Problem, ...]]:
     problems = []
     facts: ModelFacts | None = None
     labels: Sequence[str] | None = None
+    task: str | None = None
     try:
         facts = _teacher(house, config.teacher)
     except (NotFound, InvalidModel) as error:
         problems.append(Problem("/teacher/source", f"found {config.teacher.source!r}: {error.message}"))
     try:
-        labels = _labels(house, config.dataset.source)
+        labels, task = _labels(house, config.dataset.source)
     except NotFound as error:
         problems.append(Problem("/dataset/source", f"found {config.dataset.source!r}: {error.message}"))
     for field, source in (("teacher", config.teacher.source), ("dataset", config.dataset.source)):
@@ -74,7 +75,7 @@ def _look_near(
             problems.append(
                 Problem(f"/{field}/source", f"found {source!r}; a server takes no paths: upload it instead")
             )
-    return facts, labels, tuple(problems)
+    return facts, labels, task, tuple(problems)
 
 
 def _teacher(house: Services, teacher: Teacher) -> ModelFacts | None:
@@ -90,13 +91,14 @@ def _teacher(house: Services, teacher: Teacher) -> ModelFacts | None:
     return sources.config_facts(config, parameters=model.parameters or 0, bytes=model.bytes)
 
 
-def _labels(house: Services, source: str) -> Sequence[str] | None:
-    """None where only reading the data would tell."""
+def _labels(house: Services, source: str) -> tuple[Sequence[str] | None, str | None]:
+    """The labels and the task; None where only reading the data would tell."""
     if not source.startswith(_DATASET):
-        return None
+        return None, None
     with house.database.reading() as session:
         profile = catalogue.get_dataset(session, source.removeprefix(_DATASET)).profile
-    return list(profile["labels"])
+    # Data sets that were stored before there were other tasks say nothing of it.
+    return list(profile["labels"]), profile.get("task", "sequence_classification")
 
 
 @lru_cache

@@ -295,16 +295,17 @@ class PredictParameters(Envelope):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     top_k: int | Literal["all"] | None = Field(default=None)
-    """How many labels to answer with, best first, or ``all``; default: the best one."""
+    """How many labels, or answers to a question, to answer with, best first, or ``all``; default: the best one."""
 
 
 class PredictRequest(Envelope):
-    """Inputs as the text-classification pipeline of Hugging Face takes them."""
+    """Inputs as the pipelines of Hugging Face take them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     inputs: Any
-    """A text, ``{"text": …, "text_pair": …}``, or a list of either."""
+    """A text, ``{"text": …, "text_pair": …}``, or for a student that answers questions ``{"question": …, "context": …}``;
+    or a list of these."""
     parameters: PredictParameters = PredictParameters()
 
 

@@ -88,7 +88,7 @@ def _numbers(predictions: Any, truth: Any) -> Columns:
 
 
 def _pearson(counts: Counts, columns: Columns) -> Figures:
-    found, true = (np.broadcast_to(one, counts.shape) for one in (columns - columns.mean(axis=0)).T)
+    found, true = (np.broadcast_to(one, counts.shape) for one in columns.T)
     return _correlation(counts, found, true)
 
 
@@ -100,6 +100,8 @@ def _spearman(counts: Counts, columns: Columns) -> Figures:
 def _correlation(counts: Counts, one: NDArray[np.float64], other: NDArray[np.float64]) -> Figures:
     """Of two (resamples, examples); 0 where one of them is constant, which correlates with nothing."""
     weights = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
+    # First by a value of its own: where all are the same, nothing is left for rounding to make a spread of.
+    one, other = one - one[:, :1], other - other[:, :1]
     one = one - (weights * one).sum(axis=1, keepdims=True)
     other = other - (weights * other).sum(axis=1, keepdims=True)
     spread = np.sqrt((weights * one**2).sum(axis=1) * (weights * other**2).sum(axis=1))

@@ -227,6 +227,7 @@ class Client:
         *,
         name: str | None = None,
         columns: Columns | None = None,
+        task: str | None = None,
     ) -> Dataset:
         """Upload a data set.
 
@@ -235,6 +236,7 @@ class Client:
                 ``train.…``, ``validation.…`` and ``test.…``, or a mapping from split to file.
             name: for people; default: the name of the file or folder.
             columns: which column holds what; the server guesses from the usual names.
+            task: what the data are for, e.g. ``regression``; the server's default is what columns and labels say.
 
         Raises:
             InvalidDataset: the message names row and column.
@@ -244,6 +246,7 @@ class Client:
             parts = {split: (path.name, stack.enter_context(path.open("rb"))) for split, path in files.items()}
             data = {"name": name or packing.stem(files["train"])}
             data |= columns.model_dump(exclude_none=True) if columns else {}
+            data |= {"task": task} if task else {}
             answer = self._connection.json(
                 "POST", "/v1/datasets", repeatable=False, files=parts, data=data, timeout=_UPLOAD
             )
@@ -312,7 +315,7 @@ class Client:
         """Ask a student; answers have the shapes of Hugging Face pipelines.
 
         Args:
-            inputs: a text, ``{"text": …, "text_pair": …}``, or a list of either.
+            inputs: a text, ``{"text": …, "text_pair": …}``, ``{"question": …, "context": …}``, or a list of these.
         """
         body = {"inputs": inputs} | ({"parameters": {"top_k": top_k}} if top_k is not None else {})
         return self._connection.json("POST", f"/v1/models/{model_id}/predict", json=body)
