@@ -304,8 +304,8 @@ class PredictRequest(Envelope):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     inputs: Any
-    """A text, ``{"text": …, "text_pair": …}``, or for a student that answers questions ``{"question": …, "context": …}``;
-    or a list of these."""
+    """A text, ``{"text": …, "text_pair": …}``, or a list of either; for a student that answers questions
+    ``{"question": …, "context": …}``, or a list of these."""
     parameters: PredictParameters = PredictParameters()
 
 

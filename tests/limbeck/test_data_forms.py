@@ -84,7 +84,7 @@ def test_names_between_bars_are_several_labels_where_they_recur(tmp_path: Path) 
 
 
 def test_whole_numbers_are_classes_unless_they_are_said_to_be_numbers(tmp_path: Path) -> None:
-    """Guards stars from 1 to 5: the choice is kept with the data, and a stored class can still be read as its number."""
+    """Guards stars from 1 to 5: the choice is kept with the data, and a stored class can still be read as a number."""
     rows = [{"text": text, "label": 1 + row % 5} for row, text in enumerate(docstrings("gui")[:60])]
     path = jsonl(tmp_path / "train.jsonl", rows)
     assert taken_in(tmp_path, path).profile["labels"] == ["1", "2", "3", "4", "5"]
@@ -152,7 +152,7 @@ def test_columns_of_two_tasks_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_context_stands_on_one_side_of_a_cut(tmp_path: Path) -> None:
-    """Guards SQuAD, where five questions share a paragraph: one that was read in training is half an answer in test."""
+    """Guards SQuAD, where five questions share a paragraph: one that was read in training half answers others."""
     rows = [
         row | {"question": f"{row['question']} {n}"} for row in examples("question_answering", 40) for n in range(5)
     ]

@@ -97,7 +97,7 @@ def test_entities_have_their_places() -> None:
 
 
 def test_answers_are_compared_as_in_squads_evaluation() -> None:
-    """Guards the normalisation (case, punctuation, articles) and the best over several right answers; worked by hand."""
+    """Guards the normalisation (case, punctuation, articles) and the best over several right answers; by hand."""
     assert plain_words("The Panthers' (24–10) an  answer.") == ["panthers", "24–10", "answer"]
     truth = [["Denver Broncos", "The Broncos"], ["in 1492"], ["a horse"]]
     found = ["the broncos!", "1492", "cow"]

@@ -130,7 +130,7 @@ def test_answers_are_those_of_transformers(done: Done) -> None:
         assert (answer["start"], answer["end"]) == (offsets[best[0]][0], offsets[best[1]][1])
         top = np.array(sorted(sums.values(), reverse=True)[:20])
         assert answer["score"] == pytest.approx(float(1 / np.exp(top - top[0]).sum()), abs=1e-4)
-        assert [one["answer"] for one in student.predict([asked], top_k=3)[0]][0] == answer["answer"]
+        assert student.predict([asked], top_k=3)[0][0]["answer"] == answer["answer"]
 
 
 def _plain(answer: Any) -> Any:
