@@ -234,6 +234,7 @@ DATASET: dict[str, Any] = {
         "test": {"rows": 1000, "bytes": 51873, "sha256": _SHA256},
     },
     "profile": {
+        "task": "sequence_classification",
         "columns": {"text": "review", "text_pair": None, "label": "stars"},
         "labels": ["negative", "positive"],
         "pair": False,
@@ -290,6 +291,10 @@ PREDICT_REQUESTS: dict[str, Any] = {
     "early": {
         "summary": "A student with early exits, at a speed of your own",
         "value": {"inputs": "Open a socket and listen on it.", "parameters": {"speed": 0.3}},
+    },
+    "question": {
+        "summary": "A question about a text",
+        "value": {"inputs": {"question": "What is parsed?", "context": "Parse a date in ISO format."}},
     },
     "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
 }

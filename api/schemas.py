@@ -318,19 +318,20 @@ class PredictParameters(Envelope):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     top_k: int | Literal["all"] | None = Field(default=None)
-    """How many labels to answer with, best first, or ``all``; default: the best one."""
+    """How many labels, or answers to a question, to answer with, best first, or ``all``; default: the best one."""
     speed: float | None = Field(default=None, ge=0, le=1, strict=True)
     """For students with early exits (the method ``fastbert``): from 0, where every text goes through all layers, to 1,
     where every text leaves behind the first; default: what the job calibrated."""
 
 
 class PredictRequest(Envelope):
-    """Inputs as the text-classification pipeline of Hugging Face takes them."""
+    """Inputs as the pipelines of Hugging Face take them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     inputs: Any
-    """A text, ``{"text": …, "text_pair": …}``, or a list of either."""
+    """A text, ``{"text": …, "text_pair": …}``, or a list of either; for a student that answers questions
+    ``{"question": …, "context": …}``, or a list of these."""
     parameters: PredictParameters = PredictParameters()
 
 

@@ -18,8 +18,9 @@ from pydantic import Field
 from limbeck.errors import Problem
 from limbeck.spec import Spec
 
-#: Tasks whose label is of a text as a whole: it still fits when words are replaced or sentences change places.
-WHOLE_TEXT = ("sequence_classification", "multi_label", "regression")
+#: Tasks whose label is of a text as a whole, so that it still fits when words are replaced or sentences change places;
+#: those of several labels and of numbers are left out until copies carry such labels.
+WHOLE_TEXT = ("sequence_classification",)
 
 
 class BaseAugmentation(Spec, ABC):

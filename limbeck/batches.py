@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,29 +29,64 @@ class Encoded:
 
     ids: NDArray[np.int32]  # (tokens,)
     segments: NDArray[np.int8] | None  # (tokens,): 1 in the second text of a pair; None where all are 0 or unused
-    starts: NDArray[np.int64]  # (examples + 1,)
-    labels: NDArray[np.int64]  # (examples,)
+    starts: NDArray[np.int64]  # (rows + 1,)
+    labels: NDArray[Any]  # (rows,) or (rows, …); of tasks that label each token (tokens,), -100 where there is none
+    per_token: bool = False  #: whether a model answers each token, (tokens, classes), and not each row
+    owners: NDArray[np.int64] | None = None  # (rows,): the example that a row is a part of; None: each is its own
+    places: NDArray[np.int32] | None = None  # (tokens, …): where each token stands in its example
+    #: What the metrics need of each example beside the labels, by name; and texts or names that these are places in.
+    facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    strings: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.starts) - 1
 
     @property
-    def lengths(self) -> NDArray[np.int64]:  # (examples,)
+    def tagged(self) -> bool:
+        """Whether each token has a label of its own."""
+        return self.per_token and self.labels.ndim == 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:  # (rows,)
         return np.diff(self.starts)
 
-    def take(self, rows: NDArray[np.int64]) -> Encoded:
-        """The examples at these places, in this order."""
-        places = _places(self.starts, rows)
+    @property
+    def examples(self) -> int:
+        """How many examples there are; more rows where long ones come in parts."""
+        return len(self) if self.owners is None else int(self.owners[-1]) + 1
+
+    def rows_of(self, examples: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of these examples, in their order."""
+        if self.owners is None:
+            return np.asarray(examples, dtype=np.int64)
+        return np.concatenate([np.flatnonzero(self.owners == one) for one in examples])
+
+    def tokens_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places of the rows' tokens."""
+        return _places(self.starts, rows)
+
+    def take(self, examples: Sequence[int] | NDArray[np.int64]) -> Encoded:
+        """These examples alone, whole and in this order."""
+        rows = self.rows_of(examples)
+        tokens = self.tokens_of(rows)
+        owners = None
+        if self.owners is not None:
+            owners = np.repeat(np.arange(len(examples)), [int((self.owners == one).sum()) for one in examples])
         return Encoded(
-            self.ids[places],
-            None if self.segments is None else self.segments[places],
+            self.ids[tokens],
+            None if self.segments is None else self.segments[tokens],
             np.concatenate(([0], np.cumsum(self.lengths[rows]))).astype(np.int64),
-            self.labels[rows],
+            self.labels[tokens if self.tagged else rows],
+            self.per_token,
+            owners,
+            None if self.places is None else self.places[tokens],
+            {name: [values[one] for one in examples] for name, values in self.facts.items()},
+            self.strings,
         )
 
     @classmethod
     def join(cls, parts: Sequence[Encoded]) -> Encoded:
-        """The examples of all parts, in order."""
+        """The examples of all parts, in order; for tasks with one row for each example."""
         segments = None
         if any(part.segments is not None for part in parts):
             kinds = [np.zeros(len(part.ids), np.int8) if part.segments is None else part.segments for part in parts]
@@ -65,15 +101,28 @@ class Encoded:
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays as tensors, for a checkpoint."""
+        named = {"segments": self.segments, "owners": self.owners, "places": self.places}
         arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "starts": self.starts, "labels": self.labels}
-        if self.segments is not None:
-            arrays["segments"] = self.segments
+        arrays |= {name: array for name, array in named.items() if array is not None}
+        if self.per_token:
+            rest = json.dumps({"facts": dict(self.facts), "strings": list(self.strings)}, ensure_ascii=False).encode()
+            arrays["rest"] = np.frombuffer(rest, dtype=np.uint8).copy()
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Encoded:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        return cls(arrays["ids"], arrays.get("segments"), arrays["starts"], arrays["labels"])
+        rest = json.loads(arrays["rest"].tobytes()) if "rest" in arrays else {}
+        return cls(
+            arrays["ids"],
+            arrays.get("segments"),
+            arrays["starts"],
+            arrays["labels"],
+            "rest" in arrays,
+            arrays.get("owners"),
+            arrays.get("places"),
+            **rest,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +130,26 @@ class Batch:
     """Some examples on the device."""
 
     inputs: dict[str, Tensor]  # input_ids, attention_mask, perhaps token_type_ids: each (examples, tokens)
-    labels: Tensor  # (examples,)
-    teacher_logits: Tensor | None = None  # (examples, classes)
+    labels: Tensor  # (examples,), or what the task has; (examples, tokens) where each token has one
+    teacher_logits: Tensor | None = None  # (examples, classes), or (examples, tokens, classes)
     counts: Mapping[str, int] = field(default_factory=dict)  #: how many units a loss term may be the mean of
     places: NDArray[np.int64] | None = None  # (examples,): where in the split they stand
     labelled: Tensor | None = None  # (examples,) of bool: which have a label; None: all
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
 
 
-def encode(tokenizer: Any, split: Split, max_length: int, poll: Callable[[], None] = lambda: None) -> Encoded:
-    """Tokenise a split; texts longer than ``max_length`` tokens are cut, of a pair the longer one first."""
+def encode(
+    tokenizer: Any,
+    split: Split,
+    max_length: int,
+    poll: Callable[[], None] = lambda: None,
+    *,
+    labels: NDArray[Any] | None = None,
+) -> Encoded:
+    """Tokenise a split; texts longer than ``max_length`` tokens are cut, of a pair the longer one first.
+
+    ``labels`` are those of the rows where they are not the split's own whole numbers.
+    """
     ids: list[list[int]] = []
     segments: list[list[int]] = []
     for start in range(0, len(split.texts), _CHUNK):
@@ -101,16 +160,16 @@ def encode(tokenizer: Any, split: Split, max_length: int, poll: Callable[[], Non
         ids += coded["input_ids"]
         segments += coded.get("token_type_ids", [])
     starts = np.concatenate(([0], np.cumsum([len(row) for row in ids]))).astype(np.int64)
-    kinds = _end_to_end(segments, np.int8) if segments else None
+    kinds = end_to_end(segments, np.int8) if segments else None
     return Encoded(
-        _end_to_end(ids, np.int32),
+        end_to_end(ids, np.int32),
         kinds if kinds is not None and kinds.any() else None,
         starts,
-        np.asarray(split.labels, dtype=np.int64),
+        np.asarray(split.labels, dtype=np.int64) if labels is None else labels,
     )
 
 
-def _end_to_end(rows: Sequence[Sequence[int]], kind: Any) -> NDArray[Any]:
+def end_to_end(rows: Sequence[Sequence[int]], kind: Any) -> NDArray[Any]:
     return np.fromiter((value for row in rows for value in row), dtype=kind, count=sum(map(len, rows)))
 
 
@@ -151,13 +210,13 @@ class Collator:
     data: Encoded
     pad_id: int
     device: torch.device
-    teacher_logits: Tensor | None = None  # (examples of the split, classes), on the CPU
+    teacher_logits: Tensor | None = None  # (rows of the split, or its tokens, classes), on the CPU
     labelled: int | None = None  #: the first so many examples have a label; None: all
 
     def __call__(self, rows: NDArray[np.int64]) -> Batch:
         lengths = self.data.lengths[rows]
         mask = np.arange(lengths.max())[None, :] < lengths[:, None]
-        places = _places(self.data.starts, rows)
+        places = self.data.tokens_of(rows)
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         ids[mask] = self.data.ids[places]
         inputs = {"input_ids": self._on_device(ids), "attention_mask": self._on_device(mask.astype(np.int64))}
@@ -165,15 +224,28 @@ class Collator:
             segments = np.zeros(mask.shape, dtype=np.int64)
             segments[mask] = self.data.segments[places]
             inputs["token_type_ids"] = self._on_device(segments)
-        logits = None
-        if self.teacher_logits is not None:
-            logits = self.teacher_logits[torch.from_numpy(rows)].to(self.device, non_blocking=True)
         counts = {"examples": len(rows), "tokens": int(lengths.sum()), "pairs": int((lengths**2).sum())}
-        labelled = None
+        labels, labelled = self.data.labels, None
+        if self.data.tagged:
+            whole = np.full(mask.shape, -100, dtype=np.int64)
+            whole[mask] = labels[places]
+            counts["labelled"] = int((whole != -100).sum())
+            labels = whole
+        else:
+            labels = labels[rows]
         if self.labelled is not None:
             have = rows < self.labelled
             counts["labelled"], labelled = int(have.sum()), self._on_device(have)
-        return Batch(inputs, self._on_device(self.data.labels[rows]), logits, counts, rows, labelled)
+        return Batch(inputs, self._on_device(labels), self._teacher(rows, places, mask), counts, rows, labelled)
+
+    def _teacher(self, rows: NDArray[np.int64], places: NDArray[np.int64], mask: NDArray[np.bool_]) -> Tensor | None:
+        if self.teacher_logits is None:
+            return None
+        if not self.data.per_token:
+            return self.teacher_logits[torch.from_numpy(rows)].to(self.device, non_blocking=True)
+        padded = self.teacher_logits.new_zeros((*mask.shape, self.teacher_logits.shape[-1]))
+        padded[torch.from_numpy(mask)] = self.teacher_logits[torch.from_numpy(places)]
+        return padded.to(self.device, non_blocking=True)
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -33,17 +33,29 @@ def predict(
     task: Task,
     run: Run,
     done: Callable[[int], None] = lambda examples: None,
-) -> NDArray[np.float32]:  # (examples, classes), in the split's order
-    """The model's logits for every example; leaves the model in ``eval()``."""
+) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
+    """The model's logits for every row of the split; leaves the model in ``eval()``."""
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    logits = np.empty((len(data), classes_of(model)), dtype=np.float32)
+    logits = np.empty((len(data.ids) if data.per_token else len(data), classes_of(model)), dtype=np.float32)
     for rows in forward_batches(data.lengths):
         run.poll()
         with run.device.autocast():
-            logits[rows] = task.logits(model(**collate(rows).inputs)).float().cpu().numpy()
+            places, answers = _answers(model, collate, rows, task)
+            logits[places] = answers.numpy()
         done(len(rows))
     return logits
+
+
+def _answers(
+    model: PreTrainedModel, collate: Collator, rows: NDArray[np.int64], task: Task
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Where the answers to these rows go, and the answers, (places, classes) in float32 on the CPU."""
+    inputs = collate(rows).inputs
+    logits = task.logits(model(**inputs)).float()
+    if not collate.data.per_token:
+        return rows, logits.cpu()
+    return collate.data.tokens_of(rows), logits[inputs["attention_mask"].bool()].cpu()
 
 
 def classes_of(model: PreTrainedModel) -> int:
@@ -64,7 +76,8 @@ def cache_key(run: Run, teacher_weights: str, data_sha256: str) -> str:
 def teacher_logits(
     load: Callable[[], PreTrainedModel], data: Encoded, task: Task, key: str, classes: int, run: Run
 ) -> Tensor:
-    """The teacher's logits over the training split, (examples, classes), float32, from the state or computed.
+    """The teacher's logits over the training split, float32, from the state or computed: (rows, classes), and where
+    each token is answered (tokens, classes).
 
     An interrupted pass goes on where it stopped.
 
@@ -72,7 +85,7 @@ def teacher_logits(
         Diverged: a logit is NaN or infinite.
         Interrupted: the part that was done is staged in the run's state.
     """
-    logits, done = torch.zeros(len(data), classes), 0
+    logits, done = torch.zeros(len(data.ids) if data.per_token else len(data), classes), 0
     if run.store.has(_ROLE):
         tensors, facts = run.store.read_tensors(_ROLE)
         if facts["key"] == key:
@@ -85,7 +98,7 @@ def teacher_logits(
         require_finite(logits, "the teacher's logits")
         _stage(run, logits, len(forward_batches(data.lengths)), key)
         run.commit()
-        _say_built(run, logits, hits, time.monotonic() - started)
+        _say_built(run, logits, len(data), hits, time.monotonic() - started)
     run.meter.finish("cache")
     return logits
 
@@ -95,8 +108,8 @@ def kept_logits(run: Run) -> Tensor | None:
     return run.store.read_tensors(_ROLE)[0]["logits"] if run.store.has(_ROLE) else None
 
 
-def _say_built(run: Run, logits: Tensor, hits: int, seconds: float) -> None:
-    size, misses = logits.numel() * logits.element_size(), len(logits) - hits
+def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
+    size, misses = logits.numel() * logits.element_size(), examples - hits
     run.event(
         "cache.built",
         f"The teacher answered {misses:,} training examples in {seconds:.1f} s ({hits:,} were known); "
@@ -122,7 +135,8 @@ def _fill(model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, don
             _stage(run, logits, number, key)
             run.commit()
         with run.device.autocast():
-            logits[torch.from_numpy(rows)] = task.logits(model(**collate(rows).inputs)).float().cpu()
+            places, answers = _answers(model, collate, rows, task)
+            logits[torch.from_numpy(places)] = answers
         run.meter.advance(float(tokens[rows].sum() / tokens.sum()), examples=len(rows))
 
 

@@ -26,7 +26,11 @@ from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
 from limbeck.spec import Spec, invalid_config, type_tag
+from limbeck.tasks.multi_label import MultiLabel
+from limbeck.tasks.question_answering import QuestionAnswering
+from limbeck.tasks.regression import Regression
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.tasks.token_classification import TokenClassification
 from limbeck.weighting import SampleWeighting
 
 BUILTIN_TEACHERS = ("builtin:minilm-l6",)
@@ -80,11 +84,22 @@ class Columns(Spec):
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+    """Names, lists of names, or numbers: they tell the task."""
+    tokens: str | None = None
+    """Lists of tokens, for token classification."""
+    tags: str | None = None
+    """Lists of as many tags, such as ``B-person``."""
+    question: str | None = None
+    """For question answering."""
+    context: str | None = None
+    """The text that holds the answers."""
+    answers: str | None = None
+    """``{"text": […], "answer_start": […]}``, or a list of ``{"text", "answer_start"}``."""
 
 
 class Splits(Spec):
-    """Which of the data set's splits serve as what; a missing one is cut from ``train``, stratified, by a fixed
-    seed."""
+    """Which of the data set's splits serve as what; a missing one is cut from ``train`` by a fixed seed, stratified
+    where an example has one label."""
 
     train: str = "train"
     validation: str | None = None
@@ -104,7 +119,8 @@ class Dataset(Spec):
     columns: Columns = Columns()
     splits: Splits = Splits()
     limit: int | None = Field(default=None, ge=16)
-    """At most this many training examples, drawn stratified by the seed; validation and test stay whole."""
+    """At most this many training examples, drawn by the seed, stratified where an example has one label; validation and
+    test stay whole."""
 
     @field_validator("source")
     @classmethod
@@ -366,8 +382,21 @@ Method = Annotated[
 ]
 """How knowledge is passed. A new method is one file in ``limbeck/methods/`` and one line here."""
 
-Task = SequenceClassification
-"""The NLP task; a union, as ``Method`` is, once there is a second one."""
+Task = Annotated[
+    Annotated[SequenceClassification, Tag("sequence_classification")]
+    | Annotated[MultiLabel, Tag("multi_label")]
+    | Annotated[Regression, Tag("regression")]
+    | Annotated[TokenClassification, Tag("token_classification")]
+    | Annotated[QuestionAnswering, Tag("question_answering")],
+    Discriminator(type_tag),
+]
+"""What is learned. A new task is one file in ``limbeck/tasks/``, a form in ``limbeck/data/forms.py``, one line here."""
+
+TASKS = {
+    task.model_fields["type"].default: task
+    for task in (SequenceClassification, MultiLabel, Regression, TokenClassification, QuestionAnswering)
+}
+"""The same by name."""
 
 
 class DistillConfig(Spec):

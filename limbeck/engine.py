@@ -115,12 +115,17 @@ def distill(
             if _wants_baseline(config):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
             evaluations = _evaluate(run, job, models)
-            if config.evaluation.hard_samples:
+            if _hard_samples(config, job):
                 _measure_difficulty(run, job, models)
             return _export(run, job, workdir / "output", models, evaluations)
         except Interrupted:
             run.commit()
             raise
+
+
+def _hard_samples(config: DistillConfig, job: Prepared) -> bool:
+    """Whether they are measured; only tasks with one label for an example have them so far."""
+    return config.evaluation.hard_samples and job.task.type == "sequence_classification"
 
 
 def _wants_baseline(config: DistillConfig) -> bool:
@@ -148,9 +153,9 @@ def _plan(run: Run, job: Prepared) -> None:
         "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
-    if _asks_teacher(run.config, "distilling"):
+    if _asks_teacher(run.config, job, "distilling"):
         items["cache"] = Item(Stage.DISTILLING, once(deep, job.train))
-    if run.config.evaluation.hard_samples:
+    if _hard_samples(run.config, job):
         answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, job.validation)
         items["difficulty"] = Item(Stage.EVALUATING, answered)
     if _wants_baseline(run.config):
@@ -185,6 +190,9 @@ def _teacher(run: Run, job: Prepared) -> Weights:
     run.meter.begin("teacher")
     seed_everything(run.config.training.seed)
     model = run.device.place(job.blueprint.load_teacher(keep_head=job.keep_head))
+    if not job.keep_head:
+        layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
+        job.task.begin_head(layer, job.train)
     if job.finetune:
         fitted = train(_teacher_phase(run, job, job.finetune, model), run)
         model, score, epoch = fitted.model, fitted.score, fitted.epoch
@@ -192,13 +200,15 @@ def _teacher(run: Run, job: Prepared) -> Weights:
         logits = predict(model, job.validation, job.task, run)
         if not torch.isfinite(torch.from_numpy(logits)).all():
             raise Diverged("The teacher's logits hold NaN or infinite values on the validation split.")
-        score = evaluate.score(job.task.main_metric, job.task.predictions(logits), job.validation.labels)
+        answers = job.task.predictions(logits, job.validation)
+        score = evaluate.score(job.task.main_metric, answers, job.task.truth(job.validation))
         epoch = None
     _require_fit(job, score)
     run.facts["teacher"] = {"validation": score, "epoch": epoch}
     run.event(
         "teacher.evaluated",
-        f"{'Fine-tuned teacher' if job.finetune else 'Teacher'}: {100 * score:.1f} % on validation",
+        f"{'Fine-tuned teacher' if job.finetune else 'Teacher'}: "
+        f"{evaluate.shown(job.task.main_metric, score)} on validation",
         epoch=epoch,
         **{job.task.main_metric: score},
     )
@@ -212,11 +222,12 @@ def _teacher_phase(run: Run, job: Prepared, tune: FineTune, model: PreTrainedMod
 
 
 def _require_fit(job: Prepared, score: float) -> None:
-    guessing = evaluate.majority(job.validation.labels)
+    metric, truth = job.task.main_metric, job.task.truth(job.validation)
+    guessing = evaluate.score(metric, job.task.guess(truth), truth)
     if score <= guessing:
         raise TeacherUnfit(
-            f"The teacher has an {job.task.main_metric} of {100 * score:.1f} % on validation, and always answering "
-            f"with the most common class has {100 * guessing:.1f} %: there is nothing to learn from it. "
+            f"The teacher's {metric} on validation is {evaluate.shown(metric, score)}, and always giving the most "
+            f"common answer has {evaluate.shown(metric, guessing)}: there is nothing to learn from it. "
             + (
                 "Give teacher.finetune more epochs or another learning rate."
                 if job.finetune
@@ -236,9 +247,9 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         return run.device.place(model)
 
     logits = None
-    if _asks_teacher(run.config, name):
+    if _asks_teacher(run.config, job, name):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
-        logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
+        logits = teacher_logits(load, job.train, job.task, key, job.task.outputs(job.card.labels), run)
     student = run.device.place(job.student.start(_start(run, job, teacher), _neurons(run, job, load)))
     models = Models(student, load, job.layers, lambda: special_tokens(job), run.config.training.seed)
     epochs, rate = _epochs(run.config, job, name), run.config.training.learning_rate
@@ -302,7 +313,7 @@ def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:
     who = "Student" if name == "distilling" else "Baseline, the same student without a teacher"
     run.event(
         f"{'student' if name == 'distilling' else 'baseline'}.trained",
-        f"{who}: {100 * fitted.score:.1f} % on validation (epoch {fitted.epoch} kept)",
+        f"{who}: {evaluate.shown(job.task.main_metric, fitted.score)} on validation (epoch {fitted.epoch} kept)",
         epoch=fitted.epoch,
         **{job.task.main_metric: fitted.score},
     )
@@ -349,7 +360,7 @@ def _weighting(run: Run, name: str) -> SampleWeighting | None:
     return weighting if name == "distilling" or not weighting.by_teacher else None
 
 
-def _asks_teacher(config: DistillConfig, name: str) -> bool:
+def _asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:
     """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
     if name != "distilling":
         return False
@@ -357,7 +368,7 @@ def _asks_teacher(config: DistillConfig, name: str) -> bool:
     return (
         any(part.teacher_logits for part in config.method.parts())
         or (weighting is not None and weighting.by_teacher)
-        or config.evaluation.hard_samples
+        or _hard_samples(config, job)
     )
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from limbeck.batches import Encoded
 from limbeck.errors import ExportFailed
@@ -34,6 +34,8 @@ from limbeck.scorecard import ExportCard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from limbeck.tasks.base import Task
 
 #: Examples that an export is checked on: at most so many, and about so many tokens.
 CHECKED_EXAMPLES = 1_000
@@ -54,9 +56,9 @@ def export_onnx(
     folder: Path,
     formats: Sequence[Format],
     rows: Sequence[Row],
-    labels: ArrayLike,
+    data: Encoded,
     *,
-    metrics: Sequence[str],
+    task: Task,
     seed: int,
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[ExportCard, ...]:
@@ -66,8 +68,8 @@ def export_onnx(
         folder: a Hugging Face folder with the student's weights.
         formats: which forms.
         rows: the test split as tokens of the folder's vocabulary (see :func:`rows_of`).
-        labels: its true classes, (examples,).
-        metrics: names of ``limbeck.evaluate``; the first one is the main metric, which judges int8.
+        data: the same with its labels; its ids are not looked at.
+        task: its metrics judge; the main one judges int8.
         seed: draws the examples that are compared where the split is large, and the bootstrap.
         poll: called between steps; may raise to stop.
 
@@ -79,17 +81,20 @@ def export_onnx(
     """
     if not formats:
         return ()
-    model = _load(folder)
-    _write(model, folder, formats, poll)
-    chosen = check_batches(rows, seed)
-    feeds = [pad([rows[i] for i in places], int(model.config.pad_token_id or 0)) for places in chosen]
-    expected = _answer(torch_runner(model), feeds, poll)
-    truth = np.asarray(labels, dtype=np.int64)[np.concatenate(chosen)]
+    model = _load(folder, task)
+    _write(model, task, folder, formats, poll)
+    chosen = _drawn(rows, data, seed)
+    checked = data.take(chosen)
+    feeds = [
+        (places, pad([rows[i] for i in data.rows_of(chosen)[places]], int(model.config.pad_token_id or 0)))
+        for places in _batches(checked.lengths)
+    ]
+    expected = _answer(torch_runner(model, task), checked, feeds, poll)
     cards = []
     for name in formats:
         path = folder / FILES[name]
         try:
-            card = compare(name, path, _answer(Session(path), feeds, poll), expected, truth, metrics, seed)
+            card = compare(name, path, _answer(Session(path), checked, feeds, poll), expected, checked, task, seed)
         except ExportFailed:
             path.unlink()
             raise
@@ -110,6 +115,7 @@ def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row]:
 
 def torch_runner(
     model: PreTrainedModel,
+    task: Task,
     *,
     kept: NDArray[np.int64] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -127,7 +133,7 @@ def torch_runner(
             feeds = {**feeds, "input_ids": np.searchsorted(kept, feeds["input_ids"])}
         inputs = {name: torch.from_numpy(feeds[name]).to(model.device) for name in names}
         with autocast():
-            logits: NDArray[np.float32] = model(**inputs).logits.float().cpu().numpy()
+            logits: NDArray[np.float32] = task.logits(model(**inputs)).float().cpu().numpy()
         return logits
 
     return run
@@ -138,27 +144,27 @@ def onnx_runner(folder: Path, format: Format, *, threads: int | None = None) -> 
     return Session(folder / FILES[format], threads=threads)
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    from transformers import AutoModelForSequenceClassification
-
+def _load(folder: Path, task: Task) -> PreTrainedModel:
     import limbeck.recurrent  # noqa: F401  # so that transformers knows of it
     from limbeck.students import quiet_transformers
 
     with quiet_transformers():
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        model: PreTrainedModel = task.model_class().from_pretrained(
             folder, dtype="float32", use_safetensors=True, local_files_only=True
         )
     return model
 
 
-def _write(model: PreTrainedModel, folder: Path, formats: Sequence[Format], poll: Callable[[], None]) -> None:
+def _write(
+    model: PreTrainedModel, task: Task, folder: Path, formats: Sequence[Format], poll: Callable[[], None]
+) -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size >= _LARGEST_FILE:
         raise ExportFailed(f"The student has {size:,} bytes of weights; an ONNX file holds {_LARGEST_FILE:,} at most.")
     whole = folder / FILES["onnx"]
     whole.parent.mkdir(parents=True, exist_ok=True)
     poll()
-    write_graph(model, whole)
+    write_graph(model, task, whole)
     if "onnx-int8" in formats:
         poll()
         _quantise(whole, folder / FILES["onnx-int8"])
@@ -191,35 +197,60 @@ class _Advice(logging.Filter):
 
 
 def check_batches(rows: Sequence[Row], seed: int) -> list[NDArray[np.int64]]:
-    """Places of the examples to compare, batch by batch: drawn at random where there are many."""
-    order = np.random.default_rng(seed).permutation(len(rows))[:CHECKED_EXAMPLES]
-    tokens = np.cumsum([len(rows[i]) for i in order])
-    order = order[: max(_FEWEST_CHECKED, int(np.searchsorted(tokens, _CHECKED_TOKENS)))]
+    """Places of the rows to compare, batch by batch, where every example is one row."""
+    order = _within_tokens(np.random.default_rng(seed).permutation(len(rows)), [len(row) for row in rows])
+    return [order[places] for places in _batches(np.array([len(rows[place]) for place in order]))]
+
+
+def _drawn(rows: Sequence[Row], data: Encoded, seed: int) -> NDArray[np.int64]:
+    """The examples to compare: drawn at random where there are many."""
+    lengths = [sum(len(rows[row]) for row in data.rows_of([one])) for one in range(data.examples)]
+    return _within_tokens(np.random.default_rng(seed).permutation(data.examples), lengths)
+
+
+def _within_tokens(order: NDArray[np.int64], lengths: Sequence[int]) -> NDArray[np.int64]:
+    order = order[:CHECKED_EXAMPLES]
+    tokens = np.cumsum([lengths[one] for one in order])
+    return order[: max(_FEWEST_CHECKED, int(np.searchsorted(tokens, _CHECKED_TOKENS)))]
+
+
+def _batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The places of rows of these lengths, each once, batch by batch."""
     batches: list[NDArray[np.int64]] = []
+    order = np.arange(len(lengths))
     start = 0
     while start < min(_MIXED_EXAMPLES, len(order)):
         size = _SIZES[len(batches) % len(_SIZES)]
         batches.append(order[start : start + size])
         start += size
     rest = order[start:]
-    return batches + [rest[places] for places in chunks([len(rows[i]) for i in rest])]
+    return batches + [rest[places] for places in chunks([int(lengths[i]) for i in rest])]
 
 
-def _answer(run: Runner, batches: Sequence[Feeds], poll: Callable[[], None]) -> NDArray[np.float32]:
-    logits = []
-    for feeds in batches:
+def _answer(
+    run: Runner, data: Encoded, feeds: Sequence[tuple[NDArray[np.int64], Feeds]], poll: Callable[[], None]
+) -> NDArray[np.float32]:
+    """The logits over all of ``data``, (rows, classes); where each token is answered (tokens, classes)."""
+    logits: NDArray[np.float32] | None = None
+    for places, batch in feeds:
         poll()
-        logits.append(run(feeds))
-    return np.concatenate(logits)
+        found = run(batch)
+        if data.per_token:
+            found, places = found[batch["attention_mask"].astype(bool)], data.tokens_of(places)
+        if logits is None:
+            logits = np.empty((len(data.ids) if data.per_token else len(data), found.shape[-1]), dtype=np.float32)
+        logits[places] = found
+    assert logits is not None
+    return logits
 
 
 def compare(
     name: Format,
     path: Path,
-    logits: NDArray[np.float32],  # (examples, classes)
+    logits: NDArray[np.float32],  # over all of data
     expected: NDArray[np.float32],  # torch's
-    labels: NDArray[np.int64],
-    metrics: Sequence[str],
+    data: Encoded,
+    task: Task,
     seed: int,
 ) -> ExportCard:
     """Judge the answers of the form at ``path`` by those of torch.
@@ -227,21 +258,21 @@ def compare(
     Raises:
         ExportFailed: they are not as good.
     """
-    answers = {"export": logits.argmax(axis=1), "torch": expected.argmax(axis=1)}
+    answers = {"export": task.predictions(logits, data), "torch": task.predictions(expected, data)}
     difference = float(np.abs(logits - expected).max())
-    agreement = float((answers["export"] == answers["torch"]).mean())
-    drawn = Resamples(labels, answers, seed=seed)
+    agreement = task.agreement(answers["torch"], answers["export"])
+    drawn = Resamples(task.truth(data), answers, seed=seed)
     if name == "onnx":
         require_equal(logits, expected)
     else:
-        _require_quality(drawn, metrics[0], agreement)
+        _require_quality(drawn, task.main_metric, agreement)
     return ExportCard(
         format=name,
         bytes=path.stat().st_size,
-        examples=len(labels),
+        examples=data.examples,
         max_logit_difference=difference,
         label_agreement=agreement,
-        metrics={metric: drawn.estimate(metric, "export") for metric in metrics},
+        metrics={metric: drawn.estimate(metric, "export") for metric in task.metrics},
         latency=(),
     )
 
@@ -257,7 +288,7 @@ def require_equal(logits: NDArray[np.float32], expected: NDArray[np.float32]) ->
     if not difference <= allowed or agreement < LABEL_AGREEMENT:  # "not <=": NaN is refused as well
         raise ExportFailed(
             f"The ONNX student does not answer as the trained one: its logits differ by up to {difference:.2g} "
-            f"(allowed: {allowed:.2g}) and {agreement:.2%} of its labels are the same (needed: {LABEL_AGREEMENT:.1%})."
+            f"(allowed: {allowed:.2g}) and {agreement:.2%} of its answers are the same (needed: {LABEL_AGREEMENT:.1%})."
         )
 
 
@@ -268,6 +299,6 @@ def _require_quality(drawn: Resamples, metric: str, agreement: float) -> None:
         lost = drawn.value(metric, "torch") - drawn.value(metric, "export")
         raise ExportFailed(
             f"The student loses {100 * lost:.1f} points of {metric} in 8 bits (at least {100 * surely:.1f} with 97.5 % "
-            f"certainty; allowed: {100 * INT8_LOSS:.0f}), and only {agreement:.1%} of its labels stay the same. "
+            f"certainty; allowed: {100 * INT8_LOSS:.0f}), and only {agreement:.1%} of its answers stay the same. "
             "Leave onnx-int8 out of `export`."
         )

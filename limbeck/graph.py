@@ -29,6 +29,8 @@ from limbeck.families import FAMILIES, family_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from limbeck.tasks.base import Task
+
 _NAME = "limbeck_onnx"
 #: What those families of ``limbeck/families.py`` that are exported so call the three projections.
 _PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
@@ -70,14 +72,14 @@ class FusedAttention(nn.Module):
 class _Logits(nn.Module):
     """A model as a function of tensors alone, in the order of ``names``."""
 
-    def __init__(self, model: PreTrainedModel, names: tuple[str, ...]) -> None:
+    def __init__(self, model: PreTrainedModel, task: Task, names: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
+        self.task = task
         self.names = names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
-        return logits
+        return self.task.logits(self.model(**dict(zip(self.names, inputs, strict=True))))
 
 
 def input_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -86,12 +88,13 @@ def input_names(model: PreTrainedModel) -> tuple[str, ...]:
     return ("input_ids", "attention_mask", "token_type_ids") if types else ("input_ids", "attention_mask")
 
 
-def write_graph(model: PreTrainedModel, path: Path) -> None:
+def write_graph(model: PreTrainedModel, task: Task, path: Path) -> None:
     """Write ``model`` (float32, on the CPU) as an ONNX file whose axes ``batch`` and ``sequence`` are free.
 
-    Inputs are :func:`input_names`, int64 of (batch, sequence); the output is ``logits``, (batch, classes).
+    Inputs are :func:`input_names`, int64 of (batch, sequence); the output is ``logits``, (batch, classes), or
+    (batch, sequence, classes) where the task answers each token.
     """
-    export_program(_Logits, model, ["logits"]).save(path)
+    export_program(lambda exported, names: _Logits(exported, task, names), model, ["logits"]).save(path)
 
 
 def export_program(

@@ -46,7 +46,7 @@ class Phase:
     models: Models
     train: Encoded
     validation: Encoded
-    teacher_logits: Tensor | None  # (training examples, classes)
+    teacher_logits: Tensor | None  # (training rows, or their tokens, classes)
     epochs: int
     learning_rate: float
     batch_size: int
@@ -89,7 +89,7 @@ class Position:
     part: int = 0
     step: int = 0  #: within the part
     validated: int = 0  #: the last step after which the student was validated
-    best_score: float = -1.0
+    best_score: float = -2.0  #: under every metric
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     window: dict[str, float] = field(default_factory=dict)  #: sums of the losses since the last metrics point
@@ -130,7 +130,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         if index < position.part:
             continue
         if index > position.part:
-            position.part, position.step, position.validated, position.best_score = index, 0, 0, -1.0
+            position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
         criterion = Criterion(phase.task, phase.loss, phase.weighting)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
@@ -258,13 +258,14 @@ def _validate(objective: Objective, phase: Phase, position: Position, run: Run) 
     if not np.isfinite(logits).all():
         raise Diverged(f"After step {position.step} of {phase.name} the model's logits hold NaN or infinite values.")
     name = phase.task.main_metric
-    score = evaluate.score(name, phase.task.predictions(logits), phase.validation.labels)
+    truth = phase.task.truth(phase.validation)
+    score = evaluate.score(name, phase.task.predictions(logits, phase.validation), truth)
     position.history.append({"step": position.step, name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
     epoch = math.ceil(position.step / phase.steps_per_epoch)
     run.event(
         "epoch.finished",
-        f"{_TITLES[phase.name]}, epoch {epoch} of {phase.epochs}: {100 * score:.1f} % on validation",
+        f"{_TITLES[phase.name]}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
         phase=phase.name,
         epoch=epoch,
         **{name: score},

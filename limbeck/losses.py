@@ -77,6 +77,62 @@ def require_pair(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
     require_finite(teacher_logits, "the teacher's logits")
 
 
+def binary_hard_losses(
+    logits: Tensor,  # (rows, labels)
+    targets: Tensor,  # (rows, labels), 0 or 1
+) -> Tensor:
+    """Binary cross-entropy, the mean over the labels of each row, (rows,) in float32.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _require_same_shape(logits, targets)
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(dim=-1)
+
+
+def binary_soft_losses(
+    student_logits: Tensor,  # (rows, labels)
+    teacher_logits: Tensor,  # (rows, labels)
+    temperature: float,
+) -> Tensor:
+    """``T² · KL(σ(t/T) ‖ σ(s/T))`` of each label's yes or no, the mean over the labels of each row, (rows,) in float32.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not above 0.
+        Diverged: the teacher's logits hold NaN or infinity.
+    """
+    _require_same_shape(student_logits, teacher_logits)
+    if not temperature > 0:
+        raise ValueError(f"the temperature has to be above 0; found {temperature}")
+    require_finite(teacher_logits, "the teacher's logits")
+    student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
+    yes = torch.sigmoid(teacher) * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    no = torch.sigmoid(-teacher) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return (yes + no).mean(dim=-1) * temperature**2
+
+
+def squared_losses(
+    numbers: Tensor,  # (rows, numbers)
+    targets: Tensor,  # (rows, numbers)
+) -> Tensor:
+    """The squared difference, the mean over each row, (rows,) in float32.
+
+    Raises:
+        ValueError: the shapes differ.
+        Diverged: the targets hold NaN or infinity.
+    """
+    _require_same_shape(numbers, targets)
+    require_finite(targets, "the numbers to learn")
+    return (numbers.float() - targets.float()).square().mean(dim=-1)
+
+
+def _require_same_shape(one: Tensor, other: Tensor) -> None:
+    if one.shape != other.shape or one.dim() != 2:
+        raise ValueError(
+            f"both have to have the same shape (rows, values); found {tuple(one.shape)} and {tuple(other.shape)}"
+        )
+
+
 def require_finite(values: Tensor, what: str) -> None:
     """Raise :class:`Diverged` naming ``what`` where a value is NaN or infinite."""
     if not bool(torch.isfinite(values).all()):

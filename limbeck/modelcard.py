@@ -3,20 +3,90 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from string import Template
 
 from limbeck.runtime.student import FILES
-from limbeck.scorecard import Estimate, ExitsCard, ExportCard, Latency, ModelCard, Scorecard
+from limbeck.scorecard import NO_SHARES, Estimate, ExitsCard, ExportCard, Latency, ModelCard, Scorecard
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LABELS_SHOWN = 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What a card says about a task."""
+
+    tag: str  #: of the hub's pipelines
+    answers: str  #: what it answers with; ``$count`` and ``$labels`` stand for those
+    guess: str  #: what it is compared with
+    limit: str
+    pipeline: str = ""  #: of transformers, where that has one for it
+    options: str = ""  #: of its call
+
+
+_TASKS = {
+    "sequence_classification": _Words(
+        "text-classification",
+        "It answers with one of $count labels: $labels.",
+        "Always answering the most common label gets $majority right.",
+        "It gives every text one of its labels, also a text that none of them fits, and its scores are not calibrated:"
+        "\n  0.9 does not mean right nine times in ten.",
+        "text-classification",
+        ", truncation=True",
+    ),
+    "multi_label": _Words(
+        "text-classification",
+        "It says of each of $count labels whether it applies, which it does at a score of 0.5 and more: $labels.",
+        "Always answering the one label that applies most often has $majority.",
+        "Its scores are not calibrated: 0.9 does not mean right nine times in ten.",
+        "text-classification",
+        ", truncation=True, top_k=None",
+    ),
+    "regression": _Words(
+        "text-classification",
+        "It answers with a number, the score.",
+        "Always answering the mean has $majority.",
+        "It gives every text a number, also a text of a kind that it never saw, and does not say how sure it is.",
+        "text-classification",
+        ", truncation=True",
+    ),
+    "token_classification": _Words(
+        "token-classification",
+        "It gives each token one of $count tags, which make entities: $labels.",
+        "Finding no entity at all has $majority.",
+        "It knows entities of these types alone, and text behind its longest input is not read. Its scores are not\n"
+        "  calibrated: 0.9 does not mean right nine times in ten.",
+        "token-classification",
+    ),
+    "question_answering": _Words(
+        "question-answering",
+        "It answers a question with a span of the context that it is given.",
+        "Answering nothing has $majority.",
+        "It answers every question, also one that the context does not answer.",
+    ),
+}
 
 _WITH_TORCH = """\
 ```python
 ${first}from transformers import pipeline
 
-classify = pipeline("text-classification", model="this/folder")
-print(classify($question, truncation=True))
+ask = pipeline("$pipeline", model="this/folder"$setting)
+print(ask($question$options))
+```"""
+
+_QUESTIONS_WITH_TORCH = """\
+```python
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("this/folder")
+model = AutoModelForQuestionAnswering.from_pretrained("this/folder")
+tokens = tokenizer($texts, return_tensors="pt", truncation="only_second")
+with torch.inference_mode():
+    found = model(**tokens)
+start, end = int(found.start_logits.argmax()), int(found.end_logits.argmax())
+print(tokenizer.decode(tokens["input_ids"][0, start : end + 1]))
 ```"""
 
 #: What transformers has to be told of before it reads a recurrent student.
@@ -63,7 +133,7 @@ def model_card(card: Scorecard, name: str, *, teacher: str, dataset: str, pair: 
     """
     is_student = name == "student"
     parts = [
-        _front_matter(teacher, dataset),
+        _front_matter(card, teacher, dataset),
         f"# A {card.student.layers}-layer {name} of `{teacher}`",
         _origin(card, is_student, teacher, dataset),
         "## What it is worth",
@@ -78,8 +148,8 @@ def model_card(card: Scorecard, name: str, *, teacher: str, dataset: str, pair: 
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(teacher: str, dataset: str) -> str:
-    lines = ["library_name: transformers", "pipeline_tag: text-classification"]
+def _front_matter(card: Scorecard, teacher: str, dataset: str) -> str:
+    lines = ["library_name: transformers", f"pipeline_tag: {_TASKS[card.task].tag}"]
     if _HUB_NAME.fullmatch(teacher):
         lines += [f"base_model: {teacher}"]
     if _HUB_NAME.fullmatch(dataset):
@@ -103,7 +173,7 @@ def _origin(card: Scorecard, is_student: bool, teacher: str, dataset: str) -> st
         f"(sha256 `{card.dataset.sha256[:12]}…`, seed {card.seed}){_more(card, is_student)}; "
         f"{card.dataset.validation:,} others chose the "
         "epoch that was kept. "
-        f"It answers with one of {len(card.dataset.labels)} labels: {', '.join(labels)}."
+        + Template(_TASKS[card.task].answers).substitute(count=len(card.dataset.labels), labels=", ".join(labels))
     )
 
 
@@ -133,15 +203,16 @@ def _quality(card: Scorecard, name: str) -> str:
 
 
 def _model_cells(name: str, model: ModelCard, metrics: list[str]) -> list[str]:
-    quality = [_percent(model.metrics[metric]) for metric in metrics]
+    quality = [_figure(model.metrics[metric], metric) for metric in metrics]
     return [name, str(model.layers), f"{model.parameters:,}", *quality, *(_ms(time) for time in model.latency)]
 
 
 def _worth(card: Scorecard) -> str:
     metric = _words(card.main_metric)
+    majority = f"{card.dataset.majority:.3f}" if card.main_metric in NO_SHARES else f"{card.dataset.majority:.1%}"
     lines = [
         f"- Retention ({metric} of the student / of the teacher): {_percent(card.retention)}",
-        f"- Always answering the most common label gets {card.dataset.majority:.1%} right.",
+        f"- {Template(_TASKS[card.task].guess).substitute(majority=majority)}",
     ]
     if card.gap_recovery is not None:
         lines.insert(
@@ -163,7 +234,7 @@ def _exports(card: Scorecard) -> str:
         "form",
         "file",
         "MB",
-        "same label as torch",
+        "same answer as torch",
         "logits within",
         *(_words(metric) for metric in metrics),
         *(f"ms for {n}" for n in batches),
@@ -200,25 +271,35 @@ def _export_cells(export: ExportCard, metrics: list[str]) -> list[str]:
         f"{export.bytes / 1e6:.1f}",
         f"{export.label_agreement:.1%}",
         f"{export.max_logit_difference:.1g}",
-        *(_percent(export.metrics[metric]) for metric in metrics),
+        *(_figure(export.metrics[metric], metric) for metric in metrics),
         *(_ms(time) for time in export.latency),
     ]
 
 
 def _usage(card: Scorecard, is_student: bool, pair: bool) -> str:
+    task = _TASKS[card.task]
+    question, texts = '"a text"', '"a text"'
+    if pair:
+        question, texts = '{"text": "a text", "text_pair": "another"}', '"a text", "another"'
+    if card.task == "question_answering":
+        question = '{"question": "What is named?", "context": "The river is named Tay."}'
+        texts = '"What is named?", "The river is named Tay."'
     names = {
-        "question": '{"text": "a text", "text_pair": "another"}' if pair else '"a text"',
-        "texts": '"a text", "another"' if pair else '"a text"',
+        "question": question,
+        "texts": texts,
         "first": _KNOWN_TO_LIMBECK if card.student.architecture.startswith("Recurrent") else "",
         "graph": FILES[card.exports[0].format] if card.exports else "",
+        "pipeline": task.pipeline,
+        "options": task.options,
+        "setting": ', aggregation_strategy="first"' if card.task == "token_classification" else "",
     }
-    return Template(_WITH_TORCH + (_WITHOUT_TORCH if is_student and card.exports else "")).substitute(names)
+    with_torch = _WITH_TORCH if task.pipeline else _QUESTIONS_WITH_TORCH
+    return Template(with_torch + (_WITHOUT_TORCH if is_student and card.exports else "")).substitute(names)
 
 
 def _limits(card: Scorecard) -> str:
     return f"""\
-- It gives every text one of its labels, also a text that none of them fits, and its scores are not calibrated: 0.9 does
-  not mean right nine times in ten.
+- {_TASKS[card.task].limit}
 - The figures are of texts like those of its data set. Other kinds of text, other languages and later times were not
   tested.
 - What its teacher and its data have wrong, or weigh unfairly, it has learned as well; that was not examined.
@@ -228,6 +309,12 @@ def _limits(card: Scorecard) -> str:
 
 def _percent(estimate: Estimate) -> str:
     return f"{estimate.value:.1%} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
+
+def _figure(estimate: Estimate, metric: str) -> str:
+    if metric in NO_SHARES:
+        return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+    return _percent(estimate)
 
 
 def _ms(latency: Latency) -> str:

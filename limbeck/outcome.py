@@ -43,7 +43,7 @@ class Evaluation:
     layers: int
     hidden_size: int
     parameters: int
-    predictions: list[int]  #: class of each test example
+    predictions: list[Any]  #: of each test example, as the task's metrics take them
     validation: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
@@ -56,20 +56,20 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     Raises:
         Diverged: a logit is NaN or infinite.
     """
-    answers = job.task.predictions(predict(model, job.validation, job.task, run))
+    answers = job.task.predictions(predict(model, job.validation, job.task, run), job.validation)
     # Last, so that an interruption never makes a model answer the test split again.
     logits = predict(
         model,
         job.test,
         job.task,
         run,
-        done=lambda examples: run.meter.advance(examples / len(job.test), examples=examples),
+        done=lambda rows: run.meter.advance(rows / len(job.test), examples=rows),
     )
     if not np.isfinite(logits).all():
         raise Diverged(f"The {name}'s logits hold NaN or infinite values on the test split.")
-    predictions = job.task.predictions(logits)
-    quality = evaluate.scores(job.task.metrics, predictions, job.test.labels)
-    shown = ", ".join(f"{metric.replace('_', ' ')} {100 * value:.1f} %" for metric, value in quality.items())
+    predictions = job.task.predictions(logits, job.test)
+    quality = evaluate.scores(job.task.metrics, predictions, job.task.truth(job.test))
+    shown = ", ".join(f"{one.replace('_', ' ')} {evaluate.shown(one, value)}" for one, value in quality.items())
     run.event(f"{name}.tested", f"{name.capitalize()} on the test split: {shown}", **quality)
     table: Any = model.get_input_embeddings().weight
     of = job.blueprint if name == "teacher" else job.student.origin
@@ -80,8 +80,8 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
         layers=int(model.config.num_hidden_layers),
         hidden_size=int(model.config.hidden_size),
         parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
-        predictions=predictions.tolist(),
-        validation=evaluate.scores(job.task.metrics, answers, job.validation.labels),
+        predictions=predictions.tolist() if isinstance(predictions, np.ndarray) else list(predictions),
+        validation=evaluate.scores(job.task.metrics, answers, job.task.truth(job.validation)),
     )
 
 
@@ -92,7 +92,7 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
     job.student.save(model, folder)
     # safetensors keeps it to the owner; whoever may read the folder may read all of it.
     (folder / "model.safetensors").chmod(0o644)
-    tokenizer = load_tokenizer(job.blueprint.folder, read_config(job.blueprint.folder))
+    tokenizer = load_tokenizer(job.blueprint.folder, read_config(job.blueprint.folder), job.task)
     if job.student.trimmed:
         tokenizer = trimmed(tokenizer, job.blueprint.vocabulary.kept)
     tokenizer.model_max_length = config.training.max_length
@@ -105,6 +105,7 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
         "labels": list(job.card.labels),
         "max_length": config.training.max_length,
         "pair": job.pair,
+        **job.task.described(),
     }
     (folder / "limbeck.json").write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -134,8 +135,8 @@ def export(
         student,
         run.config.export,
         rows,
-        job.test.labels,
-        metrics=job.task.metrics,
+        job.test,
+        task=job.task,
         seed=run.config.training.seed,
         poll=run.poll,
     )
@@ -143,15 +144,15 @@ def export(
     for card in exports:
         run.event(
             "student.exported",
-            f"Student as {card.format}: {card.bytes:,} bytes, the same label as torch for {card.label_agreement:.1%} "
-            f"of {card.examples:,} examples, logits within {card.max_logit_difference:.1g}",
+            f"Student as {card.format}: {card.bytes:,} bytes, {card.label_agreement:.1%} of the answers as torch's "
+            f"(measured on {card.examples:,} examples), logits within {card.max_logit_difference:.1g}",
             **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
         )
     measured = None
     if isinstance(run.config.method, FastBert):
         measured = measure_exits(run, job, run.config.method, models["student"], student, rows, pad_id)
     runners = {
-        name: torch_runner(run.device.place(model), kept=kept, autocast=run.device.autocast)
+        name: torch_runner(run.device.place(model), job.task, kept=kept, autocast=run.device.autocast)
         for name, model in models.items()
     }
     runners |= {card.format: onnx_runner(student, card.format) for card in exports}
@@ -174,7 +175,7 @@ def _scorecard(
     latency: Mapping[str, tuple[Latency, ...]],
     exports: tuple[ExportCard, ...],
 ) -> Scorecard:
-    seed, labels = run.config.training.seed, job.test.labels
+    seed, labels = run.config.training.seed, job.task.truth(job.test)
     cards = {name: _card(name, found, latency[name], job, seed) for name, found in evaluations.items()}
     answers = {name: found.predictions for name, found in evaluations.items()}
     retention = evaluate.retention(
@@ -238,13 +239,13 @@ def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepa
         hidden_size=found.hidden_size,
         parameters=found.parameters,
         bytes=found.parameters * 4,
-        metrics=evaluate.estimates(job.task.metrics, found.predictions, job.test.labels, seed=seed),
+        metrics=evaluate.estimates(job.task.metrics, found.predictions, job.task.truth(job.test), seed=seed),
         validation=found.validation,
         latency=latency,
     )
 
 
-def _gap_recovery(job: Prepared, answers: Mapping[str, Sequence[int]], seed: int) -> tuple[Estimate | None, str | None]:
+def _gap_recovery(job: Prepared, answers: Mapping[str, Sequence[Any]], seed: int) -> tuple[Estimate | None, str | None]:
     if "baseline" not in answers:
         return None, "There is no baseline: the job was told not to train one, or its method is the baseline's own."
     found = evaluate.gap_recovery(
@@ -252,7 +253,7 @@ def _gap_recovery(job: Prepared, answers: Mapping[str, Sequence[int]], seed: int
         student=answers["student"],
         teacher=answers["teacher"],
         baseline=answers["baseline"],
-        labels=job.test.labels,
+        labels=job.task.truth(job.test),
         seed=seed,
     )
     return found.estimate, found.note

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from limbeck import shapes
-from limbeck.config import DistillConfig
+from limbeck.config import TASKS, DistillConfig
+from limbeck.data.cells import NUMBER
 from limbeck.errors import Problem
 from limbeck.families import FAMILIES
 from limbeck.sources import ModelFacts
-from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.tasks.base import Task
 
 
 def check(
@@ -18,13 +19,21 @@ def check(
     teacher: ModelFacts | None,
     labels: Sequence[str] | None,
     student: ModelFacts | None = None,
+    task: str | None = None,
 ) -> tuple[Problem, ...]:
     """Hold a configuration against its teacher, its data set and ``student.source``, each where it is known.
+
+    Args:
+        labels: of the data set.
+        task: the ``type`` of the task that the data set is of.
 
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
-    found: list[Problem] = [*_task(config), *_objective(config, labels)]
+    chosen: Task | None = config.task or (TASKS[task]() if task in TASKS else None)
+    found: list[Problem] = [*_served(config, chosen), *_objective(config, chosen, labels)]
+    if config.task is not None and task is not None and labels is not None:
+        found += _task(config.task, task, labels)
     if teacher is not None:
         config = config.model_copy(update={"student": config.method.student(config.student, teacher.layers)})
     origin = teacher if config.student.source is None else student
@@ -37,20 +46,22 @@ def check(
         found += () if misfits else _needs(config, teacher)
         found += _family(teacher, "teacher")
         found += _length(config, teacher, "the teacher")
-        found += _finetuning(config, teacher)
+        found += _finetuning(config, teacher, chosen)
         if labels is not None:
-            found += _labels(config, teacher, labels)
+            chosen = chosen or TASKS["sequence_classification"]()
+            found += _labels(config, teacher, chosen, labels)
             if origin is not None:
                 count = shapes.depth(config.student, origin.layers)
                 found += config.method.problems(
-                    classes=len(labels), teacher_layers=teacher.layers, student_layers=count
+                    classes=chosen.outputs(labels), teacher_layers=teacher.layers, student_layers=count
                 )
     return tuple(dict.fromkeys(found))
 
 
-def _objective(config: DistillConfig, labels: Sequence[str] | None) -> Iterator[Problem]:
+def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str] | None) -> Iterator[Problem]:
     """Whether the loss and the weights mean something for the task's answers and the method."""
-    task, training, method = config.task or SequenceClassification(), config.training, config.method
+    task = chosen or TASKS["sequence_classification"]()
+    training, method = config.training, config.method
     yield from training.loss.problems(task=task, classes=None if labels is None else len(labels))
     if training.loss.type != "kl" and not method.uses_teacher:
         yield Problem(
@@ -65,8 +76,8 @@ def _objective(config: DistillConfig, labels: Sequence[str] | None) -> Iterator[
         )
 
 
-def _task(config: DistillConfig) -> Iterator[Problem]:
-    served, task = config.method.tasks, config.task
+def _served(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
+    served = config.method.tasks
     if served is not None and task is not None and task.type not in served:
         allowed = ", ".join(sorted(served))
         yield Problem("/method", f"{config.method.type} does not serve the task {task.type}; its tasks: {allowed}")
@@ -95,18 +106,34 @@ def _length(config: DistillConfig, model: ModelFacts, who: str) -> Iterator[Prob
         yield Problem("/training/max_length", f"found {wanted}; {who} reads at most {most} tokens")
 
 
-def _finetuning(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
-    if config.teacher.finetune is False and not teacher.has_head:
+def _task(wanted: Task, task: str, labels: Sequence[str]) -> Iterator[Problem]:
+    """One label for each text also reads as several of them, and where all are numbers, as numbers."""
+    numbers = wanted.type == "regression" and all(NUMBER.fullmatch(label) for label in labels)
+    if wanted.type != task and not (task == "sequence_classification" and (wanted.type == "multi_label" or numbers)):
+        yield Problem("/task", f"found {wanted.type!r}; the data set is of {task}")
+
+
+def _finetuning(config: DistillConfig, teacher: ModelFacts, task: Task | None) -> Iterator[Problem]:
+    has_head = teacher.has_head if task is None else teacher.has_head_for(task)
+    if config.teacher.finetune is False and not has_head:
         yield Problem(
             "/teacher/finetune",
-            f"found false, but the teacher ({teacher.architecture}) has no classification head to use as it is; "
-            "leave it out, or set true",
+            f"found false, but the teacher ({teacher.architecture}) has no head{f' for {task.type}' if task else ''} "
+            "to use as it is; leave it out, or set true",
         )
 
 
-def _labels(config: DistillConfig, teacher: ModelFacts, labels: Sequence[str]) -> Iterator[Problem]:
+def _labels(config: DistillConfig, teacher: ModelFacts, task: Task, labels: Sequence[str]) -> Iterator[Problem]:
     """A head that is used as it is has to answer with the data set's labels."""
-    if config.teacher.finetune or teacher.labels is None:
+    if config.teacher.finetune or teacher.labels is None or not teacher.has_head_for(task):
+        return
+    if not task.named:
+        if len(teacher.labels) != task.outputs(labels):
+            yield Problem(
+                "/teacher/source",
+                f"the teacher's head has {len(teacher.labels)} outputs, {task.type} needs {task.outputs(labels)}; "
+                "set teacher.finetune to train a new head",
+            )
         return
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(teacher.labels))
     same = {name.casefold() for name in teacher.labels} == {name.casefold() for name in labels}

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from limbeck import copies, data, evaluate, preflight, sources, texts
-from limbeck.batches import Encoded, encode
+from limbeck.batches import Encoded
 from limbeck.callbacks import Stage
-from limbeck.config import FineTune
+from limbeck.config import TASKS, FineTune
 from limbeck.device import installed
 from limbeck.errors import InvalidConfig, InvalidDataset, InvalidModel, Problem
 from limbeck.families import FAMILIES
@@ -26,7 +26,6 @@ from limbeck.scorecard import DatasetCard
 from limbeck.student_plan import StudentPlan
 from limbeck.students import Blueprint, label_order, read_config
 from limbeck.tasks.base import Task
-from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.trimming import kept_ids, trimmed
 from limbeck.vocabulary import Vocabulary
 
@@ -90,7 +89,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     facts = sources.model_facts(teacher.path)
     source = _student_source(run, given)
     about = None if source is None else sources.model_facts(source.path)
-    _preflight(run, facts, None, about)
+    _preflight(run, facts, None, about, None)
     if not run.store.has("data"):
         _encode(run, teacher.path, facts, given, source, about)
         run.facts["teacher_revision"] = teacher.revision
@@ -98,11 +97,11 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         run.commit()
     tensors, stored = run.store.read_tensors("data")
     card = DatasetCard.model_validate(stored["card"])
-    task: Task = run.config.task or SequenceClassification()
+    task: Task = run.config.task or TASKS[stored["task"]]()
     vocabulary = Vocabulary(tensors["vocabulary"].numpy(), int(read_config(teacher.path).vocab_size))
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
     plan = _student_plan(run, blueprint, card.labels, source, about)
-    finetune = _finetune(run, facts)
+    finetune = _finetune(run, facts, task)
     sha256 = _weights_sha256(teacher.path)
     _require_same(expected, {"dataset": card.sha256, "teacher": sha256})
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
@@ -118,7 +117,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         student=plan,
         layers=plan.matched,
         finetune=finetune,
-        keep_head=facts.has_head and _labels_agree(teacher.path, card.labels, must=finetune is None),
+        keep_head=facts.has_head_for(task) and _labels_agree(teacher.path, task, card.labels, must=finetune is None),
         teacher_revision=teacher.revision,
         teacher_sha256=sha256,
         texts=tensors["texts"],
@@ -144,7 +143,7 @@ def _student_plan(
         return StudentPlan.of(spec, teacher, seed=seed)
     vocabulary = replace(teacher.vocabulary, full_size=int(read_config(source.path).vocab_size))
     own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
-    keep = about.has_head and _labels_agree(source.path, labels, must=False)
+    keep = about.has_head_for(teacher.task) and _labels_agree(source.path, teacher.task, labels, must=False)
     return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
 
 
@@ -179,15 +178,17 @@ def _encode(
     about: ModelFacts | None,
 ) -> None:
     seed = run.config.training.seed
-    corpus = data.load(run.config.dataset, seed=seed, sources=given)
-    _preflight(run, facts, corpus.labels, about)
+    wanted = run.config.task
+    corpus = data.load(run.config.dataset, seed=seed, sources=given, task=wanted.type if wanted else None)
+    _preflight(run, facts, corpus.labels, about, corpus.task)
+    task: Task = wanted or TASKS[corpus.task]()
     config = read_config(teacher)
-    tokenizer = load_tokenizer(teacher, config)
+    tokenizer = load_tokenizer(teacher, config, task)
     if source is not None:
         _require_same_tokenizer(tokenizer, source, corpus.train.texts[:_COMPARED], pair=corpus.train.pairs is not None)
     length = run.config.training.max_length
-    whole = {name: encode(tokenizer, getattr(corpus, name), length, run.poll) for name in _SPLITS}
-    card, cut = _card(corpus), float(np.mean(whole["train"].lengths >= length))
+    whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
+    card, cut = _card(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
     enlarged = copies.enlarge(run, corpus, whole, teacher, tokenizer, given)
     whole["train"] = enlarged.train
     vocabulary = Vocabulary.of(
@@ -201,13 +202,13 @@ def _encode(
         vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, vocabulary.kept))
         small = trimmed(tokenizer, vocabulary.kept)
         for name, split in whole.items():
-            again = encode(small, getattr(corpus, name), length, run.poll)
+            again = task.encode(small, getattr(corpus, name), corpus.labels, length, run.poll)
             if not np.array_equal(again.ids, vocabulary.compact(split).ids):
                 detail = (
                     f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
                 )
                 raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
-    readable = {name: _shown(getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
+    readable = {name: _shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
     tensors = {"vocabulary": torch.from_numpy(vocabulary.kept), "texts": texts.pack(readable)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
@@ -217,12 +218,18 @@ def _encode(
             "unlabelled": len(enlarged.train) - enlarged.labelled,
         }
     )
-    stored = {"card": card.model_dump(mode="json"), "pair": corpus.train.pairs is not None, "revision": corpus.revision}
+    stored = {
+        "card": card.model_dump(mode="json"),
+        "pair": corpus.train.pairs is not None,
+        "revision": corpus.revision,
+        "task": corpus.task,
+    }
     run.store.write_tensors("data", tensors, stored)
+    classes = f" of {len(card.labels)} labels" if card.labels else ""
     run.event(
         "data.loaded",
-        f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test examples of "
-        f"{len(card.labels)} classes; {100 * cut:.1f} % of the training texts fill {length} tokens or are cut there",
+        f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test examples{classes}; "
+        f"{100 * cut:.1f} % of the training texts fill {length} tokens or are cut there",
         train=card.train,
         validation=card.validation,
         test=card.test,
@@ -245,11 +252,14 @@ def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
     )
 
 
-def _shown(split: Split, labels: Sequence[str]) -> list[texts.Shown]:
+def _shown(task: Task, split: Split, labels: Sequence[str]) -> list[texts.Shown]:
+    """For the table of hard samples, which only tasks with one label for an example have."""
+    if task.type != "sequence_classification":
+        return []
     return texts.shown(split.texts, split.pairs, split.labels, labels)
 
 
-def load_tokenizer(folder: Path, config: Any) -> Any:
+def load_tokenizer(folder: Path, config: Any, task: Task | None = None) -> Any:
     """The teacher's tokenizer, which is the student's as well.
 
     Raises:
@@ -258,7 +268,9 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, **(task.tokenizer_options(config.model_type) if task else {})
+        )
     except (OSError, ValueError, KeyError) as error:
         raise InvalidModel(f"The teacher has no tokenizer that transformers can read: {error}") from error
     if not tokenizer.is_fast:
@@ -281,7 +293,8 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     return tokenizer
 
 
-def _card(corpus: Corpus) -> DatasetCard:
+def _card(corpus: Corpus, task: Task, test: Encoded) -> DatasetCard:
+    truth = task.truth(test)
     return DatasetCard(
         source=corpus.source,
         sha256=corpus.sha256,
@@ -289,30 +302,35 @@ def _card(corpus: Corpus) -> DatasetCard:
         validation=len(corpus.validation),
         test=len(corpus.test),
         labels=corpus.labels,
-        majority=evaluate.majority(corpus.test.labels),
+        majority=evaluate.score(task.main_metric, task.guess(truth), truth),
     )
 
 
-def _preflight(run: Run, facts: ModelFacts, labels: tuple[str, ...] | None, student: ModelFacts | None) -> None:
-    problems = preflight.check(run.config, teacher=facts, labels=labels, student=student)
+def _preflight(
+    run: Run, facts: ModelFacts, labels: tuple[str, ...] | None, student: ModelFacts | None, task: str | None
+) -> None:
+    problems = preflight.check(run.config, teacher=facts, labels=labels, student=student, task=task)
     if problems:
         raise InvalidConfig("; ".join(f"{p.pointer}: {p.detail}" for p in problems), problems)
 
 
-def _finetune(run: Run, facts: ModelFacts) -> FineTune | None:
-    wanted = run.config.teacher.finetune
+def _finetune(run: Run, facts: ModelFacts, task: Task) -> FineTune | None:
+    wanted, has_head = run.config.teacher.finetune, facts.has_head_for(task)
     if isinstance(wanted, FineTune):
         return wanted
-    if wanted is False and not facts.has_head:
-        detail = "found false; this teacher has no classification head, so that it has to be fine-tuned: true"
+    if wanted is False and not has_head:
+        detail = f"found false; this teacher has no head for {task.type}, so that it has to be fine-tuned: true"
         raise InvalidConfig(f"/teacher/finetune: {detail}", [Problem("/teacher/finetune", detail)])
-    return FineTune() if wanted or not facts.has_head else None
+    return FineTune() if wanted or not has_head else None
 
 
-def _labels_agree(teacher: Path, labels: tuple[str, ...], *, must: bool) -> bool:
+def _labels_agree(teacher: Path, task: Task, labels: tuple[str, ...], *, must: bool) -> bool:
     """Whether the teacher's head answers with the data set's labels; where it ``must``, raises InvalidModel if not."""
     config = read_config(teacher)
     try:
+        if not task.named:
+            _require_outputs(config.num_labels, task.outputs(labels))
+            return True
         label_order([config.id2label[i] for i in range(config.num_labels)], labels)
     except InvalidModel:
         if must:
@@ -331,6 +349,14 @@ def _require_same(expected: Mapping[str, str], found: Mapping[str, str]) -> None
                 f"to be {wanted}; submit a new job to train on what is there now"
             )
             raise refusal(f"/{part}/source: {detail}", [Problem(f"/{part}/source", detail)])
+
+
+def _require_outputs(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise InvalidModel(
+            f"The teacher's head has {found} outputs and needs {wanted}; let the job fine-tune it: "
+            "teacher.finetune = true."
+        )
 
 
 def _say_provenance(

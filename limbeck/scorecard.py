@@ -11,6 +11,8 @@ from limbeck.spec import Spec
 
 #: The table of hard samples, beside the student's files; its texts belong to the data set, so no archive holds it.
 HARD_SAMPLES = ("hard_samples.parquet", "hard_samples.csv")
+#: Metrics that are not shares of 1, and not shown in per cent.
+NO_SHARES = frozenset({"pearson", "rmse", "spearman"})
 
 
 class Estimate(Spec):
@@ -42,7 +44,7 @@ class ModelCard(Spec):
     bytes: int
     """Of its weights in float32, whole vocabulary included: about the size of the safetensors file."""
     metrics: dict[str, Estimate]
-    """On the test split, e.g. ``accuracy`` and ``macro_f1``, as shares of 1."""
+    """On the test split, e.g. ``accuracy`` and ``macro_f1``, as shares of 1 (correlations and ``rmse`` as they are)."""
     validation: dict[str, float]
     """The same on the validation split, which selected the weights."""
     latency: tuple[Latency, ...]
@@ -58,7 +60,8 @@ class ExportCard(Spec):
     """How many test examples the check compared."""
     max_logit_difference: float
     label_agreement: float
-    """Share of the examples with the same predicted label."""
+    """Share of the predictions that are the same: of labels, of yes or no for each label, of tokens' tags, of answers.
+    Numbers are the same where they are within a hundredth of their spread."""
     metrics: dict[str, Estimate]
     latency: tuple[Latency, ...]
 
@@ -108,8 +111,10 @@ class DatasetCard(Spec):
     validation: int
     test: int
     labels: tuple[str, ...]
+    """None for regression and question answering."""
     majority: float
-    """Share of the most common class of the test split: what guessing gets."""
+    """What guessing gets on the test split, in the main metric: always the most common class or label, the mean number,
+    no entity, no answer."""
     copies: int = 0
     """Training examples that augmentation made of these, for the student and the baseline."""
     unlabelled: int = 0

@@ -51,6 +51,12 @@ class BaseLoss(Spec, ABC):
                 f"found {self.type!r}, which compares how two models divide one choice among classes; the answers of "
                 f"{task.type!r} are no such choice; allowed: 'kl'",
             )
+        elif self.type != "annealing" and task.type == "question_answering" and self.degenerate is not None:
+            yield Problem(
+                _POINTER,
+                f"found {self.type!r}; the choices of 'question_answering' are the tokens of a text, as many as it "
+                "has, padding among them: allowed are kl, reverse_kl, jsd and annealing",
+            )
         elif self.degenerate is not None and classes is not None and classes < 3:
             yield Problem(_POINTER, f"found {self.type!r} with {classes} classes: {self.degenerate}; it needs three")
 

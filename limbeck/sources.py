@@ -9,12 +9,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck import hub
-from limbeck.config import Student, Teacher
+from limbeck.config import TASKS, Student, Teacher
 from limbeck.errors import InvalidInput, InvalidModel, Problem
 from limbeck.families import FAMILIES, family_of
+
+if TYPE_CHECKING:
+    from limbeck.tasks.base import Task
 
 #: What is fetched of a hub repository: never pickles, which run code when they are read.
 HUB_FILES = (
@@ -56,13 +59,17 @@ class ModelFacts:
     layers: int
     hidden_size: int
     labels: tuple[str, ...] | None  #: of its head; none for a bare encoder
-    has_head: bool  #: whether it was saved with a sequence-classification head
+    has_head: bool  #: whether it was saved with the head of a task that Limbeck has
     parameters: int
     bytes: int  #: of its safetensors files
     max_positions: int | None  #: the most tokens that it reads
     heads: int = 0  #: of each layer; 0 where nothing is said
     intermediate_size: int = 0  #: neurons of each feed-forward part; 0 where nothing is said
     embedding_size: int | None = None  #: width of the word table where it is one of its own
+
+    def has_head_for(self, task: Task) -> bool:
+        """Whether its head is of the kind that the task needs; whether it has the right labels is another matter."""
+        return self.has_head and self.architecture.endswith(task.architecture)
 
 
 def teacher_folder(spec: Teacher, sources: Mapping[str, Path] | None = None) -> LocalModel:
@@ -150,7 +157,8 @@ def _with_found_head(facts: ModelFacts, tensors: Mapping[str, Any]) -> ModelFact
     """What the weights say of the head. A head that only config.json tells of would answer at random."""
     if facts.labels is None or facts.model_type not in FAMILIES:
         return facts
-    head = tensors.get(f"{family_of(facts.model_type).output}.weight")
+    task = _task_of(facts.architecture)
+    head = None if task is None else tensors.get(f"{task.output_layer(facts.model_type)}.weight")
     if head is None:
         return replace(facts, has_head=False, labels=None)
     if head["shape"] != [len(facts.labels), *head["shape"][1:]]:
@@ -158,6 +166,11 @@ def _with_found_head(facts: ModelFacts, tensors: Mapping[str, Any]) -> ModelFact
             f"The head's weights are of the shape {head['shape']}; config.json has {len(facts.labels)} labels."
         )
     return facts
+
+
+def _task_of(architecture: str) -> Task | None:
+    """A task whose kind of head the architecture has."""
+    return next((task() for task in TASKS.values() if architecture.endswith(task.architecture)), None)
 
 
 def _require_shards(folder: Path) -> None:
@@ -184,7 +197,7 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
     if not isinstance(architectures, list) or not all(isinstance(one, str) for one in architectures):
         raise InvalidModel("config.json has architectures that are not a list of names.")
     architecture = architectures[0] if architectures else ""
-    has_head = architecture.endswith("ForSequenceClassification")
+    has_head = _task_of(architecture) is not None
     layers = _number(config, _LAYERS)
     if layers > _MOST_LAYERS:
         raise InvalidModel(f"config.json tells of {layers:,} layers; at most {_MOST_LAYERS:,} are allowed.")
@@ -218,7 +231,7 @@ def check_model_folder(folder: Path) -> ModelFacts:
         raise InvalidModel(f"The folder has no tokenizer; expected one of {', '.join(_TOKENIZERS)}.")
     facts = model_facts(folder)
     family_of(facts.model_type)
-    if facts.architecture.endswith("ForSequenceClassification") and not facts.has_head:
+    if _task_of(facts.architecture) is not None and not facts.has_head:
         raise InvalidModel(f"config.json tells of a {facts.architecture}; the weights have no classification head.")
     return facts
 

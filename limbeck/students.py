@@ -108,7 +108,7 @@ class Blueprint:
         """
         original = read_config(self.folder)
         order: list[int] | None = None
-        if keep_head:
+        if keep_head and self.task.named:
             order = label_order([original.id2label[i] for i in range(original.num_labels)], list(self._labels()))
         try:
             with quiet_transformers():
@@ -123,7 +123,7 @@ class Blueprint:
         except (OSError, ValueError, RuntimeError) as error:
             raise InvalidModel(f"The teacher's weights could not be loaded: {error}") from error
         if order is not None:
-            _reorder(model.get_submodule(family_of(self.config.model_type).output), order)
+            _reorder(model.get_submodule(self.task.output_layer(self.config.model_type)), order)
         weights = model.state_dict()
         name = embedding_name(model)
         weights[name] = self.vocabulary.shrink(weights[name])

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from limbeck.scorecard import ExportCard
+from limbeck.tasks.sequence_classification import SequenceClassification
 from tests.tiny import docstrings, write_tiny_bert
+
+if TYPE_CHECKING:
+    from limbeck.batches import Encoded
+    from limbeck.runtime.encoding import Row
 
 LABELS = ("gui", "networking", "testing")
 MAX_LENGTH = 48
@@ -44,7 +51,18 @@ def export_student(folder: Path, formats: tuple[str, ...], *, pair: bool = False
     encoder = Encoder.load(folder, StudentFacts.read(folder))
     rows = encoder.encode(firsts, firsts[::-1] if pair else None)
     labels = [i % len(LABELS) for i in range(len(rows))]
-    return export_onnx(folder, formats, rows, labels, metrics=("accuracy", "macro_f1"), seed=1)  # type: ignore[arg-type]
+    return export_onnx(folder, formats, rows, encoded(rows, labels), task=SequenceClassification(), seed=1)  # type: ignore[arg-type]
+
+
+def encoded(rows: Sequence[Row], labels: Sequence[int]) -> Encoded:
+    """Rows with a label each, as the trained student's data are."""
+    import numpy as np
+
+    from limbeck.batches import Encoded
+
+    starts = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
+    ids = np.array([token for row in rows for token in row.ids], dtype=np.int32)
+    return Encoded(ids, None, starts, np.asarray(labels, dtype=np.int64))
 
 
 @pytest.fixture(scope="session")

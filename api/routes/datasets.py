@@ -14,8 +14,8 @@ from api.openapi import answers, file_part, multipart, text_part
 from api.schemas import DatasetView, Listing, PreviewView
 from api.uploads import Upload
 from limbeck import data
-from limbeck.config import Columns
-from limbeck.errors import NotFound
+from limbeck.config import TASKS, Columns
+from limbeck.errors import InvalidDataset, NotFound, Problem
 from models.base import new_id
 from models.dataset import Dataset
 from models.repository import catalogue
@@ -24,18 +24,24 @@ router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
 
 Split = Literal["train", "validation", "test"]
 _SPLITS = ("train", "validation", "test")
-_COLUMNS = ("text", "text_pair", "label")
+_COLUMNS = tuple(Columns.model_fields)
 
 _FORM = multipart(
     "train",
     {
         "train": file_part("CSV, TSV, JSONL or Parquet, or the gzip of one; the name's ending says which."),
-        "validation": file_part("Cut from `train`, stratified by label, where it is not given."),
+        "validation": file_part("Cut from `train` where it is not given, stratified where an example has one label."),
         "test": file_part("The same."),
         "name": text_part("For people; default: the name of the train file.", "reviews"),
         "text": text_part("The column with the text; default: guessed from the usual names.", "review"),
         "text_pair": text_part("The column with the second text of a pair.", "hypothesis"),
-        "label": text_part("The column with the label.", "stars"),
+        "label": text_part("The column with the label, a list of labels, or a number.", "stars"),
+        "tokens": text_part("The column with lists of tokens, for token classification.", "tokens"),
+        "tags": text_part("The column with lists of as many tags, such as B-person.", "ner_tags"),
+        "question": text_part("The column with the question, for question answering.", "question"),
+        "context": text_part("The column with the text that holds the answer.", "context"),
+        "answers": text_part("The column with the answers: text and answer_start, as in SQuAD.", "answers"),
+        "task": text_part("What the data are for; default: what the columns and labels say.", "regression"),
     },
 )
 
@@ -52,7 +58,7 @@ async def upload_dataset(request: Request, house: House) -> Response:
     """Checked as a whole before anything is stored; what is wrong is named by row and column."""
     limit = house.settings.max_upload_bytes
     async with uploads.receive(
-        request, house.scratch, files=_SPLITS, fields=("name", *_COLUMNS), limit=limit
+        request, house.scratch, files=_SPLITS, fields=("name", "task", *_COLUMNS), limit=limit
     ) as received:
         view = await to_thread.run_sync(_take_in, house, received, limiter=house.intake)
     headers = {"Location": f"/v1/datasets/{view.id}"}
@@ -123,7 +129,7 @@ def _take_in(house: Services, received: Upload) -> DatasetView:
     out.mkdir()
     files = {split: (file.path, file.filename) for split, file in received.files.items()}
     limit = house.settings.max_unpacked_bytes
-    ingested = data.ingest(files, out, columns=_columns(received), max_unpacked_bytes=limit)
+    ingested = data.ingest(files, out, columns=_columns(received), max_unpacked_bytes=limit, task=_task(received))
     dataset_id = new_id("ds")
     splits: dict[str, dict[str, Any]] = {}
     try:
@@ -144,6 +150,18 @@ def _record(
     return catalogue.add_dataset(
         session, dataset_id=dataset_id, name=name, splits=splits, profile=profile, sha256=sha256
     )
+
+
+def _task(received: Upload) -> str | None:
+    """
+    Raises:
+        InvalidDataset: there is no such task.
+    """
+    task = received.fields.get("task") or None
+    if task is not None and task not in TASKS:
+        detail = f"found {task!r}; allowed: {', '.join(TASKS)}"
+        raise InvalidDataset(f"task: {detail}", [Problem("/task", detail)])
+    return task
 
 
 def _columns(received: Upload) -> Columns:

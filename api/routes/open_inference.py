@@ -1,7 +1,8 @@
 """The Open Inference Protocol, version 2, for clients that already speak it: KServe's, Triton's.
 
 A student has one input tensor, ``text`` (BYTES, one text each; beside it ``text_pair`` where it reads pairs), and its
-outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. Tensors come as JSON or, for inputs, in the
+outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One that tags tokens has the output
+``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and ``context``. Tensors come as JSON or, for inputs, in the
 binary form of Triton's extension; the outputs are JSON.
 """
 
@@ -59,7 +60,7 @@ async def model_metadata(house: House, name: str) -> Response:
     """`name` is a student's id or an alias."""
     student = await find_student(house, name)
     inputs = [{"name": one, "datatype": "BYTES", "shape": [-1]} for one in _inputs(student)]
-    outputs = [{"name": one, "datatype": kind, "shape": [-1]} for one, kind in _OUTPUTS]
+    outputs = [{"name": one, "datatype": kind, "shape": [-1]} for one, kind in _outputs(student)]
     return _json({"name": name, "versions": [], "platform": student.format, "inputs": inputs, "outputs": outputs})
 
 
@@ -84,27 +85,45 @@ async def infer(house: House, name: str, request: Request) -> Response:
     """The best label of each text, and its probability."""
     student = await find_student(house, name)
     document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
-    wanted = _wanted(document)
+    wanted = _wanted(document, _outputs(student))
     answer = await house.batcher.ask(student, student.question(_asked(columns)))
+    if not _labels(student):
+        outputs = [
+            {"name": "answer", "datatype": "BYTES", "shape": [len(answer)], "data": [json.dumps(one) for one in answer]}
+        ]
+        return _json(_head(document) | {"model_name": name, "outputs": outputs})
     found = {"label": [one["label"] for one in answer], "score": [one["score"] for one in answer]}
     outputs = [
         {"name": one, "datatype": kind, "shape": [len(answer)], "data": found[one]}
         for one, kind in _OUTPUTS
         if one in wanted
     ]
-    head = {"id": document["id"]} if "id" in document else {}
-    return _json(head | {"model_name": name, "outputs": outputs})
+    return _json(_head(document) | {"model_name": name, "outputs": outputs})
+
+
+def _head(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": document["id"]} if "id" in document else {}
+
+
+def _labels(student: Predictor) -> bool:
+    """Whether it answers with a label and a score; else the answer is JSON."""
+    return student.task not in ("token_classification", "question_answering")
 
 
 def _inputs(student: Predictor) -> tuple[str, ...]:
+    if student.task == "question_answering":
+        return ("question", "context")
     return ("text", "text_pair") if student.pair else ("text",)
 
 
+def _outputs(student: Predictor) -> tuple[tuple[str, str], ...]:
+    return _OUTPUTS if _labels(student) else (("answer", "BYTES"),)
+
+
 def _asked(columns: Mapping[str, list[str]]) -> list[Any]:
-    if "text_pair" not in columns:
+    if columns.keys() == {"text"}:
         return list(columns["text"])
-    rows = zip(columns["text"], columns["text_pair"], strict=True)
-    return [{"text": text, "text_pair": second} for text, second in rows]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _read(body: bytes, json_length: str | None, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -178,9 +197,9 @@ def _unpacked(data: memoryview, at: str) -> list[str]:
     return texts
 
 
-def _wanted(document: Mapping[str, Any]) -> set[str]:
+def _wanted(document: Mapping[str, Any], known: Sequence[tuple[str, str]]) -> set[str]:
     """The names of the outputs to answer with; default: all."""
-    names = [name for name, _ in _OUTPUTS]
+    names = [name for name, _ in known]
     outputs = document.get("outputs")
     if not outputs:
         return set(names)

@@ -28,7 +28,8 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 async def predict(
     house: House, model_id: str, question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)]
 ) -> Response:
-    """Labels and their probabilities, in the shapes of Hugging Face's text-classification pipeline.
+    """Answers in the shapes of Hugging Face's pipelines: labels and their probabilities (text-classification, also of
+    several labels and of numbers), entities (token-classification), or answers to questions (question-answering).
 
     409 when the model has no ONNX export: a job makes one unless its `export` leaves `onnx` out. 429 when too many
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.

@@ -50,12 +50,14 @@ def predict(
         typer.Argument(metavar="MODEL TEXT…", help="A job, model or alias, and texts.", show_default=False),
     ] = None,
     pair: Annotated[str | None, typer.Option(help="The second text, for a student of text pairs.")] = None,
+    context: Annotated[str | None, typer.Option(help="Where the answer is, for a student of questions.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="So many labels, best first.")] = None,
     speed: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of a student with early exits: 0 is all layers.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="JSONL: texts, or objects with text and text_pair; - is stdin.")
+        Path | None,
+        typer.Option(help="JSONL: texts, or objects with text and text_pair, or question and context; - is stdin."),
     ] = None,
     local: Annotated[
         Path | None, typer.Option(help="A downloaded student's folder; no server then, and no MODEL.")
@@ -82,7 +84,9 @@ def predict(
                 for given, answer in zip(batch, ask(batch), strict=True):
                     print_json({"input": given, "prediction": answer})
             return
-        inputs = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
+        inputs: list[Any] = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
+        if context is not None:
+            inputs = [{"question": text, "context": context} for text in texts]
         for text, answer in zip(texts, ask(inputs), strict=True):
             _show(text, answer, as_json=as_json, alone=len(texts) == 1)
 
@@ -122,9 +126,13 @@ def _read_inputs(lines: TextIO) -> Iterator[Any]:
             value = json.loads(line)
         except ValueError as error:
             raise InvalidInput(f"Line {number} is not JSON: {error}") from error
+        if isinstance(value, dict) and isinstance(value.get("question"), str) and isinstance(value.get("context"), str):
+            yield {key: value[key] for key in ("question", "context")}
+            continue
         if not isinstance(value, str) and not (isinstance(value, dict) and isinstance(value.get("text"), str)):
             raise InvalidInput(
-                f"Line {number} is neither a text nor an object with a text in `text`: {line.strip()[:80]}"
+                f"Line {number} is neither a text nor an object with a text in `text`, nor one with `question` and "
+                f"`context`: {line.strip()[:80]}"
             )
         yield value if isinstance(value, str) else {key: value[key] for key in ("text", "text_pair") if value.get(key)}
 
@@ -138,9 +146,16 @@ def _show(text: str, answer: Any, *, as_json: bool, alone: bool) -> None:
     if as_json:
         print_json({"input": text, "prediction": answer})
         return
-    labels = answer if isinstance(answer, list) else [answer]
-    for one in labels:
-        typer.echo(f"{one['label']}\t{one['score']:.4f}" + ("" if alone else f"\t{text}"))
+    found = answer if isinstance(answer, list) else [answer]
+    for one in found:
+        typer.echo(f"{_named(one)}\t{one['score']:.4f}" + ("" if alone else f"\t{text}"))
+
+
+def _named(one: dict[str, Any]) -> str:
+    """A label, an answer, or an entity with its type."""
+    if "entity_group" in one:
+        return f"{one['entity_group']}\t{one['word']}"
+    return str(one["label"] if "label" in one else one["answer"])
 
 
 def _bar() -> Progress:

@@ -150,7 +150,7 @@ def _upload_what_is_local(client: Client, document: Document) -> None:
         say(f"{teacher} is now {model.reference}.")
     if dataset is not None:
         say(f"Uploading {dataset} …", "dim")
-        uploaded = client.upload_dataset(dataset, columns=_take_columns(document))
+        uploaded = client.upload_dataset(dataset, columns=_take_columns(document), task=_task(document))
         _put(document, "dataset", uploaded.reference)
         say(f"{dataset} is now {uploaded.reference}.")
 
@@ -163,6 +163,13 @@ def _take_columns(document: Document) -> Columns | None:
         return None if columns is None else Columns.model_validate(columns)
     except ValidationError as error:
         raise invalid_config(error, columns) from error
+
+
+def _task(document: Document) -> str | None:
+    """What the job says that the data are for; the server checks it."""
+    task = document.get("task")
+    task = task.get("type") if isinstance(task, dict) else task
+    return task if isinstance(task, str) else None
 
 
 def _source(document: Document, field: str) -> str | None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from limbeck.cli.output import size
 from limbeck.client import Job
-from limbeck.scorecard import Estimate, Latency, ModelCard, Scorecard
+from limbeck.scorecard import NO_SHARES, Estimate, Latency, ModelCard, Scorecard
 
 _COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
@@ -41,7 +41,9 @@ def _job_cells(job: Job) -> list[Text]:
 def scorecard_table(card: Scorecard) -> RenderableType:
     """Teacher, baseline and student, and below them what the student is worth."""
     data = card.dataset
-    about = f"{data.source}: {data.test} test examples, {len(data.labels)} classes, guessing gets {data.majority:.1%}"
+    classes = f", {len(data.labels)} labels" if data.labels else ""
+    guess = f"{data.majority:.3f}" if card.main_metric in NO_SHARES else f"{data.majority:.1%}"
+    about = f"{data.source}: {data.test} test examples{classes}, guessing gets {guess}"
     return Group(Text(about), _quality(card), _speed(card), Text("\n" + "\n".join(_findings(card))))
 
 
@@ -70,9 +72,11 @@ def _quality(card: Scorecard) -> Table:
     table = _table(*(name.replace("_", " ") for name in metrics), "layers", "params")
     for name, model in _models(card):
         shape = (str(model.layers), f"{model.parameters / 1e6:.1f} M")
-        table.add_row(name, *(_estimate(model.metrics.get(metric)) for metric in metrics), *shape)
+        table.add_row(name, *(_estimate(model.metrics.get(metric), metric) for metric in metrics), *shape)
     for export in card.exports:
-        table.add_row(f"student {export.format}", *(_estimate(export.metrics.get(metric)) for metric in metrics))
+        table.add_row(
+            f"student {export.format}", *(_estimate(export.metrics.get(metric), metric) for metric in metrics)
+        )
     return table
 
 
@@ -100,7 +104,9 @@ def _latency_cells(latencies: Iterable[Latency]) -> list[str]:
     return cells + ([f"{batch.p50_ms:.1f} ms", f"{batch.examples_per_second:.0f}"] if batch else ["", ""])
 
 
-def _estimate(found: Estimate | None) -> str:
+def _estimate(found: Estimate | None, metric: str = "") -> str:
+    if found is not None and metric in NO_SHARES:
+        return f"{found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
     return "" if found is None else f"{found.value:.1%} ({found.low:.1%}–{found.high:.1%})"
 
 

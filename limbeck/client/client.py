@@ -244,6 +244,7 @@ class Client:
         *,
         name: str | None = None,
         columns: Columns | None = None,
+        task: str | None = None,
     ) -> Dataset:
         """Upload a data set.
 
@@ -252,6 +253,7 @@ class Client:
                 ``train.…``, ``validation.…`` and ``test.…``, or a mapping from split to file.
             name: for people; default: the name of the file or folder.
             columns: which column holds what; the server guesses from the usual names.
+            task: what the data are for, e.g. ``regression``; the server's default is what columns and labels say.
 
         Raises:
             InvalidDataset: the message names row and column.
@@ -261,6 +263,7 @@ class Client:
             parts = {split: (path.name, stack.enter_context(path.open("rb"))) for split, path in files.items()}
             data = {"name": name or packing.stem(files["train"])}
             data |= columns.model_dump(exclude_none=True) if columns else {}
+            data |= {"task": task} if task else {}
             answer = self._connection.json(
                 "POST", "/v1/datasets", repeatable=False, files=parts, data=data, timeout=_UPLOAD
             )
@@ -329,7 +332,7 @@ class Client:
         """Ask a student; answers have the shapes of Hugging Face pipelines.
 
         Args:
-            inputs: a text, ``{"text": …, "text_pair": …}``, or a list of either.
+            inputs: a text, ``{"text": …, "text_pair": …}``, ``{"question": …, "context": …}``, or a list of these.
             top_k: so many labels, best first.
             speed: of a student with early exits, from 0 (all layers) to 1; default: its own.
         """

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from limbeck.config import Columns
 from limbeck.data.columns import Chosen, choose_columns
-from limbeck.data.corpus import Corpus, Split, content_hash
-from limbeck.data.labelling import Named, label_order, named_split, require_known_labels, unlabelled
+from limbeck.data.corpus import ONE_LABEL, Corpus, Split, content_hash
+from limbeck.data.forms import FORMS, Form, unlabelled, with_task
 from limbeck.data.splits import cut
 from limbeck.data.table import Table, fault, listed
 
@@ -19,19 +19,22 @@ def assemble(
     source: str,
     revision: str | None = None,
     columns_at: str = "/dataset/columns",
+    task: str | None = None,
 ) -> tuple[Corpus, Chosen]:
     """Check the tables, cut the missing splits from train, and keep no training example that is tested on.
 
     Args:
         tables: ``train``, and ``validation`` and ``test`` where there are any.
         columns_at: the JSON pointer of ``columns`` in what the user sent.
+        task: the ``type`` of the task; default: what the columns and their cells say.
 
     Raises:
         InvalidDataset: naming split, row and column.
     """
-    chosen = choose_columns(tables["train"], columns, "train", at=columns_at)
+    chosen = with_task(tables["train"], choose_columns(tables["train"], columns, "train", at=columns_at, task=task))
+    form = FORMS[chosen.task or ONE_LABEL]
     notes: list[str] = []
-    named = {"train": named_split(tables["train"], chosen, "train")}
+    named = {"train": form.read(tables["train"], chosen, "train")}
     for where in ("validation", "test"):
         if where not in tables:
             continue
@@ -39,24 +42,22 @@ def assemble(
         if unlabelled(tables[where], chosen) and "-1" not in named["train"].labels:
             notes.append(f"The {where} split has no labels and is left out.")
         else:
-            named[where] = named_split(tables[where], chosen, where)
+            named[where] = form.read(tables[where], chosen, where)
     if "test" not in named and "validation" in named:
         named["test"] = named.pop("validation")
         notes.append("There is no labelled test split: the validation split is reported on, and a new one is cut.")
-    labels = label_order(named["train"], tables["train"].names.get(chosen.label))
-    present = set(named["train"].labels)
-    for where, split in named.items():
-        require_known_labels(split, [label for label in labels if label in present], where)
-    splits = _over(labels, named)
-    train = _without_tested(splits.pop("train"), splits, notes)
+    labels = form.order(named, tables["train"].names.get(chosen.label))
+    splits = {where: form.coded(split, labels) for where, split in named.items()}
+    train = _without_tested(splits.pop("train"), splits, notes, form)
     if len(splits) == 2 and (both := len(set(splits["validation"].keys()) & set(splits["test"].keys()))):
         notes.append(f"Texts that stand in both validation and test: {both:,}.")
     for where in ("test", "validation"):
         if where not in splits:
-            train, splits[where] = cut(train)
+            train, splits[where] = cut(train, form=form)
             notes.append(f"The {where} split, {len(splits[where]):,} rows, is cut from train.")
-    digest = content_hash(labels, train, splits["validation"], splits["test"])
-    corpus = Corpus(train, splits["validation"], splits["test"], labels, source, digest, revision, tuple(notes))
+    parts = train, splits["validation"], splits["test"]
+    digest = content_hash(labels, *parts, task=form.task)
+    corpus = Corpus(*parts, labels, source, digest, revision, tuple(notes), form.task)
     return corpus, chosen
 
 
@@ -66,12 +67,7 @@ def _require_columns(table: Table, chosen: Chosen, where: str) -> None:
             raise fault(where, f"found no column {name!r}, which train has; it has {listed(table.columns)}")
 
 
-def _over(labels: tuple[str, ...], named: Mapping[str, Named]) -> dict[str, Split]:
-    order = {name: index for index, name in enumerate(labels)}
-    return {where: split.with_labels(order) for where, split in named.items()}
-
-
-def _without_tested(train: Split, others: Mapping[str, Split], notes: list[str]) -> Split:
+def _without_tested(train: Split, others: Mapping[str, Split], notes: list[str], form: Form) -> Split:
     """Train without the texts that stand in another split: measuring on them would measure memory."""
     tested = set[object]()
     for split in others.values():
@@ -81,7 +77,7 @@ def _without_tested(train: Split, others: Mapping[str, Split], notes: list[str])
     if not shared:
         return train
     left = train.take(kept)
-    if set(left.labels) != set(train.labels):
+    if not kept or (form.stratified and set(left.labels) != set(train.labels)):
         notes.append(f"Training texts that also stand in another split: {shared:,}, kept since a class has no others.")
         return train
     notes.append(f"Training texts that also stand in another split, and are left out of train: {shared:,}.")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limbeck.config import Columns
+from limbeck.data.corpus import ONE_LABEL
 from limbeck.data.table import Table, listed
 from limbeck.errors import InvalidDataset, Problem
 
@@ -22,44 +23,113 @@ _TEXTS = ("text", "sentence", "content", "review", "comment", "document", "body"
 _LABELS = (
     "label", "labels", "category", "class", "intent", "sentiment", "target", "topic", "coarse_label", "fine_label"
 )  # fmt: skip
+_TOKENS = ("tokens", "words")
+_TAGS = ("tags", "ner_tags", "labels", "label", "ner")
+
+_TEXT_FIELDS = ("text", "text_pair", "label")
+#: The fields of ``Columns`` that hold an example's text, second text and label, by task; the other tasks' are the same.
+FIELDS = {
+    "token_classification": ("tokens", None, "tags"),
+    "question_answering": ("question", "context", "answers"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """The columns that are used."""
 
-    text: str
-    text_pair: str | None
-    label: str
+    text: str  #: of token classification the tokens, of question answering the question
+    text_pair: str | None  #: of question answering the context
+    label: str  #: tags, or answers
+    task: str | None = None  #: None: the labels tell which of the tasks on texts it is
 
     @property
     def all(self) -> tuple[str, ...]:
         return tuple(name for name in (self.text, self.text_pair, self.label) if name is not None)
 
+    @property
+    def by_field(self) -> dict[str, str | None]:
+        """The columns by the names that ``Columns`` has for them."""
+        fields = fields_of(self.task)
+        names = zip(fields, (self.text, self.text_pair, self.label), strict=True)
+        return {field: name for field, name in names if field is not None}
 
-def choose_columns(table: Table, wanted: Columns, where: str, *, at: str = "/dataset/columns") -> Chosen:
+
+def fields_of(task: str | None) -> tuple[str, str | None, str]:
+    """The fields of ``Columns`` for text, second text and label."""
+    return FIELDS.get(task or ONE_LABEL, _TEXT_FIELDS)
+
+
+def choose_columns(
+    table: Table, wanted: Columns, where: str, *, at: str = "/dataset/columns", task: str | None = None
+) -> Chosen:
     """The columns that ``wanted`` names; the others by their usual names, in upper or lower case.
 
     Args:
         where: the split, for messages.
         at: the JSON pointer of ``wanted`` in what the user sent.
+        task: the ``type`` of the task where it is known; else the columns tell it as far as they can.
 
     Raises:
         InvalidDataset: a named column is not there, none can be guessed, or several can.
     """
-    for field in ("text", "text_pair", "label"):
+    for field in type(wanted).model_fields:
         name = getattr(wanted, field)
         if name is not None and name not in table.columns:
             raise _fault(at, field, f"found no column {name!r} in {where}; it has {listed(table.columns)}")
+    task = task or _task_of(table, wanted)
+    fields = fields_of(task)
+    for field in type(wanted).model_fields:
+        if getattr(wanted, field) is not None and field not in fields:
+            own = ", ".join(one for one in fields if one is not None)
+            raise _fault(at, field, f"found {getattr(wanted, field)!r}; the columns of {task or 'texts'} are {own}")
+    match task:
+        case "token_classification":
+            tokens = wanted.tokens or _guess("tokens", _TOKENS, table, where, at, taken=())
+            tags = wanted.tags or _guess("tags", _TAGS, table, where, at, taken=(tokens,))
+            chosen = Chosen(tokens, None, tags, task)
+        case "question_answering":
+            question, context, answers = (
+                getattr(wanted, field) or _guess(field, (field,), table, where, at, taken=())
+                for field in ("question", "context", "answers")
+            )
+            chosen = Chosen(question, context, answers, task)
+        case _:
+            chosen = _texts(table, wanted, where, at, task)
+    if len(set(chosen.all)) < len(chosen.all):
+        *others, last = (field for field in fields if field is not None)
+        detail = f"{', '.join(others)} and {last} have to be different columns"
+        raise InvalidDataset(detail, [Problem(at, detail)])
+    return chosen
+
+
+def _task_of(table: Table, wanted: Columns) -> str | None:
+    """The task that the columns' names are of; None for a text with a label, of whatever kind that is."""
+    for task, fields in FIELDS.items():
+        if any(getattr(wanted, field) for field in fields if field is not None):
+            return task
+    if any(getattr(wanted, field) for field in _TEXT_FIELDS):
+        return None
+    lowered = {name.lower(): name for name in table.columns}
+    if lowered.keys() >= {"question", "context", "answers"}:
+        return "question_answering"
+    listed_tokens = [name for usual in _TOKENS if (name := lowered.get(usual)) and _holds_lists(table, name)]
+    if listed_tokens and "text" not in lowered and lowered.keys() & set(_TAGS):
+        return "token_classification"
+    return None
+
+
+def _holds_lists(table: Table, name: str) -> bool:
+    first = next((cell for cell in table.columns[name] if cell not in (None, "")), None)
+    return isinstance(first, list) or (isinstance(first, str) and first.lstrip().startswith("["))
+
+
+def _texts(table: Table, wanted: Columns, where: str, at: str, task: str | None) -> Chosen:
     text, pair = wanted.text, wanted.text_pair
     if text is None:
         text, pair = _guess_texts(table, pair, where, at)
     label = wanted.label or _guess("label", _LABELS, table, where, at, taken=(text, pair))
-    chosen = Chosen(text, pair, label)
-    if len(set(chosen.all)) < len(chosen.all):
-        detail = "text, text_pair and label have to be different columns"
-        raise InvalidDataset(detail, [Problem(at, detail)])
-    return chosen
+    return Chosen(text, pair, label, task)
 
 
 def choose_texts(

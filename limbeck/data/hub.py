@@ -69,19 +69,32 @@ def _open(folder: str, spec: Dataset) -> Any:
 
 
 def _table(split: Any) -> Table:
-    """Text, numbers and booleans; other columns (lists, images …) are told, not decoded."""
+    """Text, numbers, booleans, and lists and objects of these; other columns (images …) are told, not decoded."""
     import datasets
 
     names: dict[str, tuple[str, ...]] = {}
     columns: dict[str, list[Any]] = {}
     for name, feature in split.features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            names[name] = tuple(feature.names)
-        if isinstance(feature, datasets.ClassLabel | datasets.Value):
+        inner = feature
+        while isinstance(inner, datasets.Sequence | datasets.List):
+            inner = inner.feature
+        if isinstance(inner, datasets.ClassLabel):
+            names[name] = tuple(inner.names)
+        if _is_plain(feature):
             columns[name] = list(split[name])
         else:
             columns[name] = [Foreign(str(feature))] * len(split)
     return Table(columns, len(split), names)
+
+
+def _is_plain(feature: Any) -> bool:
+    import datasets
+
+    if isinstance(feature, datasets.Sequence | datasets.List):
+        return _is_plain(feature.feature)
+    if isinstance(feature, dict):
+        return all(map(_is_plain, feature.values()))
+    return isinstance(feature, datasets.ClassLabel | datasets.Value)
 
 
 def _fault(field: str, detail: str) -> InvalidInput:

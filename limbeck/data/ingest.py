@@ -15,8 +15,9 @@ import numpy as np
 from limbeck.config import Columns
 from limbeck.data.assemble import assemble
 from limbeck.data.columns import Chosen
-from limbeck.data.corpus import Corpus, Split
-from limbeck.data.parquet import LABELS_KEY
+from limbeck.data.corpus import ONE_LABEL, Corpus, Split
+from limbeck.data.forms import FORMS
+from limbeck.data.parquet import LABELS_KEY, TASK_KEY
 from limbeck.data.readers import UNPACKED_LIMIT, read_table
 from limbeck.data.table import fault
 
@@ -38,12 +39,14 @@ def ingest(
     *,
     columns: Columns | None = None,
     max_unpacked_bytes: int = UNPACKED_LIMIT,
+    task: str | None = None,
 ) -> Ingested:
     """Turn uploaded files into a data set.
 
     Args:
         files: for ``train``, and ``validation`` and ``test`` where given, the file and the name that it was sent under.
         out: an existing folder; on an error nothing is left in it.
+        task: the ``type`` of the task; default: what the columns and their cells say.
 
     Raises:
         InvalidDataset: naming split, row and column.
@@ -55,11 +58,11 @@ def ingest(
         for where in SPLITS
         if where in files
     }
-    corpus, chosen = assemble(tables, columns=columns or Columns(), source="upload", columns_at="")
+    corpus, chosen = assemble(tables, columns=columns or Columns(), source="upload", columns_at="", task=task)
     splits = {}
     try:
         for where in SPLITS:
-            splits[where] = _write(getattr(corpus, where), corpus.labels, out / f"{where}.parquet")
+            splits[where] = _write(getattr(corpus, where), corpus, out / f"{where}.parquet")
     except BaseException:
         for where in SPLITS:
             (out / f"{where}.parquet").unlink(missing_ok=True)
@@ -67,16 +70,17 @@ def ingest(
     return Ingested(splits, profile(corpus, chosen), corpus.sha256)
 
 
-def _write(split: Split, labels: tuple[str, ...], path: Path) -> dict[str, Any]:
+def _write(split: Split, corpus: Corpus, path: Path) -> dict[str, Any]:
     import pyarrow
     import pyarrow.parquet
 
-    columns: dict[str, Any] = {"text": split.texts}
-    if split.pairs is not None:
-        columns["text_pair"] = split.pairs
-    columns["label"] = [labels[label] for label in split.labels]
-    # The order of the labels is not always theirs by name: it has to outlive the upload.
-    metadata = {LABELS_KEY: json.dumps({"label": labels}).encode()}
+    columns = FORMS[corpus.task].stored(split, corpus.labels)
+    # The order of the labels is not always theirs by name: it has to outlive the upload. So has the task, which is a
+    # choice where labels are whole numbers.
+    named = "tags" if corpus.task == "token_classification" else "label"
+    metadata = {LABELS_KEY: json.dumps({named: corpus.labels} if corpus.labels else {}).encode()}
+    if corpus.task != ONE_LABEL:
+        metadata[TASK_KEY] = corpus.task.encode()
     pyarrow.parquet.write_table(pyarrow.table(columns).replace_schema_metadata(metadata), path, compression="zstd")
     with path.open("rb") as stored:
         digest = hashlib.file_digest(stored, "sha256").hexdigest()
@@ -86,40 +90,57 @@ def _write(split: Split, labels: tuple[str, ...], path: Path) -> dict[str, Any]:
 def profile(corpus: Corpus, chosen: Chosen) -> dict[str, Any]:
     """What a person wants to know before training: counts, lengths, and what should be looked at."""
     return {
-        "columns": {"text": chosen.text, "text_pair": chosen.text_pair, "label": chosen.label},
+        "task": corpus.task,
+        "columns": chosen.by_field,
         "labels": list(corpus.labels),
         "pair": corpus.train.pairs is not None,
-        "splits": {where: _split_profile(getattr(corpus, where), corpus.labels) for where in SPLITS},
+        "splits": {where: _split_profile(getattr(corpus, where), corpus) for where in SPLITS},
         "notes": list(corpus.notes),
         "warnings": _warnings(corpus),
     }
 
 
-def _split_profile(split: Split, labels: tuple[str, ...]) -> dict[str, Any]:
-    lengths = [len(text) for text in split.texts]
-    counts = Counter(split.labels)
+def _split_profile(split: Split, corpus: Corpus) -> dict[str, Any]:
+    texts = split.pairs if corpus.task == "question_answering" and split.pairs is not None else split.texts
+    marks = np.percentile([len(text) for text in texts], [0, 50, 95, 100])
     keys = split.keys()
-    marks = np.percentile(lengths, [0, 50, 95, 100])
     return {
         "rows": len(split),
-        "labels": {name: counts[index] for index, name in enumerate(labels)},
+        **_label_profile(split, corpus),
         "characters": dict(zip(("least", "median", "p95", "most"), map(int, marks), strict=True)),
         "duplicates": len(keys) - len(set(keys)),
     }
 
 
+def _label_profile(split: Split, corpus: Corpus) -> dict[str, Any]:
+    if corpus.task == "regression":
+        marks = np.percentile(split.labels, [0, 50, 100])
+        return {"labels": {}, "numbers": dict(zip(("least", "median", "most"), map(float, marks), strict=True))}
+    counts = _counts(split, corpus)
+    return {"labels": {name: counts[index] for index, name in enumerate(corpus.labels)}}
+
+
+def _counts(split: Split, corpus: Corpus) -> Counter[int]:
+    """How often each label occurs."""
+    if not corpus.labels:
+        return Counter()
+    if corpus.task == ONE_LABEL:
+        return Counter(split.labels)
+    return Counter(one for row in split.labels for one in row)
+
+
 def _warnings(corpus: Corpus) -> list[str]:
     found = []
-    counts = Counter(corpus.train.labels)
+    counts = _counts(corpus.train, corpus)
     rare = [name for index, name in enumerate(corpus.labels) if counts[index] < 10]
     if rare:
         found.append(f"{len(rare)} labels have fewer than 10 training examples, among them {rare[0]!r}.")
-    common = max(counts.values()) / len(corpus.train)
-    if common > 0.9:
+    common = max(counts.values(), default=0) / len(corpus.train)
+    if corpus.task == ONE_LABEL and common > 0.9:
         found.append(f"{common:.0%} of the training examples have one label; accuracy says little here, read macro F1.")
     if len(corpus.test) < 100:
         found.append(f"The test split has {len(corpus.test)} rows; intervals will be wide.")
-    answers: dict[object, int] = {}
+    answers: dict[object, object] = {}
     if any(
         answers.setdefault(key, label) != label
         for key, label in zip(corpus.train.keys(), corpus.train.labels, strict=True)

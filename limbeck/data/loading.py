@@ -8,6 +8,7 @@ from pathlib import Path
 from limbeck.config import Dataset, Splits
 from limbeck.data.assemble import assemble
 from limbeck.data.corpus import Corpus
+from limbeck.data.forms import FORMS
 from limbeck.data.ingest import SPLITS
 from limbeck.data.readers import FORMATS, read_table
 from limbeck.data.splits import limited
@@ -16,44 +17,45 @@ from limbeck.data.table import Table, listed
 from limbeck.errors import InvalidDataset, Problem
 
 
-def load(spec: Dataset, *, seed: int, sources: Mapping[str, Path] | None = None) -> Corpus:
+def load(spec: Dataset, *, seed: int, sources: Mapping[str, Path] | None = None, task: str | None = None) -> Corpus:
     """Load a data set, checked and split.
 
     Args:
         seed: draws the training examples where ``spec.limit`` is set; the splits never depend on it.
         sources: where the service has put ``dataset:ds_…``: a folder of ``{train,validation,test}.parquet``.
+        task: the ``type`` of the task; default: what the columns and their cells say.
 
     Raises:
         InvalidDataset: it cannot be learned from; split, row and column are named.
         Unavailable: the hub does not answer.
     """
-    corpus = _whole(spec, sources or {})
+    corpus = _whole(spec, sources or {}, task)
     if spec.limit is None or len(corpus.train) <= spec.limit:
         return corpus
-    return corpus.with_train(limited(corpus.train, spec.limit, seed))
+    return corpus.with_train(limited(corpus.train, spec.limit, seed, form=FORMS[corpus.task]))
 
 
-def _whole(spec: Dataset, sources: Mapping[str, Path]) -> Corpus:
+def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None) -> Corpus:
     if spec.source == SOURCE:
         return load_docstrings()
     if spec.source in sources:
-        return _folder(sources[spec.source], spec)
+        return _folder(sources[spec.source], spec, task)
     if spec.source.startswith("path:"):
-        return _folder(Path(spec.source.removeprefix("path:")), spec)
+        return _folder(Path(spec.source.removeprefix("path:")), spec, task)
     if spec.source.startswith("dataset:"):
         raise _not_there(f"{spec.source} is known to the service that stores it, not to the library")
     from limbeck.data.hub import load_tables
 
     tables, revision = load_tables(spec)
-    return assemble(tables, columns=spec.columns, source=spec.source, revision=revision)[0]
+    return assemble(tables, columns=spec.columns, source=spec.source, revision=revision, task=task)[0]
 
 
-def _folder(folder: Path, spec: Dataset) -> Corpus:
+def _folder(folder: Path, spec: Dataset, task: str | None) -> Corpus:
     files = split_files(folder)
     tables: dict[str, Table] = {}
     for where, name in wanted_splits(spec.splits, files.keys()).items():
         tables[where] = read_table(files[name], files[name].name, where=where)
-    return assemble(tables, columns=spec.columns, source=spec.source)[0]
+    return assemble(tables, columns=spec.columns, source=spec.source, task=task)[0]
 
 
 def split_files(folder: Path) -> dict[str, Path]:

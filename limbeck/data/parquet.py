@@ -11,11 +11,13 @@ from limbeck.errors import InvalidDataset
 
 #: Under this key of the schema Limbeck keeps the order of the labels, as JSON: ``{"label": ["neg", "pos"]}``.
 LABELS_KEY = b"limbeck.labels"
+#: Under this one the type of the task that the labels are of.
+TASK_KEY = b"limbeck.task"
 _POINTER_BYTES = 8
 
 
 def read_parquet(stream: IO[bytes], where: str, max_unpacked_bytes: int) -> Table:
-    """Read a file's columns of text, numbers and booleans; columns of other types are told, not decoded.
+    """Read a file's columns of text, numbers, booleans, and lists and objects of these; others are told, not decoded.
 
     Equal strings are one object in memory, so that a text which a file stores once costs its bytes once.
 
@@ -28,7 +30,7 @@ def read_parquet(stream: IO[bytes], where: str, max_unpacked_bytes: int) -> Tabl
     try:
         schema = pyarrow.parquet.read_schema(stream)
         stream.seek(0)
-        strings = [one.name for one in schema if pyarrow.types.is_string(one.type)]
+        strings = [path for one in schema for path in _strings_in(one.name, one.type)]
         file = pyarrow.parquet.ParquetFile(stream, read_dictionary=strings)
         _require_names(schema.names, where)
         _require_modest(file.metadata, len(schema.names), where, max_unpacked_bytes)
@@ -40,7 +42,22 @@ def read_parquet(stream: IO[bytes], where: str, max_unpacked_bytes: int) -> Tabl
     rows = file.metadata.num_rows
     if rows == 0 or not columns:
         raise fault(where, "the file has no rows")
-    return Table(columns, rows, _label_names(schema.metadata or {}))
+    metadata = schema.metadata or {}
+    task = metadata.get(TASK_KEY)
+    return Table(columns, rows, _label_names(metadata), None if task is None else task.decode(errors="replace"))
+
+
+def _strings_in(path: str, kind: Any) -> Iterator[str]:
+    """The paths of the texts in a column, as the reader names them."""
+    from pyarrow import types
+
+    if types.is_string(kind):
+        yield path
+    elif types.is_list(kind):
+        yield from _strings_in(f"{path}.list.{kind.value_field.name}", kind.value_type)
+    elif types.is_struct(kind):
+        for field in kind:
+            yield from _strings_in(f"{path}.{field.name}", field.type)
 
 
 def _require_names(names: list[str], where: str) -> None:
@@ -68,6 +85,8 @@ def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> lis
 
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return _strings(file, name, where, limit)
+    if types.is_list(kind) or types.is_struct(kind):
+        return _nested(file, name, kind, where, limit)
     known = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
     if not known:
         return [Foreign(str(kind))] * file.metadata.num_rows
@@ -76,6 +95,68 @@ def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> lis
         column = file.read_row_group(index, columns=[name]).column(name)
         values += column.cast(kind).to_pylist()
     return values
+
+
+def _nested(file: Any, name: str, kind: Any, where: str, limit: int) -> list[Any]:
+    """Lists and objects of texts and numbers, to any depth that Parquet has."""
+    if not _decodable(kind):
+        return [Foreign(str(kind))] * file.metadata.num_rows
+    found: list[Any] = []
+    size = 0
+    for index in range(file.num_row_groups):
+        column = file.read_row_group(index, columns=[name]).column(name)
+        for chunk in column.chunks:
+            try:
+                found += _decoded(chunk)
+            except UnicodeDecodeError:
+                raise fault(where, f"column {name!r}: a text is not UTF-8") from None
+        # Python's lists and texts: a pointer for each value, beside what the texts themselves take.
+        size = sum(map(_weight, found))
+        if size > limit:
+            raise _too_large(where, limit)
+    return found
+
+
+def _decodable(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_list(kind):
+        return _decodable(kind.value_type)
+    if types.is_struct(kind):
+        return kind.num_fields > 0 and all(_decodable(field.type) for field in kind)
+    plain = _plain(kind)
+    return bool(
+        types.is_string(plain) or types.is_integer(plain) or types.is_floating(plain) or types.is_boolean(plain)
+    )
+
+
+def _decoded(array: Any) -> list[Any]:
+    """An Arrow array as Python values, each distinct text decoded once."""
+    from pyarrow import types
+
+    if types.is_dictionary(array.type):
+        texts = array.dictionary.to_pylist()
+        return [None if place is None else texts[place] for place in array.indices.to_pylist()]
+    if types.is_list(array.type):
+        values, ends = _decoded(array.values), array.offsets.to_pylist()
+        whole = array.is_valid().to_pylist()
+        return [values[a:b] if one else None for one, a, b in zip(whole, ends[:-1], ends[1:], strict=True)]
+    if types.is_struct(array.type):
+        names = [field.name for field in array.type]
+        fields = [_decoded(one) for one in array.flatten()]
+        whole = array.is_valid().to_pylist()
+        rows = zip(whole, zip(*fields, strict=True), strict=True)
+        return [dict(zip(names, values, strict=True)) if one else None for one, values in rows]
+    values = array.to_pylist()
+    return list(values)
+
+
+def _weight(value: Any) -> int:
+    if isinstance(value, list):
+        return _POINTER_BYTES * (len(value) + 1) + sum(map(_weight, value))
+    if isinstance(value, dict):
+        return sum(map(_weight, value.values()))
+    return len(value) if isinstance(value, str) else _POINTER_BYTES
 
 
 def _strings(file: Any, name: str, where: str, limit: int) -> list[str | None]:
@@ -126,6 +207,18 @@ def _label_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
         if LABELS_KEY in metadata:
             return {name: tuple(labels) for name, labels in json.loads(metadata[LABELS_KEY]).items()}
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: tuple(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+        named = {name: _class_label(one) for name, one in features.items()}
+        return {name: tuple(one["names"]) for name, one in named.items() if one is not None}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
+
+
+def _class_label(feature: Any) -> Any:
+    """A ClassLabel, or that of a list's elements (``Sequence`` or ``List``, or a bare list in old files)."""
+    while feature is not None:
+        if isinstance(feature, list):
+            feature = feature[0]
+        if feature.get("_type") == "ClassLabel":
+            return feature
+        feature = feature.get("feature")
+    return None

@@ -17,13 +17,14 @@ class Table:
     rows: int
     #: Names of labels in their order, by column, where the file carries them (Parquet by ``datasets``, or by Limbeck).
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    task: str | None = None  #: that the file itself names (Parquet by Limbeck)
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Stands in each row of a column whose type can be neither text nor label; such columns are not decoded."""
+    """Stands in each row of a column whose type no task has; such columns are not decoded."""
 
-    kind: str  #: e.g. ``list<element: string>``
+    kind: str  #: e.g. ``fixed_size_list<element: float>``
 
 
 def fault(where: str, detail: str) -> InvalidDataset:

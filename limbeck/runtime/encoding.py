@@ -35,13 +35,22 @@ class Row:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Coded(Row):
+    """A text as tokens that know where they come from."""
+
+    tokens: Sequence[str]
+    words: Sequence[int | None]  #: the number of the word that a token is a piece of; None for special ones
+    offsets: Sequence[tuple[int, int]]  #: characters of the text
+
+
 class Encoder:
     """A student's tokenizer; encoding from several threads at once is safe."""
 
     def __init__(self, tokenizer: Tokenizer, facts: StudentFacts) -> None:
         tokenizer.no_padding()
         tokenizer.enable_truncation(facts.max_length, strategy="longest_first")
-        self._tokenizer = tokenizer
+        self.tokenizer = self._tokenizer = tokenizer
 
     @classmethod
     def load(cls, folder: Path, facts: StudentFacts) -> Encoder:
@@ -60,6 +69,11 @@ class Encoder:
         """Token ids of each text, or pair of texts, cut to the student's ``max_length``."""
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return [Row(found.ids, found.type_ids) for found in self._tokenizer.encode_batch_fast(inputs)]
+
+    def trace(self, texts: Sequence[str]) -> list[Coded]:
+        """The same with where each token comes from."""
+        found = self._tokenizer.encode_batch(list(texts))
+        return [Coded(one.ids, one.type_ids, one.tokens, one.word_ids, one.offsets) for one in found]
 
 
 def pad(rows: Sequence[Row], pad_id: int) -> Feeds:

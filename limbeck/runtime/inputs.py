@@ -1,4 +1,4 @@
-"""What a student is asked: the inputs of transformers' text-classification pipeline, checked by name and place."""
+"""What a student is asked: the inputs of transformers' pipelines, checked by name and place."""
 
 from __future__ import annotations
 
@@ -60,6 +60,41 @@ def read_question(inputs: Any, *, pair: bool, top_k: TopK = None, speed: float |
     return Question([text for text, _ in read], [second for _, second in read] if pair else None, form, top_k, speed)
 
 
+def read_asked(inputs: Any, *, top_k: TopK = None) -> Question:
+    """Check ``{"question": …, "context": …}``, or a list of such objects; the contexts are the second texts.
+
+    Raises:
+        InvalidInput: with a pointer (``/inputs/3/context``) for each input that is wrong.
+    """
+    check_top_k(top_k)
+    alone = isinstance(inputs, Mapping)
+    form = '{"question": …, "context": …}'
+    if not alone and (not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes | bytearray)):
+        raise _invalid([Problem("/inputs", f"found {_kind(inputs)}; allowed: {form}, or a list of such objects")])
+    if not alone and not inputs:
+        raise _invalid([Problem("/inputs", "the list is empty; give at least one question")])
+    problems: list[Problem] = []
+    found: dict[str, list[str]] = {"question": [], "context": []}
+    for place, one in enumerate([inputs] if alone else inputs):
+        pointer = "/inputs" if alone else f"/inputs/{place}"
+        if not isinstance(one, Mapping):
+            problems.append(Problem(pointer, f"found {_kind(one)}; allowed: {form}"))
+            continue
+        problems += [
+            Problem(f"{pointer}/{name}", "there is no such field; allowed: question, context")
+            for name in one
+            if name not in found
+        ]
+        for name, texts in found.items():
+            before = len(problems)
+            texts.append(_read_text(one.get(name), f"{pointer}/{name}", problems))
+            if len(problems) == before and not texts[-1].strip():
+                problems.append(Problem(f"{pointer}/{name}", "the text is empty"))
+    if problems:
+        raise _invalid(problems)
+    return Question(found["question"], found["context"], "object" if alone else "list", top_k)
+
+
 def check_top_k(top_k: Any) -> None:
     """
     Raises:
@@ -68,6 +103,14 @@ def check_top_k(top_k: Any) -> None:
     if top_k is None or top_k == "all" or (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1):
         return
     raise _invalid([Problem("/parameters/top_k", f"found {top_k!r}; allowed: a whole number from 1 on, or 'all'")])
+
+
+def refuse_top_k(why: str) -> None:
+    """
+    Raises:
+        InvalidInput: at ``/parameters/top_k``.
+    """
+    raise _invalid([Problem("/parameters/top_k", why)])
 
 
 def _read_one(value: Any, pointer: str, pair: bool, problems: list[Problem]) -> tuple[str, str]:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.runtime.encoding import Encoder, chunks, pad
+from limbeck.runtime.encoding import Encoder, Row, chunks, pad
+from limbeck.runtime.entities import entities
 from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
-from limbeck.runtime.inputs import Question, TopK, read_question
+from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import Format, StudentFacts, exported
+from limbeck.runtime.windows import Windows, best_spans, probabilities
 
 
 class Predictor:
@@ -50,9 +52,14 @@ class Predictor:
         return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads), found)
 
     @property
+    def task(self) -> str:
+        """The ``type`` of the task that it was trained for."""
+        return self._facts.task
+
+    @property
     def labels(self) -> tuple[str, ...]:
-        """In the order of the logits."""
-        return self._facts.labels
+        """In the order of the logits; none for questions, and transformers' ``LABEL_0`` for a number."""
+        return ("LABEL_0",) if self._facts.task == "regression" else self._facts.labels
 
     @property
     def pair(self) -> bool:
@@ -65,7 +72,9 @@ class Predictor:
         return self._session.speed if isinstance(self._session, ExitSession) else None
 
     def predict(self, inputs: Any, *, top_k: TopK = None, speed: float | None = None) -> Any:
-        """Labels with their probabilities, in the shapes of transformers' ``TextClassificationPipeline``.
+        """Answers in the shapes of transformers' pipelines.
+
+        Students that class texts or give them a number answer as ``TextClassificationPipeline``:
 
         ==================  ==================  ==========================================
         inputs              ``top_k=None``      ``top_k=n``, or ``"all"``: best first
@@ -76,7 +85,14 @@ class Predictor:
         ==================  ==================  ==========================================
 
         ``{label}`` stands for ``{"label": str, "score": float}``, an object is ``{"text": …, "text_pair": …}``.
-        ``None`` is the pipeline called without ``top_k``, ``"all"`` is its ``top_k=None``.
+        ``None`` is the pipeline called without ``top_k``, ``"all"`` is its ``top_k=None``. A score is a probability:
+        where one label is chosen they sum to 1, where several may apply each has its own (it applies from 0.5 on); of
+        regression it is the number itself.
+
+        Students that tag tokens answer ``[{"entity_group", "score", "word", "start", "end"}, …]`` for a text, and a
+        list of these for a list of texts, as ``TokenClassificationPipeline`` with an aggregation; ``top_k`` is refused.
+        Students that answer questions take ``{"question": …, "context": …}``, or a list of them, and answer
+        ``{"score", "start", "end", "answer"}`` for each, with ``top_k`` a list of so many, best first.
 
         ``speed`` is for students with early exits: from 0, where every text goes through all layers, to 1, where every
         text leaves behind the first; default: the student's own (:attr:`speed`), which its job calibrated.
@@ -93,18 +109,31 @@ class Predictor:
             InvalidInput: with a pointer for each input that is wrong.
         """
         check_speed(speed, self.speed)
-        return read_question(inputs, pair=self.pair, top_k=top_k, speed=speed)
+        if self.task == "question_answering":
+            return read_asked(inputs, top_k=top_k)
+        if self.task == "token_classification" and top_k is not None:
+            refuse_top_k("a student that tags tokens answers with every entity; leave it out")
+        pair = self.pair and self.task != "token_classification"
+        return read_question(inputs, pair=pair, top_k=top_k, speed=speed)
 
     def answers(self, questions: Sequence[Question]) -> list[Any]:
         """Answer several questions in one go; each gets what it would get alone."""
         texts = [text for question in questions for text in question.texts]
-        pairs = [second for question in questions for second in question.pairs or ()] if self.pair else None
-        speeds = [question.speed for question in questions for _ in question.texts]
-        scores = softmax(self._logits(texts, pairs, speeds))
-        ends = np.cumsum([len(question) for question in questions])[:-1]
-        return [self._shaped(question, own) for question, own in zip(questions, np.split(scores, ends), strict=True)]
+        pairs = [second for question in questions for second in question.pairs or ()]
+        found: Any
+        if self.task == "token_classification":
+            found = self._entities(texts)
+        elif self.task == "question_answering":
+            found = self._spans(texts, pairs)
+        else:
+            speeds = [question.speed for question in questions for _ in question.texts]
+            found = self._scores(self._logits(texts, pairs if self.pair else None, speeds))
+        ends = np.cumsum([len(question) for question in questions]).tolist()
+        own = [found[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        shaped = {"token_classification": _entities_of, "question_answering": _spans_of}.get(self.task, self._labels_of)
+        return [shaped(question, part) for question, part in zip(questions, own, strict=True)]
 
-    def _shaped(self, question: Question, scores: NDArray[np.float64]) -> Any:
+    def _labels_of(self, question: Question, scores: NDArray[np.float64]) -> Any:
         top_k = question.top_k
         if top_k is None:
             best = scores.argmax(axis=1)
@@ -140,8 +169,62 @@ class Predictor:
                 logits[places] = self._session(feeds)
         return logits
 
+    def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        if self.task == "multi_label":
+            return sigmoid(logits)
+        return logits.astype(np.float64) if self.task == "regression" else softmax(logits)
+
+    def _entities(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """The entities of each text."""
+        coded = self._encoder.trace(texts)
+        return [
+            entities(text, one, softmax(logits), self.labels, self._encoder.tokenizer)
+            for text, one, logits in zip(texts, coded, self._token_logits(coded), strict=True)
+        ]
+
+    def _spans(self, questions: Sequence[str], contexts: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """The answers to each question, best first."""
+        each = Windows(self._encoder.tokenizer, self._facts.max_length).encode(questions, contexts)
+        logits = iter(self._token_logits([Row(one.ids, one.types) for windows in each for one in windows]))
+        ranked = []
+        for context, windows in zip(contexts, each, strict=True):
+            spans = best_spans([(next(logits), one.places) for one in windows])
+            ranked.append(
+                [
+                    {"score": float(score), "start": one.start, "end": one.end, "answer": context[one.start : one.end]}
+                    for one, score in zip(spans, probabilities(spans), strict=True)
+                ]
+            )
+        return ranked
+
+    def _token_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+        """Logits of each row's tokens, (tokens, classes), in the order given."""
+        found: list[NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(rows)
+        for places in chunks([len(row) for row in rows]):
+            assert isinstance(self._session, Session)  # only students that class texts have exits
+            logits = self._session(pad([rows[i] for i in places], self._facts.pad_id))
+            for place, one in zip(places, logits, strict=True):
+                found[place] = one[: len(rows[place])]
+        return found
+
     def _answer(self, scores: NDArray[np.float64], place: int) -> dict[str, Any]:
         return {"label": self.labels[place], "score": float(scores[place])}
+
+
+def _entities_of(question: Question, found: Sequence[Any]) -> Any:
+    return list(found) if question.form == "list" else found[0]
+
+
+def _spans_of(question: Question, ranked: Sequence[Any]) -> Any:
+    kept = [one if question.top_k == "all" else one[: question.top_k or 1] for one in ranked]
+    answers = [one if question.top_k is not None else one[0] for one in kept]
+    return answers if question.form == "list" else answers[0]
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each, in float64."""
+    chances: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+    return chances
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from limbeck.errors import InvalidModel
 
 Format = Literal["onnx", "onnx-int8"]
+#: The tasks whose students can be asked.
+TASKS = ("sequence_classification", "multi_label", "regression", "token_classification", "question_answering")
 
 #: Where a student's folder has which exported form, the preferred one first.
 FILES: Mapping[Format, str] = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
@@ -27,6 +29,7 @@ class StudentFacts:
     pair: bool  #: whether it was trained on pairs of texts
     pad_id: int
     speed: float | None = None  #: at which texts leave early unless a request says otherwise; None: it has no exits
+    task: str = TASKS[0]
 
     @classmethod
     def read(cls, folder: Path) -> StudentFacts:
@@ -36,10 +39,10 @@ class StudentFacts:
         """
         described = _read_json(folder / "limbeck.json", "this is no student of Limbeck's")
         found = described.get("version"), described.get("task")
-        if found != (1, "sequence_classification"):
+        if found[0] != 1 or found[1] not in TASKS:
             raise InvalidModel(
                 f"limbeck.json in {folder} has version {found[0]!r} and task {found[1]!r}; "
-                "this version of Limbeck reads version 1 and 'sequence_classification'."
+                f"this version of Limbeck reads version 1 and the tasks {', '.join(TASKS)}."
             )
         config = _read_json(folder / "config.json", "a student's folder has the model's configuration")
         try:
@@ -49,6 +52,7 @@ class StudentFacts:
                 pair=bool(described["pair"]),
                 pad_id=int(config.get("pad_token_id") or 0),
                 speed=float(described["exits"]["speed"]) if "exits" in described else None,
+                task=found[1],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidModel(f"limbeck.json in {folder} is not complete: {error!r}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from limbeck.spec import Spec
@@ -14,19 +14,28 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-    from limbeck.batches import Batch
+    from limbeck.batches import Batch, Encoded
+    from limbeck.data import Split
 
 
 class Task(Spec, ABC):
-    """Tasks, as methods, never import torch at module level."""
+    """Tasks, as methods, never import torch at module level.
+
+    Two forms of labels: ``targets`` are what losses compare with, ``truth`` is what metrics do. An example may be
+    several rows (windows of a long context), and a row may be answered token by token; metrics judge examples.
+    """
 
     shorthand: ClassVar[str | None] = "type"
+    #: What the logits are of: one of several classes, yes or no for each of several labels, or a number.
+    kind: ClassVar[Literal["categorical", "binary", "value"]] = "categorical"
+    #: How the names of transformers' classes with the right head end.
+    architecture: ClassVar[str] = "ForSequenceClassification"
+    #: Whether the outputs of a head have the data set's names, so that a teacher's head can be told to be another's.
+    named: ClassVar[bool] = True
     #: The metric that selects weights and that retention is of; a name of ``limbeck.evaluate``.
     main_metric: ClassVar[str]
     #: What a loss is the mean over: a key of ``Batch.counts``.
     unit: ClassVar[str] = "examples"
-    #: What an answer is: one class of several, a yes or no for each label, or a number.
-    kind: ClassVar[Literal["categorical", "binary", "value"]] = "categorical"
     #: Every metric of the scorecard.
     metrics: ClassVar[tuple[str, ...]]
 
@@ -39,6 +48,31 @@ class Task(Spec, ABC):
     @abstractmethod
     def configure(self, config: PreTrainedConfig, labels: Sequence[str]) -> None:
         """Write the labels into a model's configuration."""
+
+    def outputs(self, labels: Sequence[str]) -> int:
+        """How many logits a row, or a token, gets."""
+        return len(labels)
+
+    def output_layer(self, model_type: str) -> str:
+        """The name of the head's last linear layer in models of this type."""
+        from limbeck.families import family_of
+
+        return family_of(model_type).output
+
+    def tokenizer_options(self, model_type: str) -> Mapping[str, Any]:
+        """What the tokenizer of a model of this type is loaded with."""
+        return {}
+
+    def begin_head(self, layer: Any, train: Encoded) -> None:
+        """Set a new head's last linear layer, which is random, to where training should start."""
+
+    def encode(
+        self, tokenizer: Any, split: Split, labels: Sequence[str], max_length: int, poll: Callable[[], None]
+    ) -> Encoded:
+        """Tokenise a split; what is longer than ``max_length`` tokens is cut."""
+        from limbeck.batches import encode
+
+        return encode(tokenizer, split, max_length, poll)
 
     def logits(self, output: Any) -> Tensor:
         """The answer in the output of a model of :meth:`model_class`: (examples, classes), or what the task has."""
@@ -54,7 +88,7 @@ class Task(Spec, ABC):
         return batch.labels
 
     def owners(self, batch: Batch) -> Tensor:
-        """The example of the batch that each of :meth:`rows` belongs to, (units,)."""
+        """The row of the batch that each of :meth:`rows` belongs to, (units,)."""
         import torch
 
         return torch.arange(len(batch.labels), device=batch.labels.device)
@@ -67,7 +101,25 @@ class Task(Spec, ABC):
     def soft_losses(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
         """The loss of each row against the teacher's at ``temperature``, (units,) in float32."""
 
-    def predictions(self, logits: NDArray[np.float32]) -> NDArray[Any]:
-        """What the metrics judge, from logits over a whole split."""
+    def truth(self, data: Encoded) -> Any:
+        """What the metrics hold predictions against, of each example."""
+        return data.labels
+
+    def predictions(self, logits: NDArray[np.float32], data: Encoded) -> Any:
+        """What the metrics judge, of each example, from logits over the whole of ``data``."""
         answers: NDArray[Any] = logits.argmax(axis=-1)
         return answers
+
+    @abstractmethod
+    def guess(self, truth: Any) -> Any:
+        """The predictions of who always says the same: the best that one can do without reading."""
+
+    def agreement(self, one: Any, other: Any) -> float:
+        """The share of two models' predictions that are the same."""
+        import numpy as np
+
+        return float((np.asarray(one) == np.asarray(other)).mean())
+
+    def described(self) -> Mapping[str, Any]:
+        """What ``limbeck.json`` has to say beside the labels, for the runtime."""
+        return {}

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api import examples, schemas
-from limbeck.config import DistillConfig
+from limbeck.config import TASKS, DistillConfig
 
 #: Where an answer has no body, or one that is no JSON.
 _BODILESS = {"204", "206", "304", "307"}
@@ -108,4 +108,4 @@ def test_methods_and_tasks_come_with_their_schemas(client: TestClient) -> None:
     methods = {one["type"]: one for one in client.get("/v1/methods").json()["data"]}
     assert {"kd", "none"} <= set(methods)
     assert "temperature" in methods["kd"]["json_schema"]["properties"]
-    assert [one["type"] for one in client.get("/v1/tasks").json()["data"]] == ["sequence_classification"]
+    assert [one["type"] for one in client.get("/v1/tasks").json()["data"]] == list(TASKS)

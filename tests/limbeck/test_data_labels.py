@@ -64,8 +64,9 @@ def _ingest(folder: Path, labels: list[str], name: str = "a.jsonl", texts: list[
 
 def test_fractions_in_a_text_file_are_not_taken_for_classes(tmp_path: Path) -> None:
     """CSV has no types: scores such as 3.5 would be learned as the names of a few dozen classes."""
-    with pytest.raises(InvalidDataset, match=r"row 2, column 'label': found 0.500; regression is not supported yet"):
-        _ingest(tmp_path, [f"{row % 7 / 2:.3f}" for row in range(60)])
+    assert _ingest(tmp_path, [f"{row % 7 / 2:.3f}" for row in range(60)]) == []
+    with pytest.raises(InvalidDataset, match=r"row 2, column 'label': found 0.500; labels are names or whole numbers"):
+        ingest({"train": (tmp_path / "a.jsonl", "a.jsonl")}, tmp_path, task="sequence_classification")
     assert _ingest(tmp_path, [f"{row % 3}.0" for row in range(60)]) == ["0", "1", "2"]
     assert _ingest(tmp_path, ["v3.11", "3.12"] * 30) == ["3.12", "v3.11"]
 

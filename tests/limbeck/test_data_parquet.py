@@ -62,9 +62,10 @@ def test_text_that_is_not_utf_8_is_named_by_its_row(tmp_path: Path) -> None:
 
 
 COLUMNS: dict[str, tuple[list[Any], list[Any], str]] = {
-    "nested text": ([{"a": text} for text in TEXTS], AREAS, "row 1, column 'text': expected text, found struct<a: str"),
+    "nested text": ([{"a": text} for text in TEXTS], AREAS, "row 1, column 'text': expected text, found dict"),
     "bytes": ([text.encode() for text in TEXTS], AREAS, "expected text, found binary"),
-    "several labels": (TEXTS, [[area] for area in AREAS], "row 1, column 'label': found list<.*; one label for each"),
+    "lists of lists": (TEXTS, [[[area]] for area in AREAS], "row 1, column 'label': found list .*; one label for each"),
+    "several bytes": (TEXTS, [[b"a"]] * 60, "row 1, column 'label': found list<element: binary>; one label for each"),
     "nothing": ([None, *TEXTS[1:]], AREAS, "row 1, column 'text': expected text, found nothing"),
     "not a number": (TEXTS, [float("nan"), *[1.0] * 59], "row 1, column 'label': the label is missing"),
 }

@@ -115,8 +115,8 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) 
 
 def test_fractions_are_not_taken_for_classes(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a b", "c d"], "label": [0.5, 1.0]}), tmp_path / "a.parquet")
-    with pytest.raises(InvalidDataset, match="regression is not supported yet"):
-        ingest({"train": (tmp_path / "a.parquet", "a.parquet")}, _out(tmp_path))
+    with pytest.raises(InvalidDataset, match=r"row 1, column 'label': found 0\.5; labels are names or whole"):
+        ingest({"train": (tmp_path / "a.parquet", "a.parquet")}, _out(tmp_path), task="sequence_classification")
 
 
 def test_numbers_as_labels_are_ordered_by_value(tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_a_teacher_that_only_guesses_is_unfit(place: Place, tmp_path: Path) -> N
     weights = load_file(teacher / "model.safetensors")
     weights["classifier.weight"].zero_()
     save_file(weights, teacher / "model.safetensors", {"format": "pt"})
-    with pytest.raises(TeacherUnfit, match=r"50.0 %.*most common class.*teacher\.finetune"):
+    with pytest.raises(TeacherUnfit, match=r"50.0 %.*most common answer.*teacher\.finetune"):
         distill(place.config(teacher=f"path:{teacher}"), tmp_path / "work")
 
 

@@ -20,7 +20,8 @@ from limbeck.graph import fuse_attention, write_graph
 from limbeck.runtime.encoding import Row, pad
 from limbeck.runtime.session import Session
 from limbeck.scorecard import ExportCard
-from tests.exported import export_student, write_student
+from limbeck.tasks.sequence_classification import SequenceClassification
+from tests.exported import encoded, export_student, write_student
 
 Exported = tuple[Path, tuple[ExportCard, ...]]
 
@@ -90,11 +91,11 @@ def test_every_family_answers_as_in_torch(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
     before = [type(module) for module in model.modules()]
-    write_graph(model, tmp_path / "model.onnx")
+    write_graph(model, TASK, tmp_path / "model.onnx")
     assert [type(module) for module in model.modules()] == before
     assert model.config._attn_implementation == "sdpa"
     assert operators(tmp_path / "model.onnx")["Attention"] == 2
-    session, reference = Session(tmp_path / "model.onnx", threads=1), torch_runner(model)
+    session, reference = Session(tmp_path / "model.onnx", threads=1), torch_runner(model, TASK)
     rows = random_rows(12, vocabulary=100, longest=40, pad_id=config.pad_token_id)
     for batch in (rows[:1], rows[1:2], rows[:5], rows):
         feeds = pad(batch, config.pad_token_id)
@@ -139,7 +140,7 @@ def test_it_can_be_stopped(tmp_path: Path) -> None:
 
     folder = write_student(tmp_path / "student")
     with pytest.raises(Interrupted):
-        export_onnx(folder, ("onnx",), [Row([1], [0])], [0], metrics=("accuracy",), seed=1, poll=stop)
+        export_onnx(folder, ("onnx",), [Row([1], [0])], encoded([Row([1], [0])], [0]), task=TASK, seed=1, poll=stop)
 
 
 def logits_of(labels: NDArray[np.int64], wrong: int) -> NDArray[np.float32]:
@@ -150,6 +151,8 @@ def logits_of(labels: NDArray[np.int64], wrong: int) -> NDArray[np.float32]:
 
 
 LABELS = np.arange(1000) % 3
+DATA = encoded([Row([1], [0])] * 1000, LABELS.tolist())
+TASK = SequenceClassification()
 
 
 @pytest.mark.parametrize(
@@ -162,9 +165,9 @@ def test_int8_is_refused_when_it_surely_loses_more_than_two_points(wrong: int, r
     right, given = logits_of(LABELS, 0), logits_of(LABELS, wrong)
     if refused:
         with pytest.raises(ExportFailed, match="points of accuracy in 8 bits"):
-            compare("onnx-int8", tmp_path / "file", given, right, LABELS, ("accuracy",), 1)
+            compare("onnx-int8", tmp_path / "file", given, right, DATA, TASK, 1)
         return
-    card = compare("onnx-int8", tmp_path / "file", given, right, LABELS, ("accuracy",), 1)
+    card = compare("onnx-int8", tmp_path / "file", given, right, DATA, TASK, 1)
     assert card.label_agreement == 1 - wrong / 1000
     assert card.metrics["accuracy"].value == pytest.approx(score("accuracy", given.argmax(axis=1), LABELS))
 
@@ -178,17 +181,17 @@ def test_float32_has_to_be_within_a_thousandth_of_the_largest_logit(off: float, 
     given[7, 0] += off
     if refused:
         with pytest.raises(ExportFailed, match="logits differ"):
-            compare("onnx", tmp_path / "file", given, right, LABELS, ("accuracy",), 1)
+            compare("onnx", tmp_path / "file", given, right, DATA, TASK, 1)
     else:
-        compare("onnx", tmp_path / "file", given, right, LABELS, ("accuracy",), 1)
+        compare("onnx", tmp_path / "file", given, right, DATA, TASK, 1)
 
 
 def test_float32_has_to_give_the_same_labels(tmp_path: Path) -> None:
     """Guards against a flat model whose labels turn although its logits hardly differ."""
     (tmp_path / "file").write_bytes(b"x")
     right = logits_of(LABELS, 0) * 1e-4
-    with pytest.raises(ExportFailed, match=r"99.70% of its labels"):
-        compare("onnx", tmp_path / "file", logits_of(LABELS, 3) * np.float32(1e-4), right, LABELS, ("accuracy",), 1)
+    with pytest.raises(ExportFailed, match=r"99.70% of its answers"):
+        compare("onnx", tmp_path / "file", logits_of(LABELS, 3) * np.float32(1e-4), right, DATA, TASK, 1)
 
 
 def test_rows_of_a_compact_vocabulary_are_in_original_ids(exported_student: Path) -> None:
@@ -208,4 +211,4 @@ def test_rows_of_a_compact_vocabulary_are_in_original_ids(exported_student: Path
     table = model.get_input_embeddings()
     whole = session(feeds)
     model.set_input_embeddings(torch.nn.Embedding.from_pretrained(table.weight[torch.from_numpy(kept)], padding_idx=0))
-    np.testing.assert_allclose(torch_runner(model, kept=kept)(feeds), whole, atol=1e-5)
+    np.testing.assert_allclose(torch_runner(model, TASK, kept=kept)(feeds), whole, atol=1e-5)

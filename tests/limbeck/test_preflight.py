@@ -36,7 +36,7 @@ def test_preflight_names_the_field_and_what_is_allowed() -> None:
     assert "the layers 0 to 5" in _problems(student={"layers": [1, 6]})["/student/layers"]
     assert "at most 512 tokens" in _problems(training={"max_length": 513})["/training/max_length"]
     finetune = {"source": "builtin:minilm-l6", "finetune": False}
-    assert "no classification head" in _problems(teacher=finetune)["/teacher/finetune"]
+    assert "has no head to use" in _problems(teacher=finetune)["/teacher/finetune"]
 
 
 class NeedsLayers(KnowledgeDistillation):

@@ -1,0 +1,77 @@
+"""Cells of a table as texts, lists and numbers, each fault told by its row and column."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from typing import Any
+
+from limbeck.data.table import Foreign, fault
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def text_cell(value: Any, row: int, column: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise fault(where, f"row {row}, column {column!r}: expected text, found {kind(value)}")
+    if not value.strip():
+        raise fault(where, f"row {row}, column {column!r}: the text is empty")
+    require_whole(value, row, column, where)
+    return value
+
+
+def kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return value.kind if isinstance(value, Foreign) else f"{type(value).__name__} {reprlib.repr(value)}"
+
+
+def require_whole(value: str, row: int, column: str, where: str) -> None:
+    """JSON can escape half a character (``"\\ud83d"``), which no file and no tokenizer takes."""
+    try:
+        value.isascii() or value.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(value[error.start]):04X}"
+        raise fault(
+            where,
+            f"row {row}, column {column!r}: {half} at character {error.start + 1} is half a character "
+            "(a surrogate without its mate)",
+        ) from None
+
+
+def list_cell(value: Any, row: int, column: str, where: str, expected: str) -> list[Any]:
+    """A list, or the JSON of one, which is how text files write it down."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _json(value, row, column, where)
+    if not isinstance(value, list):
+        raise fault(where, f"row {row}, column {column!r}: found {kind(value)}; expected {expected}")
+    return value
+
+
+def object_cell(value: Any, row: int, column: str, where: str) -> Any:
+    """An object or a list of objects, or the JSON of one."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        return _json(value, row, column, where)
+    return value
+
+
+def number_cell(value: Any, row: int, column: str, where: str) -> float:
+    """A finite number, or its text."""
+    found = value.strip() if isinstance(value, str) else value
+    if found is None or found == "" or found != found:
+        raise fault(where, f"row {row}, column {column!r}: the number is missing")
+    if isinstance(found, str) and NUMBER.fullmatch(found):
+        found = float(found)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise fault(where, f"row {row}, column {column!r}: found {kind(value)}; expected a number")
+    if not -1e30 < found < 1e30:
+        raise fault(where, f"row {row}, column {column!r}: found {found}; expected a number within ±1e30")
+    return float(found)
+
+
+def _json(value: str, row: int, column: str, where: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise fault(where, f"row {row}, column {column!r}: this looks like JSON and is none: {error}") from None

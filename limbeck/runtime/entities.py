@@ -1,0 +1,67 @@
+"""Entities in a text, in the shape of transformers' ``TokenClassificationPipeline`` with an aggregation.
+
+A word's tag is that of its first piece, as it was trained: transformers calls this ``aggregation_strategy="first"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limbeck.metrics import spans
+from limbeck.runtime.encoding import Coded
+
+
+def entities(
+    text: str,
+    coded: Coded,
+    scores: NDArray[np.float64],  # (tokens, tags), probabilities
+    labels: Sequence[str],
+    tokenizer: Any,
+) -> list[dict[str, Any]]:
+    """``[{"entity_group", "score", "word", "start", "end"}, …]`` in the order of the text.
+
+    ``score`` is the mean of the words' probabilities, ``start`` and ``end`` are characters.
+    """
+    words = _words(coded.words)
+    best = [int(scores[pieces[0]].argmax()) for pieces in words]
+    found = []
+    for kind, first, last in spans([labels[place] for place in best]):
+        inside = range(first, last + 1)
+        each = [_spelled(text, coded, words[word], tokenizer) for word in inside]
+        found.append(
+            {
+                "entity_group": kind,
+                "score": float(np.mean([scores[words[word][0], best[word]] for word in inside])),
+                "word": tokenizer.decoder.decode(each) if tokenizer.decoder else " ".join(each),
+                "start": coded.offsets[words[first][0]][0],
+                "end": coded.offsets[words[last][-1]][1],
+            }
+        )
+    return found
+
+
+def _words(numbers: Sequence[int | None]) -> list[list[int]]:
+    """The places of each word's pieces."""
+    words: list[list[int]] = []
+    before: int | None = None
+    for place, number in enumerate(numbers):
+        if number is not None:
+            if number != before:
+                words.append([])
+            words[-1].append(place)
+        before = number
+    return words
+
+
+def _spelled(text: str, coded: Coded, pieces: Sequence[int], tokenizer: Any) -> str:
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    tokens = [
+        text[slice(*coded.offsets[place])] if coded.tokens[place] == unknown else coded.tokens[place]
+        for place in pieces
+    ]
+    spelled: str = tokenizer.decoder.decode(tokens) if tokenizer.decoder else "".join(tokens)
+    return spelled

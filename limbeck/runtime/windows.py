@@ -1,0 +1,110 @@
+"""Questions with contexts that are longer than a model reads: overlapping windows, and the best span over all of them.
+
+Training and serving share this module, so that a student is asked as it was taught.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+#: A question takes at most this share of ``max_length``, and so do the tokens that two windows share.
+_SHARE = 4
+#: Tokens of the longest answer, as in the published SQuAD scripts.
+LONGEST_ANSWER = 30
+#: Candidates that the probabilities are spread over.
+N_BEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A question with a part of its context, as tokens."""
+
+    ids: Sequence[int]
+    types: Sequence[int]
+    places: NDArray[np.int32]  # (tokens, 2): characters of the context; -1 outside it
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A candidate answer."""
+
+    start: int  #: character of the context
+    end: int  #: behind the last one
+    score: float  #: logit of the start and of the end
+
+
+class Windows:
+    """A tokenizer that cuts contexts; encoding from several threads at once is safe.
+
+    Args:
+        tokenizer: is copied.
+        max_length: tokens of a window, special ones included.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+        self._short: Tokenizer = copy.deepcopy(tokenizer)
+        self._short.no_padding()
+        self._short.enable_truncation(max(1, max_length // _SHARE))
+        self._whole: Tokenizer = copy.deepcopy(tokenizer)
+        self._whole.no_padding()
+        self._whole.enable_truncation(max_length, stride=max_length // _SHARE, strategy="only_second")
+
+    def encode(self, questions: Sequence[str], contexts: Sequence[str]) -> list[list[Window]]:
+        """The windows of each question, in order; a question that is too long loses its end."""
+        shorts = self._short.encode_batch(list(questions), add_special_tokens=False)
+        cut = [
+            text[: one.offsets[-1][1]] if one.overflowing else text for text, one in zip(questions, shorts, strict=True)
+        ]
+        found = self._whole.encode_batch(list(zip(cut, contexts, strict=True)))
+        return [[_window(one) for one in (first, *first.overflowing)] for first in found]
+
+
+def _window(coded: object) -> Window:
+    ids, types, kinds, offsets = (getattr(coded, name) for name in ("ids", "type_ids", "sequence_ids", "offsets"))
+    places = np.full((len(ids), 2), -1, dtype=np.int32)
+    inside = [place for place, kind in enumerate(kinds) if kind == 1]
+    places[inside] = [offsets[place] for place in inside]
+    return Window(ids, types, places)
+
+
+def best_spans(windows: Sequence[tuple[NDArray[np.float32], NDArray[np.int32]]], most: int = N_BEST) -> list[Span]:
+    """The likeliest spans of a context, best first.
+
+    Args:
+        windows: for each window its logits of start and end, (tokens, 2), and its places, (tokens, 2).
+    """
+    found: dict[tuple[int, int], float] = {}
+    for logits, places in windows:
+        inside = np.flatnonzero(places[:, 1] >= 0)
+        if not len(inside):
+            continue
+        starts, ends = logits[inside, 0], logits[inside, 1]
+        width = min(LONGEST_ANSWER, len(inside))
+        scores = np.full((width, len(inside)), -np.inf)  # (tokens of the answer - 1, start)
+        for more in range(width):
+            scores[more, : len(inside) - more] = starts[: len(inside) - more] + ends[more:]
+        flat = np.argsort(-scores, axis=None, kind="stable")[:most]
+        for more, start in zip(*np.unravel_index(flat, scores.shape), strict=True):
+            score = float(scores[more, start])
+            span = int(places[inside[start], 0]), int(places[inside[min(start + more, len(inside) - 1)], 1])
+            if np.isfinite(score) and score > found.get(span, -np.inf):
+                found[span] = score
+    ranked = sorted(found.items(), key=lambda one: (-one[1], one[0]))[:most]
+    return [Span(start, end, score) for (start, end), score in ranked]
+
+
+def probabilities(spans: Sequence[Span]) -> NDArray[np.float64]:
+    """Shares of the candidates, which sum to 1."""
+    scores = np.array([span.score for span in spans], dtype=np.float64)
+    raised = np.exp(scores - scores.max())
+    shares: NDArray[np.float64] = raised / raised.sum()
+    return shares

@@ -1,0 +1,102 @@
+"""Every task over HTTP: its data go up and are shown, a job for another task is refused, and its students answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.deps import Services
+from limbeck.config import TASKS
+from models.base import new_id
+from models.model import ModelKind
+from models.repository import catalogue
+from models.repository.catalogue import StoredFile
+from tests.api.conftest import SMALLEST
+from tests.limbeck.task_data import EXAMPLES, examples
+from tests.tiny import write_tiny_bert
+
+
+def upload(client: TestClient, kind: str, **fields: str) -> Any:
+    content = "".join(json.dumps(row) + "\n" for row in examples(kind, 60)).encode()
+    return client.post("/v1/datasets", files={"train": ("train.jsonl", content)}, data=fields)
+
+
+@pytest.mark.parametrize("task", EXAMPLES)
+def test_the_data_of_every_task_go_up_and_are_shown(client: TestClient, task: str) -> None:
+    """Guards the profile and the preview, which a person reads before a job is paid for."""
+    answer = upload(client, task)
+    assert answer.status_code == 201, answer.text
+    dataset = answer.json()
+    assert dataset["profile"]["task"] == task
+    rows = client.get(f"/v1/datasets/{dataset['id']}/preview?rows=2").json()["rows"]
+    label = {"token_classification": "tags", "question_answering": "answers"}.get(task, "label")
+    assert isinstance(rows[0][label], {"regression": float, "question_answering": dict}.get(task, list))
+    config = {**SMALLEST, "dataset": f"dataset:{dataset['id']}"}
+    assert client.post("/v1/jobs:validate", json=config | {"task": task}).status_code == 200
+    other = next(one for one in TASKS if one not in (task, "sequence_classification"))
+    refused = client.post("/v1/jobs:validate", json=config | {"task": other})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == "/task"
+    assert f"the data set is of {task}" in refused.json()["errors"][0]["detail"]
+
+
+def test_what_the_data_are_for_can_be_said(client: TestClient) -> None:
+    assert upload(client, "regression", task="magic").json()["errors"][0]["pointer"] == "/task"
+    refused = upload(client, "multi_label", task="regression").json()
+    assert "expected a number" in refused["errors"][0]["detail"]
+    tags = upload(client, "token_classification", tokens="tokens", tags="no such").json()
+    assert tags["errors"][0]["pointer"] == "/tags"
+
+
+def student(client: TestClient, house: Services, folder: Path, task_type: str, labels: list[str]) -> str:
+    """A random student of the task, exported and stored; its id."""
+    from transformers import AutoConfig
+
+    from limbeck.graph import write_graph
+
+    task = TASKS[task_type]()
+    write_tiny_bert(folder, layers=2)
+    config = AutoConfig.from_pretrained(folder)
+    task.configure(config, labels)
+    (folder / "onnx").mkdir()
+    write_graph(task.model_class().from_config(config).train(False), task, folder / "onnx" / "model.onnx")
+    described = {"version": 1, "task": task_type, "labels": labels, "max_length": 32, "pair": False}
+    (folder / "limbeck.json").write_text(json.dumps(described))
+    model_id, files = new_id("mdl"), []
+    for path in ("limbeck.json", "config.json", "tokenizer.json", "onnx/model.onnx"):
+        stored = house.storage.put_file(folder / path, f"models/{model_id}/{path}")
+        files.append(StoredFile(path, stored.key, stored.bytes, stored.sha256))
+    with house.database.session() as session:
+        catalogue.add_model(session, kind=ModelKind.STUDENT, name="x", files=files, model_id=model_id)
+    return model_id
+
+
+def test_students_of_every_task_answer(client: TestClient, house: Services, tmp_path: Path) -> None:
+    """Guards the shapes of the answers, and that bad questions are named, on the way over HTTP."""
+
+    def ask(task: str, labels: list[str], inputs: Any, **parameters: Any) -> Any:
+        model = student(client, house, tmp_path / f"{task}{len(list(tmp_path.iterdir()))}", task, labels)
+        return client.post(f"/v1/models/{model}/predict", json={"inputs": inputs, "parameters": parameters}).json()
+
+    text = "Return the window that has the focus."
+    several = ask("multi_label", ["a", "b", "c"], text, top_k="all")
+    assert [set(one) for one in several] == [{"label", "score"}] * 3
+    assert sum(one["score"] for one in several) != pytest.approx(1)
+    assert [one["label"] for one in ask("regression", [], [text, text])] == ["LABEL_0", "LABEL_0"]
+    entities = ask("token_classification", ["O", "B-x", "B-y"], text)
+    assert all(set(one) == {"entity_group", "score", "word", "start", "end"} for one in entities)
+    asked = {"question": "What is returned?", "context": text}
+    found = ask("question_answering", [], [asked, asked | {"context": " ".join([text] * 30)}])
+    assert found[0]["answer"] == text[found[0]["start"] : found[0]["end"]]
+    assert found[1]["score"] <= 1
+    bad = ask("question_answering", [], [asked, {"question": "", "text": "x"}])
+    assert {one["pointer"] for one in bad["errors"]} == {
+        "/inputs/1/question",
+        "/inputs/1/context",
+        "/inputs/1/text",
+    }
+    assert ask("question_answering", [], "text")["errors"][0]["pointer"] == "/inputs"

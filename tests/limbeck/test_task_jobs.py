@@ -1,0 +1,154 @@
+"""A whole job of every task with a tiny teacher: from a file of examples to answers without torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
+
+from limbeck import evaluate
+from limbeck.config import TASKS, DistillConfig
+from limbeck.engine import DistillResult, distill
+from limbeck.errors import InvalidInput
+from limbeck.metrics import METRICS
+from limbeck.runtime import Predictor
+from tests.limbeck.task_data import EXAMPLES, write
+from tests.tiny import write_tiny_bert
+
+LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Done:
+    task: str
+    result: DistillResult
+    test: list[dict[str, Any]]
+
+    @property
+    def student(self) -> Predictor:
+        return Predictor.load(self.result.student, threads=1)
+
+
+@pytest.fixture(scope="module", params=list(EXAMPLES))
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp(request.param)
+    teacher = write_tiny_bert(folder / "teacher")
+    data = write(request.param, folder / "data")
+    document = {
+        "teacher": {"source": f"path:{teacher}", "finetune": {"epochs": 12, "learning_rate": 5e-3}},
+        "dataset": f"path:{data}",
+        "student": [1, 3],
+        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 5e-3, "max_length": LENGTH},
+    }
+    result = distill(DistillConfig.parse(document), folder / "work")
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    return Done(request.param, result, rows)
+
+
+def test_the_task_is_told_by_the_data_and_its_metrics_are_measured(done: Done) -> None:
+    """Guards against lists, fractions, tags or answers that are learned as the names of classes."""
+    card, task = done.result.scorecard, TASKS[done.task]
+    assert card.task == done.task
+    assert card.main_metric == task.main_metric
+    assert card.baseline is not None
+    for model in (card.teacher, card.student, card.baseline):
+        assert tuple(model.metrics) == task.metrics
+        assert all(found.low <= found.value <= found.high for found in model.metrics.values())
+    assert card.teacher.metrics[task.main_metric].value > card.dataset.majority
+    assert card.dataset.test == len(done.test)
+    (export,) = card.exports
+    assert export.label_agreement == 1
+    claimed = {name: found.value for name, found in card.student.metrics.items()}
+    assert {name: found.value for name, found in export.metrics.items()} == pytest.approx(claimed, abs=1e-5)
+
+
+def test_what_the_exported_student_answers_is_what_was_measured(done: Done) -> None:
+    """Guards the whole chain to the runtime: its answers alone, held against the file, give the scorecard's figure."""
+    student, rows = done.student, done.test
+    assert student.task == done.task
+    claimed = done.result.scorecard.student.metrics[TASKS[done.task].main_metric].value
+    found: float
+    match done.task:
+        case "multi_label":
+            answers = student.predict([row["text"] for row in rows], top_k="all")
+            chosen = [[one["label"] for one in each if one["score"] >= 0.5] for each in answers]
+            order = student.labels
+            sets = [
+                [[label in each for label in order] for each in one] for one in (chosen, [r["labels"] for r in rows])
+            ]
+            found = evaluate.score("micro_f1", np.array(sets[0]), np.array(sets[1]))
+        case "regression":
+            answers = student.predict([{"text": r["sentence1"], "text_pair": r["sentence2"]} for r in rows])
+            assert {one["label"] for one in answers} == {"LABEL_0"}
+            found = evaluate.score("spearman", [one["score"] for one in answers], [r["label"] for r in rows])
+        case "token_classification":
+            # Only what a text cut at blanks and punctuation has in common with the tokens of the file.
+            entities = student.predict([" ".join(row["tokens"]) for row in rows])
+            assert {one["entity_group"] for each in entities for one in each} <= {"short", "long"}
+            return
+        case _:
+            answers = student.predict([{"question": r["question"], "context": r["context"]} for r in rows])
+            assert all(a["answer"] == r["context"][a["start"] : a["end"]] for a, r in zip(answers, rows, strict=True))
+            found = evaluate.score("answer_f1", [a["answer"] for a in answers], [r["answers"]["text"] for r in rows])
+    assert found == pytest.approx(claimed, abs=1e-6)
+
+
+def test_answers_are_those_of_transformers(done: Done) -> None:
+    """Guards the shapes and the scores: a client of transformers' pipelines may ask Limbeck instead."""
+    student, folder, row = done.student, done.result.student, done.test[0]
+    if done.task in ("multi_label", "regression"):
+        pipe = pipeline("text-classification", model=str(folder))
+        asked: Any = row["text"] if done.task == "multi_label" else {"text": row["sentence1"], "text_pair": "numbers"}
+        for ours, theirs in ((None, {}), ("all", {"top_k": None}), (2, {"top_k": 2})):
+            expected = pipe(asked, truncation=True, max_length=LENGTH, **theirs)
+            assert _plain(student.predict(asked, top_k=ours)) == _plain(expected)
+    elif done.task == "token_classification":
+        pipe = pipeline("token-classification", model=str(folder), aggregation_strategy="first")
+        asked = [" ".join(one["tokens"]) for one in done.test]
+        assert any(student.predict(asked))
+        assert _plain(student.predict(asked)) == _plain(pipe(asked))
+        assert _plain(student.predict(asked[0])) == _plain(pipe(asked[0]))
+        with pytest.raises(InvalidInput, match="leave it out"):
+            student.predict(asked, top_k=2)
+    else:
+        asked = {"question": row["question"], "context": " ".join(row["context"].split()[:8])}
+        answer = student.predict(asked)
+        tokens = AutoTokenizer.from_pretrained(folder)(
+            *asked.values(), return_tensors="pt", return_offsets_mapping=True
+        )
+        offsets = tokens.pop("offset_mapping")[0].tolist()
+        with torch.inference_mode():
+            out = AutoModelForQuestionAnswering.from_pretrained(folder).eval()(**tokens)
+        inside = [i for i, kind in enumerate(tokens.sequence_ids(0)) if kind == 1]
+        sums = {(i, j): float(out.start_logits[0, i] + out.end_logits[0, j]) for i in inside for j in inside if i <= j}
+        best = max(sums, key=lambda span: sums[span])
+        assert (answer["start"], answer["end"]) == (offsets[best[0]][0], offsets[best[1]][1])
+        top = np.array(sorted(sums.values(), reverse=True)[:20])
+        assert answer["score"] == pytest.approx(float(1 / np.exp(top - top[0]).sum()), abs=1e-4)
+        assert student.predict([asked], top_k=3)[0][0]["answer"] == answer["answer"]
+
+
+def _plain(answer: Any) -> Any:
+    if isinstance(answer, list):
+        return [_plain(one) for one in answer]
+    return {name: pytest.approx(float(v), abs=1e-4) if name == "score" else v for name, v in answer.items()}
+
+
+def test_the_folder_says_what_it_is(done: Done) -> None:
+    described = json.loads((done.result.student / "limbeck.json").read_text())
+    assert (described["version"], described["task"], described["max_length"]) == (1, done.task, LENGTH)
+    card = (done.result.student / "README.md").read_text()
+    assert "## How to use it" in card
+    assert "$" not in card
+
+
+def test_every_metric_of_a_task_is_known() -> None:
+    for task in TASKS.values():
+        assert task.main_metric in task.metrics
+        if task is not TASKS["sequence_classification"]:
+            assert set(task.metrics) <= METRICS.keys()
