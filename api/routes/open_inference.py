@@ -2,8 +2,8 @@
 
 A student has one input tensor, ``text`` (BYTES, one text each; beside it ``text_pair`` where it reads pairs), and its
 outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One that tags tokens has the output
-``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and ``context``. Tensors come as JSON or, for inputs, in the
-binary form of Triton's extension; the outputs are JSON.
+``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and ``context``.
+Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the outputs are JSON.
 """
 
 from __future__ import annotations

@@ -100,3 +100,18 @@ def test_students_of_every_task_answer(client: TestClient, house: Services, tmp_
         "/inputs/1/text",
     }
     assert ask("question_answering", [], "text")["errors"][0]["pointer"] == "/inputs"
+
+
+def test_the_open_inference_protocol_answers_for_tasks_without_one_label(
+    client: TestClient, house: Services, tmp_path: Path
+) -> None:
+    """Guards answers that are no label: they come as JSON, one for each text."""
+    model = student(client, house, tmp_path / "qa", "question_answering", [])
+    assert [one["name"] for one in client.get(f"/v2/models/{model}").json()["inputs"]] == ["question", "context"]
+    tensors = [
+        {"name": name, "datatype": "BYTES", "shape": [1], "data": [text]}
+        for name, text in (("question", "What is returned?"), ("context", "Return the number of items."))
+    ]
+    (output,) = client.post(f"/v2/models/{model}/infer", json={"inputs": tensors}).json()["outputs"]
+    assert output["name"] == "answer"
+    assert set(json.loads(output["data"][0])) == {"score", "start", "end", "answer"}
