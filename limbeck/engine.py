@@ -252,10 +252,21 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         logits = teacher_logits(load, job.train, job.task, key, job.task.outputs(job.card.labels), run)
     student = run.device.place(job.student.start(_start(run, job, teacher), _neurons(run, job, load)))
     models = Models(student, load, job.layers, lambda: special_tokens(job), run.config.training.seed)
+    if name == "distilling":
+        _say_remarks(run, job, student)
     epochs, rate = _epochs(run.config, job, name), run.config.training.learning_rate
     fitted = train(_phase(run, job, name, method, models, logits, epochs, rate), run)
     _say_trained(run, job, name, fitted)
     return _keep(run, name, fitted.model)
+
+
+def _say_remarks(run: Run, job: Prepared, student: PreTrainedModel) -> None:
+    if run.facts.get("remarks_said"):
+        return
+    types = {"teacher": job.blueprint.config.model_type, "student": student.config.model_type}
+    for remark in run.config.method.remarks(**types):
+        run.event("method.adapted", remark, method=run.config.method.type, **types)
+    run.facts["remarks_said"] = True
 
 
 def special_tokens(job: Prepared) -> SpecialTokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from limbeck.methods.base import Method, Models, Objective, Part, Term
@@ -30,6 +30,17 @@ class Auto(Method):
 
     type: Literal["auto"] = "auto"
 
+    def remarks(self, *, teacher: str, student: str) -> Iterable[str]:
+        from limbeck.families import FAMILIES
+
+        if student not in FAMILIES:
+            yield "The student has no layers to match: it learns the teacher's answers from the first step on."
+        elif not _related(teacher, student):
+            yield (
+                f"The attention of {' and '.join(dict.fromkeys((teacher, student)))} cannot be compared by queries, "
+                "keys and values: the hidden states are matched alone, then the answers."
+            )
+
     def parts(self) -> tuple[Part, ...]:
         return (
             Part("inside", share=_SHARE, selects=False, teacher_logits=True),
@@ -46,13 +57,11 @@ class Auto(Method):
 
 class _Inside(Objective):
     def __init__(self, models: Models) -> None:
-        from limbeck.families import family_of
-
         self.states = HiddenStates(models)
         self.module, self.student, teacher = self.states.module, models.student, self.states.teacher
         shared = Models(models.student, lambda: teacher, models.layers)  # loaded once
-        rotary = family_of(teacher.config.model_type).rotary
-        self.relations = None if rotary else Relations(shared, None, None)
+        related = _related(teacher.config.model_type, models.student.config.model_type)
+        self.relations = Relations(shared, None, None) if related else None
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
         ours, theirs = both(self.student, self.states.teacher, batch, projections=self.relations is not None)
@@ -60,3 +69,10 @@ class _Inside(Objective):
         if self.relations is not None:
             terms["relation_loss"] = Term(self.relations.relations(ours, theirs, batch), unit="tokens")
         return terms
+
+
+def _related(*types: str) -> bool:
+    """Whether what tokens attend to is in the projections of all these."""
+    from limbeck.families import family_of
+
+    return not any(family_of(kind).rotary for kind in types)

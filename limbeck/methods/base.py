@@ -29,7 +29,7 @@ auto         relations and hidden states for a third of the steps, then a kd par
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -113,6 +113,16 @@ class Objective(ABC):
         self.module.train()
 
 
+def no_deeper(method: str, *, teacher_layers: int, student_layers: int) -> Iterator[Problem]:
+    """For methods that give each of the student's layers one of the teacher's: a deeper student has too many."""
+    if student_layers > teacher_layers:
+        yield Problem(
+            "/method",
+            f"found {method!r} for a student of {student_layers} layers, each of which learns from one of the "
+            f"teacher's {teacher_layers}: take auto, minilm or kd, or a student of at most {teacher_layers} layers",
+        )
+
+
 class Method(Spec, ABC):
     """The options of a method (the fields), and what it does with them.
 
@@ -149,6 +159,10 @@ class Method(Spec, ABC):
         Called before every start and resumption: it has to be a function of its arguments.
         """
         return logits
+
+    def remarks(self, *, teacher: str, student: str) -> Iterable[str]:
+        """What the method does otherwise for models of these types (``config.model_type``); said once, in an event."""
+        return ()
 
     def parts(self) -> tuple[Part, ...]:
         """The parts, in order."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from limbeck.errors import InvalidConfig, Problem
-from limbeck.methods.base import Method, Models, Objective, Part, Term
+from limbeck.methods.base import Method, Models, Objective, Part, Term, no_deeper
 from limbeck.methods.kd import TeacherAndLabels
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class Patient(Method):
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
         if student_layers < 2:
             yield Problem("/method", "found 'patient' for a student of 1 layer: all but the last learn; take kd")
-        if isinstance(self.layer_map, tuple):
+        if not isinstance(self.layer_map, tuple):
+            yield from no_deeper(self.type, teacher_layers=teacher_layers, student_layers=student_layers)
+        else:
             wanted = student_layers - 1
             if len(self.layer_map) != wanted or not all(0 <= layer < teacher_layers for layer in self.layer_map):
                 yield Problem(

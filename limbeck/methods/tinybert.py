@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from limbeck.errors import InvalidConfig, Problem
-from limbeck.methods.base import Method, Models, Objective, Part, Term
+from limbeck.methods.base import Method, Models, Objective, Part, Term, no_deeper
 from limbeck.methods.kd import TeacherAndLabels
 from limbeck.methods.minilm import both
 
@@ -36,6 +36,9 @@ class TinyBERT(Method):
     """Share of the steps that go to the inside; the rest go to the answers."""
     inside_learning_rate: float = Field(default=1.0, gt=0, le=100)
     """Factor on the learning rate while the inside is matched; the paper has 5e-5 there and 1e-5 to 3e-5 behind it."""
+
+    def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
+        return no_deeper(self.type, teacher_layers=teacher_layers, student_layers=student_layers)
 
     def parts(self) -> tuple[Part, ...]:
         return (
@@ -113,12 +116,13 @@ def _heads(student: object, teacher: object) -> int:
     """
     from limbeck.families import family_of
 
-    kind = str(teacher.model_type)  # type: ignore[attr-defined]
+    kinds = [str(config.model_type) for config in (student, teacher)]  # type: ignore[attr-defined]
+    other = next((kind for kind in kinds if not family_of(kind).fused_export), None)
     ours, theirs = (int(config.num_attention_heads) for config in (student, teacher))  # type: ignore[attr-defined]
     detail = None
-    if not family_of(kind).fused_export:
+    if other is not None:
         detail = (
-            f"found a teacher of the type {kind!r}, whose attention is more than the product of queries and keys: "
+            f"found a model of the type {other!r}, whose attention is more than the product of queries and keys: "
             "take minilm or patient"
         )
     elif ours != theirs:

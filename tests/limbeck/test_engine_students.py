@@ -101,7 +101,17 @@ def test_a_trimmed_narrow_student_is_exported(place: Path, tmp_path: Path) -> No
 def test_a_bilstm_learns_and_tells_how_it_is_read(place: Path, tmp_path: Path) -> None:
     training = {"epochs": 8, "batch_size": 16, "learning_rate": 1e-2, "max_length": 32}
     student = {"architecture": "bilstm", "hidden_size": 24}
-    result = distill(config(place, student, export=["onnx"], training=training), tmp_path)
+    wanted, recorder = config(place, student, export=["onnx"], training=training), Recorder(stop_after=60)
+    with pytest.raises(Interrupted):
+        distill(wanted, tmp_path, callbacks=recorder)
+    assert any(kind == "method.adapted" for kind, *_ in recorder.events)
+    recorder.stop_after = None
+    result = distill(wanted, tmp_path, callbacks=recorder)
+    # Said before the first step, and not again by the attempt that goes on.
+    adapted = [(message, data["method"]) for kind, message, data in recorder.events if kind == "method.adapted"]
+    assert adapted == [
+        ("The student has no layers to match: it learns the teacher's answers from the first step on.", "auto")
+    ]
     card, _ = check(place, result)
     assert (card.architecture, card.layers, card.hidden_size) == ("RecurrentForSequenceClassification", 1, 24)
     assert card.metrics["accuracy"].value > 0.7

@@ -14,6 +14,7 @@ from limbeck.batches import Collator
 from limbeck.capture import captured
 from limbeck.criterion import Criterion
 from limbeck.errors import InvalidConfig
+from limbeck.loop import backward
 from limbeck.matching import (
     attention_distance,
     cosine_distance,
@@ -105,6 +106,22 @@ def test_padding_changes_none_of_the_losses() -> None:
         padded = loss(*longer, torch.cat([mask, torch.zeros(2, 3, dtype=mask.dtype)], dim=1))
         assert torch.isfinite(whole)
         torch.testing.assert_close(padded, whole)
+
+
+def test_scores_are_multiplied_in_float32_where_the_models_run_in_bfloat16() -> None:
+    """Guards the precision on a GPU: autocast would multiply the scores in bfloat16, whose rounding made the relation
+    loss of two like models eleven times as large."""
+    draw = torch.Generator().manual_seed(0)
+    ours = 3 * torch.randn(4, 32, 384, generator=draw)
+    theirs = ours + 0.02 * torch.randn(ours.shape, generator=draw)
+    mask = torch.ones(4, 32, dtype=torch.long)
+    for loss in (
+        lambda: relation_divergence(ours, theirs, mask, 12),
+        lambda: attention_distance((ours, ours), (theirs, theirs), mask, 12),
+    ):
+        whole = loss()
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(loss(), whole)
 
 
 def test_relations_of_padded_tokens_have_no_gradient_that_is_not_a_number() -> None:
@@ -212,6 +229,61 @@ def test_patient_refuses_a_student_of_one_layer_and_a_map_that_does_not_fit() ->
     assert found(Patient(), 1) == ["/method"]
     assert found(Patient(layer_map=(1, 9)), 3) == ["/method/layer_map"]
     assert found(Patient(layer_map=(1,)), 3) == ["/method/layer_map"]
+
+
+def test_a_student_deeper_than_its_teacher_is_refused_where_each_layer_has_its_own_teacher() -> None:
+    """Guards ``student.source``: a map to layers before the first one reads the last ones instead, and says nothing."""
+
+    def found(method: Method) -> list[str]:
+        return [one.detail for one in method.problems(classes=3, teacher_layers=6, student_layers=8)]
+
+    for method in (Patient(), Patient(layer_map="last"), TinyBERT()):
+        (detail,) = found(method)
+        assert "a student of 8 layers, each of which learns from one of the teacher's 6" in detail
+    assert found(Patient(layer_map=(0, 0, 1, 2, 3, 4, 5))) == []
+    assert found(MiniLM()) == found(Auto()) == []
+
+
+def test_auto_matches_a_student_deeper_than_its_teacher(bench: Bench) -> None:
+    """Guards the default, which refuses nothing: the states before the first layer serve the first of the student's."""
+    deeper = bench.teacher()
+    shallow = bench.student().eval().requires_grad_(False)
+    objective = Auto().build(Auto().parts()[0], Models(deeper, lambda: shallow), Criterion(TASK))
+    batch = Collator(bench.train, 0, CPU, torch.zeros(len(bench.train), 3))(np.arange(6))
+    assert all(bool(torch.isfinite(term.value)) for term in objective.losses(batch, 0, 10).values())
+
+
+class _EverySeventh:
+    """Masks without chance, so that a batch in parts is masked as the whole is."""
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        guessed = (ids % 7 == 0) & (mask > 0)
+        return torch.where(guessed, 4, ids), guessed
+
+
+@pytest.mark.parametrize("method", [Patient(), TinyBERT(), MiniLM(), Auto(), DistilBERT()], ids=lambda m: m.type)
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(bench: Bench, tmp_path: Path, method: Method) -> None:
+    """Guards each term's unit: a mean over tokens, or pairs of them, weighed by examples favours short texts."""
+    objective = method.build(method.parts()[0], models(bench), Criterion(TASK))
+    if isinstance(method, DistilBERT):
+        objective._masked = _EverySeventh()  # type: ignore[attr-defined]
+    objective.module.eval()
+    run, found = bench.run(tmp_path, bench.phase(method)), []
+    collate = Collator(bench.train, 0, CPU, torch.zeros(len(bench.train), 3))
+    for accumulation in (1, 3):
+        objective.module.zero_grad()
+        sums = backward(objective, collate, np.array([0, 11, 5, 14, 2, 9, 7, 3]), accumulation, 0, 1, run)
+        gradients = {name: p.grad.clone() for name, p in objective.module.named_parameters() if p.grad is not None}
+        found.append(gradients | {f"the {name}": value for name, value in sums.items()})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_auto_says_what_it_leaves_out() -> None:
+    assert list(Auto().remarks(teacher="bert", student="bert")) == []
+    assert "hidden states are matched alone" in next(iter(Auto().remarks(teacher="modernbert", student="modernbert")))
+    assert "no layers to match" in next(iter(Auto().remarks(teacher="bert", student="limbeck-recurrent")))
 
 
 def test_auto_teaches_a_student_without_layers_by_its_answers(bench: Bench) -> None:
