@@ -18,8 +18,11 @@ from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
+from limbeck.methods.noise import NoisyLabels
 from limbeck.methods.none import FineTuning
 from limbeck.methods.patient import Patient
+from limbeck.methods.self_distillation import SelfDistillation
+from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
 from limbeck.spec import Spec, invalid_config, type_tag
@@ -177,12 +180,12 @@ class Student(Spec):
 
     shorthand: ClassVar[str | None] = "layers"
 
-    layers: int | tuple[int, ...] | Literal["all"] | None = None
-    """How many layers (or ``all``), or which teacher layers (0-based, in order) the student starts from; default: half
-    of them (all of those of ``source``, all with ``fastbert``, one for ``bilstm`` and ``bigru``)."""
-    init: Literal["first", "last", "uniform", "skip"] = "uniform"
+    layers: int | tuple[int, ...] | None = None
+    """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them (all
+    of those of ``source``, and with ``self`` and ``fastbert``; one for ``bilstm`` and ``bigru``)."""
+    init: Literal["first", "last", "uniform", "skip"] | None = None
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
-    every n-th from the first on."""
+    every n-th from the first on; default: what the method asks for, which is ``uniform`` for most."""
     preset: Literal["T6", "T3", "T3-small", "T4-tiny", "T12-nano"] | None = None
     """A public size (TextBrewer's), as layers × width: 6 × 768, 3 × 768, 3 × 384, 4 × 312, 12 × 256."""
     hidden_size: int | None = Field(default=None, ge=8, le=8192)
@@ -223,9 +226,7 @@ class Student(Spec):
 
     @field_validator("layers")
     @classmethod
-    def _sensible_layers(
-        cls, value: int | tuple[int, ...] | Literal["all"] | None
-    ) -> int | tuple[int, ...] | Literal["all"] | None:
+    def _sensible_layers(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
         if isinstance(value, int) and not 1 <= value <= 96:
             raise ValueError("a student has 1 to 96 layers")
         if isinstance(value, tuple) and (not value or min(value) < 0 or list(value) != sorted(set(value))):
@@ -248,7 +249,7 @@ class Student(Spec):
             for field in fields:
                 if getattr(self, field) != type(self).model_fields[field].default:
                     raise ValueError(f"{field} does not go with {what}: leave one of them out")
-        if self.recurrent and isinstance(self.layers, tuple | str):
+        if self.recurrent and isinstance(self.layers, tuple):
             raise ValueError(f"a {self.architecture} starts from none of the teacher's layers: give their number")
         if self.revision is not None and self.source is None:
             raise ValueError("revision is one of source, which is not given")
@@ -354,6 +355,9 @@ Method = Annotated[
     | Annotated[DistilBERT, Tag("distilbert")]
     | Annotated[TinyBERT, Tag("tinybert")]
     | Annotated[MiniLM, Tag("minilm")]
+    | Annotated[Theseus, Tag("theseus")]
+    | Annotated[SelfDistillation, Tag("self")]
+    | Annotated[NoisyLabels, Tag("noise")]
     | Annotated[FastBert, Tag("fastbert")]
     | Annotated[FineTuning, Tag("none")],
     Discriminator(type_tag),
@@ -379,15 +383,6 @@ class DistillConfig(Spec):
     export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)
     """Forms beside safetensors."""
     gate: Gate = Gate()
-
-    @model_validator(mode="after")
-    def _whole_student(self) -> Self:
-        """Some methods keep all layers where nobody said how many."""
-        student = self.student
-        unsaid = student.layers is None and student.preset is None and not student.recurrent
-        if self.method.whole and unsaid:
-            object.__setattr__(self, "student", student.model_copy(update={"layers": "all"}))
-        return self
 
     def data_sources(self) -> dict[str, str]:
         """Every source of texts, by the JSON pointer of the field that names it."""

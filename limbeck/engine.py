@@ -42,6 +42,7 @@ from limbeck.progress import TRAINING, Item, forward_work
 from limbeck.pruning import most_important, neuron_importance
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES, Scorecard
+from limbeck.students import renew_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,6 +87,7 @@ def distill(
     callbacks: Callbacks | None = None,
     sources: Mapping[str, Path] = MappingProxyType({}),
     checkpoint_seconds: float = 60.0,
+    expected: Mapping[str, str] = MappingProxyType({}),
 ) -> DistillResult:
     """Distil a student as ``config`` says, in ``workdir``.
 
@@ -95,6 +97,8 @@ def distill(
         callbacks: hears of progress, and says when to stop.
         sources: local folders of ``model:…`` and ``dataset:…`` references.
         checkpoint_seconds: between two checkpoints within a phase.
+        expected: sha256 that the ``dataset`` and the ``teacher`` have to have, as an earlier run's provenance has them;
+            what has another is refused before anything is trained.
 
     Raises:
         InvalidInput: the configuration, the data set or the teacher cannot be used.
@@ -104,7 +108,7 @@ def distill(
     with failures_named():
         run = Run(config, workdir, callbacks or Callbacks(), checkpoint_seconds)
         try:
-            job = prepare(run, sources)
+            job = prepare(run, sources, expected)
             _plan(run, job)
             teacher = _teacher(run, job)
             models = {"teacher": teacher, "student": _student(run, job, "distilling", config.method, teacher)}
@@ -235,8 +239,8 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
     if _asks_teacher(run.config, name):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
         logits = teacher_logits(load, job.train, job.task, key, len(job.card.labels), run)
-    student = run.device.place(job.student.start(teacher, _neurons(run, job, load)))
-    models = Models(student, load, job.layers, lambda: special_tokens(job))
+    student = run.device.place(job.student.start(_start(run, job, teacher), _neurons(run, job, load)))
+    models = Models(student, load, job.layers, lambda: special_tokens(job), run.config.training.seed)
     epochs, rate = _epochs(run.config, job, name), run.config.training.learning_rate
     fitted = train(_phase(run, job, name, method, models, logits, epochs, rate), run)
     _say_trained(run, job, name, fitted)
@@ -279,6 +283,19 @@ def _neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> li
     importance = run.store.read_tensors("pruning")[0]["importance"]
     chosen = importance[list(layers)] if len(importance) == job.blueprint.layers else importance
     return most_important(chosen, job.student.shape.intermediate_size)
+
+
+def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
+    """The weights that student and baseline are cut from: the teacher's, or those from before the job fine-tuned it."""
+    if not run.config.method.before_finetuning:
+        return teacher
+    # Another head than the teacher began with: its own training would else be repeated as the baseline.
+    seed_everything((run.config.training.seed + 1) % 2**32)
+    if job.finetune:
+        return dict(job.blueprint.load_teacher(keep_head=job.keep_head).state_dict())
+    model = job.blueprint.build(job.blueprint.layers, teacher)
+    renew_head(model)
+    return dict(model.state_dict())
 
 
 def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:

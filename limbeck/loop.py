@@ -123,6 +123,9 @@ def train(phase: Phase, run: Run) -> Fitted:
         seed_everything(phase.seed)
     best = run.store.read_tensors(f"{phase.name}-best")[0] if run.store.has(f"{phase.name}-best") else None
     objective: Objective | None = None
+    answers = phase.teacher_logits
+    if answers is not None:
+        answers = phase.method.soft_labels(answers, phase.seed)
     for index, (part, steps) in enumerate(zip(phase.method.parts(), phase.part_steps(), strict=True)):
         if index < position.part:
             continue
@@ -141,7 +144,7 @@ def train(phase: Phase, run: Run) -> Fitted:
             phase.train,
             objective.student.config.pad_token_id or 0,
             run.device.torch,
-            phase.teacher_logits if part.teacher_logits or criterion.needs_teacher_logits else None,
+            answers if part.teacher_logits or criterion.needs_teacher_logits else None,
             phase.labelled,
         )
         criterion.study(collate)
@@ -229,7 +232,8 @@ def backward(
             name: term.value * (part.counts[term.unit] / max(1, whole[term.unit])) for name, term in terms.items()
         }
         loss = torch.stack([shares[name] * term.weight for name, term in terms.items()]).sum()
-        torch.autograd.backward(loss)
+        if loss.requires_grad:  # not where a draw left out everything that learns (theseus)
+            torch.autograd.backward(loss)
         for name, value in {"loss": loss, **shares}.items():
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
     return sums

@@ -25,6 +25,8 @@ def check(
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
     found: list[Problem] = [*_task(config), *_objective(config, labels)]
+    if teacher is not None:
+        config = config.model_copy(update={"student": config.method.student(config.student, teacher.layers)})
     origin = teacher if config.student.source is None else student
     if student is not None:
         found += _family(student, "student")

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from limbeck.batches import Encoded, encode
 from limbeck.callbacks import Stage
 from limbeck.config import FineTune
 from limbeck.device import installed
-from limbeck.errors import InvalidConfig, InvalidModel, Problem
+from limbeck.errors import InvalidConfig, InvalidDataset, InvalidModel, Problem
 from limbeck.families import FAMILIES
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
@@ -72,8 +73,11 @@ class Prepared:
         return self.train if count == len(self.train) else self.train.take(np.arange(count))
 
 
-def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
+def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = MappingProxyType({})) -> Prepared:
     """Fetch, check and encode; what an earlier attempt encoded is read from the state.
+
+    Args:
+        expected: sha256 by ``dataset`` and ``teacher``, where a run repeats another.
 
     Raises:
         InvalidInput: naming the field, row or label that is wrong.
@@ -100,6 +104,7 @@ def prepare(run: Run, given: Mapping[str, Path]) -> Prepared:
     plan = _student_plan(run, blueprint, card.labels, source, about)
     finetune = _finetune(run, facts)
     sha256 = _weights_sha256(teacher.path)
+    _require_same(expected, {"dataset": card.sha256, "teacher": sha256})
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
     train, validation, test = (Encoded.from_tensors(below(tensors, split)) for split in _SPLITS)
     return Prepared(
@@ -133,7 +138,8 @@ def _student_source(run: Run, given: Mapping[str, Path]) -> LocalModel | None:
 def _student_plan(
     run: Run, teacher: Blueprint, labels: tuple[str, ...], source: LocalModel | None, about: ModelFacts | None
 ) -> StudentPlan:
-    spec, seed = run.config.student, run.config.training.seed
+    spec = run.config.method.student(run.config.student, teacher.layers)
+    seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)
     vocabulary = replace(teacher.vocabulary, full_size=int(read_config(source.path).vocab_size))
@@ -313,6 +319,18 @@ def _labels_agree(teacher: Path, labels: tuple[str, ...], *, must: bool) -> bool
             raise
         return False
     return True
+
+
+def _require_same(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuse to repeat a run on other data or from another teacher: their names stay when what they name changes."""
+    for part, refusal, what in (("dataset", InvalidDataset, "data set"), ("teacher", InvalidModel, "teacher")):
+        wanted = expected.get(part)
+        if wanted is not None and wanted != found[part]:
+            detail = (
+                f"the {what} is no longer the one that the first run had: found the sha256 {found[part]}, and it has "
+                f"to be {wanted}; submit a new job to train on what is there now"
+            )
+            raise refusal(f"/{part}/source: {detail}", [Problem(f"/{part}/source", detail)])
 
 
 def _say_provenance(

@@ -22,6 +22,7 @@ OFFERS = {
     "layers": "layers as a transformer has them, with hidden states after each",
     "relations": "queries, keys and values into which positions are not turned afterwards, as ModernBERT's are",
     "scores": "attention that is the product of queries and keys alone, as BERT's is",
+    "own_layers": "layers of its own for each place, where ALBERT applies one again and again",
     "same_width": "the width of the teacher, as its states are compared with the teacher's",
     "same_heads": "as many attention heads as the teacher",
     "teacher_layers": "layers of the teacher's own shape",
@@ -81,7 +82,7 @@ def student_layers(student: Student, teacher_layers: int) -> tuple[int, ...]:
             return tuple(range(wanted))
         case "last":
             return tuple(range(teacher_layers - wanted, teacher_layers))
-        case "uniform":
+        case "uniform" | None:
             return tuple((i + 1) * teacher_layers // wanted - 1 for i in range(wanted))
         case "skip":
             return tuple(i * teacher_layers // wanted for i in range(wanted))
@@ -98,8 +99,6 @@ def depth(student: Student, origin_layers: int) -> int:
 def _wanted(student: Student, origin_layers: int) -> int | tuple[int, ...]:
     if student.preset is not None:
         return PRESETS[student.preset].layers
-    if student.layers == "all":
-        return origin_layers
     if student.layers is None:
         return origin_layers if student.source is not None else max(1, origin_layers // 2)
     return student.layers
@@ -152,6 +151,7 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
     family = FAMILIES.get(teacher.model_type, Family())
     found = {"layers", *(("scores",) if family.fused_export else ()), *(() if family.rotary else ("relations",))}
     found |= {"steps"} if family.fused_export and not family.shared else set()
+    found |= set() if family.shared else {"own_layers"}
     if student.source is not None:
         found |= {"same_width", "same_heads"}  # not known before it is read; the method looks again
     else:

@@ -245,6 +245,18 @@ def read_config(folder: Path) -> Any:
     return config
 
 
+def renew_head(model: PreTrainedModel) -> None:
+    """Set the linear layers behind the encoder to a random start, from torch's generator."""
+    from torch import nn
+
+    inside = set(model.base_model.modules())
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module not in inside:
+            nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def _reorder(output: Any, order: list[int]) -> None:
     import torch
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ _log = logging.getLogger(__name__)
 _TRIES = 5
 #: Until a checkpoint that the storage or the database did not take is offered again.
 _AGAIN_SECONDS = 2.0
+#: The same for the last one, for which the job's end waits.
+_LAST_AGAIN_SECONDS = 0.5
 
 
 class Courier:
@@ -53,14 +57,18 @@ class Courier:
         """There is a new checkpoint."""
         self._wanted.set()
 
-    def finish(self) -> None:
-        """Wait for an upload under way, and bring the last checkpoint of a trainer that has ended."""
+    def finish(self, go_on: Callable[[], bool] = lambda: False) -> None:
+        """Wait for an upload under way, and bring the last checkpoint of a trainer that has ended.
+
+        Args:
+            go_on: asked after a try that failed for a reason that may pass: whether another one is worth the time.
+        """
         self._stopping.set()
         self._wanted.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self.full is None:
-            self._bring()
+        while self.full is None and not self._bring() and go_on():
+            time.sleep(_LAST_AGAIN_SECONDS)
 
     def abandon(self) -> None:
         """The lease is gone: bring nothing more."""
@@ -83,7 +91,8 @@ class Courier:
             if checkpoint is None or checkpoint == self._committed:
                 return True
             with self._database.session() as session:
-                commit_checkpoint(session, self._lease, checkpoint)
+                moved = checkpoint["step"] != (self._committed or {}).get("step")
+                commit_checkpoint(session, self._lease, checkpoint, tell=moved)
             replaced = _keys(self._committed) - _keys(checkpoint)
             self._committed = checkpoint
             self._storage.delete(replaced)

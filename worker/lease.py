@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, and_, func, insert, or_, select, type_coerce, update
+from sqlalchemy import BigInteger, ColumnElement, and_, case, func, insert, or_, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from limbeck.errors import LeaseLost
@@ -139,16 +139,21 @@ def record(session: Session, lease: Lease, batch: Batch) -> None:
         write_ledger(session, lease, last_step=batch.progress["step"])
 
 
-def commit_checkpoint(session: Session, lease: Lease, checkpoint: Mapping[str, Any]) -> None:
+def commit_checkpoint(session: Session, lease: Lease, checkpoint: Mapping[str, Any], *, tell: bool = True) -> None:
     """Make ``checkpoint``, whose files are stored, what the next attempt goes on from.
+
+    Args:
+        tell: write an event; without one, the step is the last checkpoint's and only what is around it has changed.
 
     Raises:
         LeaseLost: another worker claimed the job, or it has ended; nothing was written.
     """
     _guarded(session, lease, checkpoint=dict(checkpoint), version=Job.version + 1)
     step = checkpoint["step"]
-    telemetry.append_event(session, lease.job_id, "checkpoint.saved", f"Saved at step {step}.", {"step": step})
-    write_ledger(session, lease, last_step=step)
+    if tell:
+        telemetry.append_event(session, lease.job_id, "checkpoint.saved", f"Saved at step {step}.", {"step": step})
+    # While the checkpoint was on its way the job trained on, and may have told of it.
+    write_ledger(session, lease, last_step=case((Attempt.last_step < step, step), else_=Attempt.last_step))
 
 
 def hold(session: Session, lease: Lease) -> Job:

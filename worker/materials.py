@@ -49,6 +49,13 @@ def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> t
     return sources, needed
 
 
+def expected_of(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """``dataset`` and ``teacher`` to the sha256 that the repeated job had found; empty for a first run."""
+    first = provenance.get("rerun_of") or {}
+    found = {part: (first.get(part) or {}).get("sha256") for part in ("dataset", "teacher")}
+    return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
+
+
 def fetch(storage: Storage, needed: list[Needed], go_on: Callable[[], bool]) -> None:
     """Bring the files here, each checked; stops in between when ``go_on`` says no.
 

@@ -149,7 +149,7 @@ class _Attempt:
                 exit_code, oom_killed = self._train(order)
                 self._require_lease()
                 if self._heart.wish is not Wish.CANCEL:
-                    self._courier.finish()
+                    self._courier.finish(self._until_brought())
                 return self._judge(exit_code, oom_killed)
         except LeaseLost:
             raise
@@ -179,6 +179,7 @@ class _Attempt:
             "config": self._job.config,
             "sources": {reference: str(folder) for reference, folder in sources.items()},
             "checkpoint_seconds": self._settings.checkpoint_seconds,
+            "expected": materials.expected_of(self._job.provenance),
         }
 
     def _train(self, order: dict[str, Any]) -> tuple[int, bool]:
@@ -210,6 +211,21 @@ class _Attempt:
                 return
             if self._heart.wish is Wish.CANCEL and kill_at is not None:
                 kill_at = min(kill_at, now + _CANCEL_GRACE)
+
+    def _until_brought(self) -> Callable[[], bool]:
+        """Whether to wait for a storage or a database that is away, so that no step on this disk is trained again.
+
+        A student that is there already makes its checkpoint worth one try; nothing is worth more than a lease's time.
+        """
+        end = time.monotonic() + self._settings.lease_seconds
+
+        def go_on() -> bool:
+            self._require_lease()
+            trained = self._last.get("type") == "result"
+            cancelled = self._heart.wish is Wish.CANCEL
+            return not (trained or cancelled or self._shutdown.hurry.is_set()) and time.monotonic() < end
+
+        return go_on
 
     def _judge(self, exit_code: int, oom_killed: bool) -> Callable[[Session], JobStatus]:
         """From how the trainer ended to how the attempt does."""

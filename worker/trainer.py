@@ -108,7 +108,8 @@ class Leash:
 
 
 def read_order(workdir: Path) -> dict[str, Any]:
-    """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``."""
+    """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``, and
+    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find)."""
     order: dict[str, Any] = json.loads((workdir / ORDER).read_text(encoding="utf-8"))
     return order
 
@@ -124,6 +125,7 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
             callbacks=pipe,
             sources={reference: Path(folder) for reference, folder in order["sources"].items()},
             checkpoint_seconds=order["checkpoint_seconds"],
+            expected=order["expected"],
         )
     except Interrupted:
         pipe.send("interrupted")

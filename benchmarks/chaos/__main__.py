@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.chaos.faults import MEANING
@@ -29,6 +30,9 @@ HEAD = (
     "stale writes refused",
     "attempts",
     "steps repeated",
+    "seconds repeated",
+    "interval, s",
+    "over an interval",
     "orphans",
     "minutes",
 )
@@ -83,7 +87,17 @@ def _document(report: Report) -> dict[str, Any]:
     document["command"] = report.plan.command
     document["machine"] = machine()
     document["failures"] = report.failures
-    document["judgement"]["lost"] = list(report.judgement.lost)
+    found = document["judgement"]
+    found["lost"] = list(report.judgement.lost)
+    found["repeated"] = [asdict(one) for one in report.judgement.repeated if one.steps]
+    intervals = report.judgement.calm_seconds
+    found["intervals"] = {
+        "count": len(intervals),
+        "median_seconds": median(intervals) if intervals else None,
+        "most_seconds": report.judgement.interval_seconds,
+        "longest_seconds": max(intervals, default=None),
+    }
+    found["over_an_interval"] = len(report.judgement.over_an_interval)
     return document
 
 
@@ -94,7 +108,6 @@ def table(documents: list[dict[str, Any]]) -> str:
 
 def _row(document: Mapping[str, Any]) -> list[str]:
     plan, found = document["plan"], document["judgement"]
-    repeated = found["repeated"]
     refused = f"{document['refused_in_logs']} + {document['refused_probes']}" if plan["fence"] else "no fence"
     return [
         f"{plan['broker']}, {plan['database']}{'' if plan['fence'] else ', **without fence**'}",
@@ -105,9 +118,23 @@ def _row(document: Mapping[str, Any]) -> list[str]:
         str(len(found["twice"])),
         refused,
         str(found["attempts"]),
-        f"{sum(repeated)} (at most {max(repeated, default=0)} at a time; interval {found['interval']})",
+        *_repeated(found),
         str(document["orphans"]),
         f"{document['minutes']:.1f}",
+    ]
+
+
+def _repeated(found: Mapping[str, Any]) -> list[str]:
+    """The cells of what was trained again, and of what a checkpoint's interval was."""
+    costs, intervals = found["repeated"], found["intervals"]
+    steps = [one["steps"] for one in costs]
+    seconds = [one["seconds"] for one in costs]
+    worked = max((one["seconds"] - one["away"] for one in costs), default=0.0)
+    return [
+        f"{sum(steps)}; at most {max(steps, default=0)}",
+        f"{sum(seconds):.1f}; at most {max(seconds, default=0.0):.1f}, with the database there {worked:.1f}",
+        f"{intervals['median_seconds'] or 0.0:.1f}; 95 % below {intervals['most_seconds']:.1f}",
+        str(found["over_an_interval"]),
     ]
 
 

@@ -21,10 +21,19 @@ from worker.telemetry import Batch
 
 _LOOK_SECONDS = 0.5
 
+_SQLITE_NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 _SQLITE = (
     "CREATE TABLE chaos_ledger (number INTEGER PRIMARY KEY, job_id TEXT, fence INTEGER, was TEXT, became TEXT)",
     "CREATE TRIGGER chaos_status AFTER UPDATE OF status ON jobs BEGIN "
     "INSERT INTO chaos_ledger (job_id, fence, was, became) VALUES (NEW.id, NEW.fence, OLD.status, NEW.status); END",
+    "CREATE TABLE chaos_track (number INTEGER PRIMARY KEY, job_id TEXT, fence INTEGER, step INTEGER, kept INTEGER, "
+    f"at INTEGER DEFAULT ({_SQLITE_NOW}))",
+    "CREATE TRIGGER chaos_told AFTER UPDATE OF last_step ON attempts BEGIN "
+    "INSERT INTO chaos_track (job_id, fence, step, kept) VALUES (NEW.job_id, NEW.fence, NEW.last_step, 0); END",
+    "CREATE TRIGGER chaos_kept AFTER UPDATE OF checkpoint ON jobs "
+    "WHEN NEW.checkpoint IS NOT NULL AND NEW.checkpoint IS NOT OLD.checkpoint BEGIN "
+    "INSERT INTO chaos_track (job_id, fence, step, kept) "
+    "VALUES (NEW.id, NEW.fence, json_extract(NEW.checkpoint, '$.step'), 1); END",
 )
 _POSTGRES = (
     "CREATE TABLE chaos_ledger (number bigserial PRIMARY KEY, job_id text, fence bigint, was text, became text)",
@@ -32,11 +41,25 @@ _POSTGRES = (
     "INSERT INTO chaos_ledger (job_id, fence, was, became) VALUES (NEW.id, NEW.fence, OLD.status, NEW.status); "
     "RETURN NULL; END $$",
     "CREATE TRIGGER chaos_status AFTER UPDATE OF status ON jobs FOR EACH ROW EXECUTE FUNCTION chaos_note()",
+    "CREATE TABLE chaos_track (number bigserial PRIMARY KEY, job_id text, fence bigint, step bigint, kept integer, "
+    "at bigint DEFAULT (CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)))",
+    "CREATE FUNCTION chaos_note_told() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    "INSERT INTO chaos_track (job_id, fence, step, kept) VALUES (NEW.job_id, NEW.fence, NEW.last_step, 0); "
+    "RETURN NULL; END $$",
+    "CREATE TRIGGER chaos_told AFTER UPDATE OF last_step ON attempts FOR EACH ROW EXECUTE FUNCTION chaos_note_told()",
+    "CREATE FUNCTION chaos_note_kept() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    "INSERT INTO chaos_track (job_id, fence, step, kept) "
+    "VALUES (NEW.id, NEW.fence, CAST(NEW.checkpoint ->> 'step' AS bigint), 1); "
+    "RETURN NULL; END $$",
+    "CREATE TRIGGER chaos_kept AFTER UPDATE OF checkpoint ON jobs FOR EACH ROW "
+    "WHEN (NEW.checkpoint IS NOT NULL AND NEW.checkpoint IS DISTINCT FROM OLD.checkpoint) "
+    "EXECUTE FUNCTION chaos_note_kept()",
 )
 
 
 def keep_ledger(database: Database) -> None:
-    """Have the database itself write down every change of a job's status."""
+    """Have the database itself write down every change of a job's status, every step that an attempt tells
+    (``chaos_track``, ``kept`` 0) and every checkpoint that becomes a job's (``kept`` 1), with the moment."""
     statements = _POSTGRES if database.engine.dialect.name == "postgresql" else _SQLITE
     with database.session() as session:
         connection: Connection = session.connection()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import math
 import random
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -76,6 +78,21 @@ def draw(plan: Plan, chance: random.Random) -> list[str]:
     return drawn[: plan.faults]
 
 
+@dataclass(slots=True)
+class Outage:
+    """A time in which no checkpoint could be committed, by the clock of the machine, in seconds."""
+
+    begin: float
+    end: float = math.inf
+    pid: int | None = None  #: of the worker that stood still; None: all workers, as the database was away
+
+    def overlap(self, begin: float, end: float, pid: int | None) -> float:
+        """Seconds of the span from ``begin`` to ``end``, of a worker's work, that lie within the outage."""
+        if self.pid not in (None, pid):
+            return 0.0
+        return max(0.0, min(end, self.end) - max(begin, self.begin))
+
+
 class Faults:
     """Does them, and what has to follow each; ``tick`` often, from the thread that starts the processes."""
 
@@ -94,6 +111,8 @@ class Faults:
         self.orphans = 0
         #: Processes of the stack that ended by themselves, and were started again as the supervisor does.
         self.fell: Counter[str] = Counter()
+        #: The database was locked or down, or a worker stood still.
+        self.outages: list[Outage] = []
 
     @property
     def pending(self) -> bool:
@@ -118,6 +137,17 @@ class Faults:
                 if not program.ending:
                     self.fell[program.name] += 1
                 self._in(0.5, program.start)
+
+    def _outage(self, undo: Callable[[], None], pid: int | None = None) -> Callable[[], None]:
+        """An outage begins now; ``undo``, and its end, are what is returned."""
+        outage = Outage(time.time(), pid=pid)
+        self.outages.append(outage)
+
+        def end() -> None:
+            undo()
+            outage.end = time.time()
+
+        return end
 
     def _in(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), action))
@@ -154,7 +184,8 @@ class Faults:
         if worker is None:
             return False
         worker.signal(signal.SIGSTOP)
-        self._in(LEASE_SECONDS + self._chance.uniform(1, 4), lambda: worker.signal(signal.SIGCONT))
+        go_on = self._outage(lambda: worker.signal(signal.SIGCONT), worker.pid)
+        self._in(LEASE_SECONDS + self._chance.uniform(1, 4), go_on)
         return True
 
     def _worker_ended(self) -> bool:
@@ -255,7 +286,7 @@ class Faults:
         if not server.up:
             return False
         server.kill()
-        self._in(self._chance.uniform(0.5, 3), server.start)
+        self._in(self._chance.uniform(0.5, 3), self._outage(server.start))
         return True
 
     def _database_locked(self) -> bool:
@@ -274,7 +305,7 @@ class Faults:
             connection.close()
             self._locked = False
 
-        self._in(self._chance.uniform(3, 8), let_go)
+        self._in(self._chance.uniform(3, 8), self._outage(let_go))
         return True
 
     def _clock_forward(self) -> bool:

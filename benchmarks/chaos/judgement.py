@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
 
+from benchmarks.chaos.faults import Outage
+from benchmarks.chaos.repeats import Cost, Mark, exposures, repeated
 from models.attempt import Attempt
 from models.db import Database
 from models.event import Event
@@ -32,16 +33,35 @@ class Judgement:
     twice: Mapping[str, Sequence[str]]  #: job to what shows it
     attempts: int
     outcomes: Mapping[str, int]  #: of attempts
-    repeated: Sequence[int]  #: steps that were done again, for each attempt that followed another
-    interval: int  #: steps between two checkpoints of one attempt, the most that there were
+    repeated: Sequence[Cost]  #: for each attempt that followed another
+    intervals: Sequence[Cost]  #: between two checkpoints of one attempt, for each pair
+
+    @property
+    def calm_seconds(self) -> list[float]:
+        """From one checkpoint to the commit of the next, with nothing in its way; the shortest first."""
+        return sorted(one.seconds for one in self.intervals if not one.away)
+
+    @property
+    def interval_seconds(self) -> float:
+        """What 95 % of them are below: the longest one is an accident, and would excuse any other. 0 without any."""
+        calm = self.calm_seconds
+        return calm[int(0.95 * (len(calm) - 1))] if calm else 0.0
+
+    @property
+    def over_an_interval(self) -> Sequence[Cost]:
+        """What was repeated beyond one interval, the time not counted in which no checkpoint could be committed."""
+        return [one for one in self.repeated if one.worked > self.interval_seconds]
 
 
-def judge(database: Database, accepted: Mapping[str, str], together: Mapping[str, float]) -> Judgement:
+def judge(
+    database: Database, accepted: Mapping[str, str], together: Mapping[str, float], outages: Sequence[Outage]
+) -> Judgement:
     """Read everything.
 
     Args:
         accepted: idempotency key to job id, of the submits that the API answered with 202.
         together: job to seconds for which two processes trained it at once.
+        outages: when no checkpoint could be committed.
     """
     with database.reading() as session:
         jobs = {job.id: job for job in session.scalars(select(Job))}
@@ -50,7 +70,7 @@ def judge(database: Database, accepted: Mapping[str, str], together: Mapping[str
         bare = ~select(ModelFile).where(ModelFile.model_id == Model.id).exists()
         without_files = set(session.scalars(select(Model.job_id).where(bare)))
         twice = _signs_of_two_runs(session, students)
-        interval = _longest_interval(session)
+        again, between = _costs(attempts, _tracks(session), outages)
     for job_id, seconds in together.items():
         if seconds > MAY_OVERLAP_SECONDS:
             twice[job_id].append(f"two processes trained it at once for {seconds:.1f} s")
@@ -65,12 +85,8 @@ def judge(database: Database, accepted: Mapping[str, str], together: Mapping[str
         twice=dict(twice),
         attempts=len(attempts),
         outcomes=dict(Counter(str(one.outcome) for one in attempts)),
-        repeated=[
-            max(0, before.last_step - after.resumed_from_step)
-            for before, after in pairwise(attempts)
-            if before.job_id == after.job_id
-        ],
-        interval=interval,
+        repeated=again,
+        intervals=between,
     )
 
 
@@ -113,15 +129,29 @@ def _count(session: Session, by: Any, which: ColumnElement[bool]) -> dict[str, i
     return dict(session.execute(select(by, func.count()).where(which).group_by(by)).all())
 
 
-def _longest_interval(session: Session) -> int:
-    """Steps from one checkpoint to the next within an attempt; the events of a job are in their order."""
-    kinds = ("job.started", "checkpoint.saved")
-    events = session.scalars(select(Event).where(Event.kind.in_(kinds)).order_by(Event.job_id, Event.sequence)).all()
-    return max(
-        (
-            after.data["step"] - before.data["step"]
-            for before, after in pairwise(events)
-            if before.job_id == after.job_id and before.kind == after.kind == "checkpoint.saved"
-        ),
-        default=0,
-    )
+def _tracks(session: Session) -> dict[tuple[str, int], list[Mark]]:
+    """Job and fence to what the database wrote down of that attempt, in its order."""
+    rows = session.execute(text("SELECT job_id, fence, step, kept, at FROM chaos_track ORDER BY number")).all()
+    tracks: defaultdict[tuple[str, int], list[Mark]] = defaultdict(list)
+    for job_id, fence, step, kept, at in rows:
+        tracks[job_id, fence].append(Mark(step, bool(kept), at / 1000))
+    return tracks
+
+
+def _costs(
+    attempts: Sequence[Attempt], tracks: Mapping[tuple[str, int], Sequence[Mark]], outages: Sequence[Outage]
+) -> tuple[list[Cost], list[Cost]]:
+    """What was repeated, for each attempt that followed another; and what lay between two checkpoints."""
+    again: list[Cost] = []
+    between: list[Cost] = []
+    for before, after in zip(attempts, [*attempts[1:], None], strict=True):
+        marks = tracks.get((before.job_id, before.fence), [])
+        started = before.started_at.timestamp()
+
+        def away(begin: float, end: float, pid: int | None = before.pid) -> float:
+            return min(end - begin, sum(outage.overlap(begin, end, pid) for outage in outages))
+
+        between += exposures(marks, started, away)
+        if after is not None and after.job_id == before.job_id:
+            again.append(repeated(marks, after.resumed_from_step, started, away))
+    return again, between

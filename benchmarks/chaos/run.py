@@ -178,7 +178,7 @@ class _Run:
         logs = "".join(program.log.read_text(errors="replace") for program in self._stack.workers)
         return Report(
             plan=self._plan,
-            judgement=judge(database, self._submitter.accepted, self._watch.together),
+            judgement=judge(database, self._submitter.accepted, self._watch.together, self._faults.outages),
             faults=dict(self._faults.done),
             refused_in_logs=logs.count(_REFUSAL),
             refused_probes=self._ghost.refused,

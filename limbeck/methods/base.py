@@ -13,9 +13,11 @@ distilbert   a masked-LM head beside the student in ``Objective.module``; words 
 tinybert     two parts. The first (``selects=False``: its student answers nothing yet) matches attention and hidden
              states and adds the projection W as a second child of ``Objective.module``; the second is kd with T = 1
 minilm       the relations of one layer pair; then a kd part
-theseus      ``module`` wraps the student's layers and the frozen predecessor's; ``losses`` computes p from ``step`` and
-             draws once per module from torch's RNG; ``student`` stays the successor alone, which validation and the
-             result use; everything but the successor's layers gets ``requires_grad_(False)`` in ``build``
+theseus      ``losses`` computes p from ``step``, draws once for each module from seed and step, and runs the frozen
+             predecessor with the student's layers in it; ``module`` and ``student`` are the successor alone, which
+             checkpoints, validation and the result hold; all but its layers get ``requires_grad_(False)`` in ``build``
+self         kd; ``before_finetuning`` has the student start from what the teacher was before the job fine-tuned it
+noise        kd; ``soft_labels`` spoils the teacher's logits once, before the first step
 fastbert     part one is fine-tuning; part two attaches the branches to the student as a submodule, freezes the rest and
              keeps it in ``eval()`` by ``Objective.train_mode``; terms are the KLs to the last head. ``finish`` attaches
              the small loader
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
+    from limbeck.config import Student
     from limbeck.criterion import Criterion
 
 
@@ -73,6 +76,7 @@ class Models:
     teacher: Callable[[], PreTrainedModel]  #: loads it, frozen and in ``eval()``; not called, it costs no memory
     layers: tuple[int, ...] = ()  #: of the teacher (from 0), that the student started from
     tokens: Callable[[], SpecialTokens] = _no_tokens  #: reads the tokenizer
+    seed: int = 0  #: of the training, for draws that must not depend on where a run was interrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +122,31 @@ class Method(Spec, ABC):
     shorthand: ClassVar[str | None] = "type"
     #: Whether the method learns from a teacher at all.
     uses_teacher: ClassVar[bool] = True
+    #: Whether the student is cut from what the teacher was before the job fine-tuned it.
+    before_finetuning: ClassVar[bool] = False
     #: The paper, for people.
     paper: ClassVar[str | None] = None
     #: What the student has to offer, of ``limbeck.shapes.OFFERS``.
     needs: ClassVar[frozenset[str]] = frozenset()
     #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
-    #: Whether the student keeps all layers where nobody said how many.
-    whole: ClassVar[bool] = False
 
     type: Any
 
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
         """What forbids this method for such a teacher and data set; pointers start at ``/method``."""
         return ()
+
+    def student(self, student: Student, teacher_layers: int) -> Student:
+        """The student with what the user left open and this method wants otherwise than the rest."""
+        return student
+
+    def soft_labels(self, logits: Tensor, seed: int) -> Tensor:
+        """What the student learns in place of the teacher's ``logits`` over the training split, (examples, …, classes).
+
+        Called before every start and resumption: it has to be a function of its arguments.
+        """
+        return logits
 
     def parts(self) -> tuple[Part, ...]:
         """The parts, in order."""

@@ -21,7 +21,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.engine import DistillResult, distill, failures_named
-from limbeck.errors import Conflict, Diverged, Interrupted, InvalidConfig, InvalidModel, OutOfMemory, TeacherUnfit
+from limbeck.errors import (
+    Conflict,
+    Diverged,
+    Interrupted,
+    InvalidConfig,
+    InvalidDataset,
+    InvalidModel,
+    OutOfMemory,
+    TeacherUnfit,
+)
 from limbeck.scorecard import Scorecard
 from tests.limbeck.bench import Recorder
 from tests.tiny import write_tiny_bert, write_tiny_dataset
@@ -382,3 +391,16 @@ def test_pairs_of_texts_are_told_apart(place: Place, tmp_path: Path) -> None:
 def test_memory_that_runs_out_is_named(error: Exception) -> None:
     with pytest.raises(OutOfMemory, match="batch_size"), failures_named():
         raise error
+
+
+@pytest.mark.parametrize(("part", "refusal"), [("dataset", InvalidDataset), ("teacher", InvalidModel)])
+def test_a_repeat_on_other_data_or_from_another_teacher_is_refused(
+    place: Place, finished: Finished, tmp_path: Path, part: str, refusal: type[Exception]
+) -> None:
+    """Guards against a repeat that silently trains on something else: the name stays when the files change."""
+    hashes = {name: finished.result.provenance[name]["sha256"] for name in ("dataset", "teacher")}
+    said = Recorder(stop_after=1)
+    with pytest.raises(Interrupted):
+        distill(place.config(), tmp_path / "same", callbacks=said, expected=hashes)
+    with pytest.raises(refusal, match=f"/{part}/source: .*found the sha256 {hashes[part]}, and it has to be other"):
+        distill(place.config(), tmp_path / "other", expected={**hashes, part: "other"})

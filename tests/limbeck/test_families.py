@@ -184,8 +184,8 @@ def test_every_method_trains_every_family_that_it_serves(folder: Path, tmp_path:
     assert phase.steps == 2
     before = {name: value.clone() for name, value in phase.models.student.state_dict().items()}
     student = train(phase, bench.run(tmp_path / "run", phase)).model
-    output = f"{family_of(student.config.model_type).output}.weight"
-    assert not torch.equal(student.state_dict()[output], before[output])
+    # Not the head alone: theseus trains the layers and leaves that as it was.
+    assert any(not torch.equal(value, before[name]) for name, value in student.state_dict().items())
     blueprint.save(student, tmp_path / "student")
     load_tokenizer(folder, read_config(folder)).save_pretrained(tmp_path / "student")
     torch.testing.assert_close(answers_of_plain_transformers(tmp_path / "student"), answers(student, data))

@@ -23,8 +23,11 @@ from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
+from limbeck.methods.noise import NoisyLabels
 from limbeck.methods.none import FineTuning
 from limbeck.methods.patient import Patient
+from limbeck.methods.self_distillation import SelfDistillation
+from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from tests.limbeck.bench import TASK, Bench, Recorder
 
@@ -88,14 +91,26 @@ def test_the_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
 
 
-@pytest.mark.parametrize(
-    "method",
-    [FineTuning(), KnowledgeDistillation(), Patient(), TinyBERT(), MiniLM(), Auto(), DistilBERT(), FastBert()],
-    ids=lambda method: method.type,
-)
+_RESUMED = [
+    FineTuning(),
+    KnowledgeDistillation(),
+    Patient(),
+    TinyBERT(),
+    MiniLM(),
+    Auto(),
+    DistilBERT(),
+    FastBert(),
+    SelfDistillation(),
+    NoisyLabels(),
+    *(Theseus(replacing=variant) for variant in ("linear", "constant", "additive")),
+]
+
+
+@pytest.mark.parametrize("method", _RESUMED, ids=lambda method: f"{method.type} {getattr(method, 'replacing', '')}")
 def test_a_run_interrupted_after_every_step_ends_with_equal_weights(bench: Bench, tmp_path: Path, method: Any) -> None:
     """Guards everything that a checkpoint may forget: dropout's generator, moments of AdamW, place in the epoch, the
-    best weights so far, a validation that was under way. Each attempt starts from the files alone."""
+    best weights so far, a validation that was under way; which layers were replaced, which noise an example has. Each
+    attempt starts from the files alone."""
     undisturbed = weights(bench, tmp_path / "whole", method)
     for _ in range(200):
         phase = bench.phase(method)

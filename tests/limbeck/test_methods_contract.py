@@ -41,7 +41,7 @@ def test_two_steps_a_folder_and_the_same_predictions(bench: Bench, tmp_path: Pat
     before = {name: value.clone() for name, value in phase.models.student.state_dict().items()}
     student = train(phase, bench.run(tmp_path / "run", phase)).model.eval()
     assert phase.steps == 2
-    assert not torch.equal(student.state_dict()["classifier.weight"], before["classifier.weight"])
+    assert any(not torch.equal(value, before[name]) for name, value in student.state_dict().items())
     bench.blueprint.save(student, tmp_path / "student")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
     compact = Collator(bench.validation, 0, torch.device("cpu"))(np.arange(len(bench.validation)))

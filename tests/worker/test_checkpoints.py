@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,68 @@ def test_a_late_worker_neither_replaces_nor_deletes_its_successors_checkpoint(
     assert checkpoint is not None
     assert checkpoint["step"] == 1
     assert all(storage.exists(key) for key in jobs.checkpoint_keys(checkpoint))
+
+
+class Once(LocalStorage):
+    """A storage that is away for the next checkpoint, when told so, and then there again."""
+
+    away = 0
+
+    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
+        if key.startswith("jobs/") and self.away:
+            self.away -= 1
+            raise Unavailable("The bucket does not answer.")
+        return super().put_file(path, key, move=move)
+
+
+def test_a_short_absence_at_an_attempts_end_costs_no_step(settings: Settings, database: Database) -> None:
+    """Guards against steps that are trained again though they lay on the worker's disk: the last checkpoint of a
+    paused attempt used to be tried once, and given up."""
+    storage = Once(settings.data_dir / "storage")
+    job = submit(database, does={"steps": 10_000, "seconds": 0.02})
+    running = in_background(worker_on(storage, settings, database))
+    until(lambda: "checkpoint.saved" in events(database, job.id))
+    storage.away = 1_000_000
+    with database.session() as session:
+        jobs.request_pause(session, job.id)
+    until(lambda: storage.away < 999_998)
+    storage.away = 0
+    running.join()
+    with database.reading() as session:
+        (attempt,) = telemetry.attempts(session, job.id)
+    paused = read(database, job.id)
+    assert paused.status is JobStatus.PAUSED
+    assert paused.checkpoint is not None
+    assert paused.checkpoint["step"] == attempt.last_step
+
+
+def test_a_storage_that_stays_away_does_not_hold_a_pause_up_for_ever(settings: Settings, database: Database) -> None:
+    """Guards against a slot that is never free again because the bucket does not come back."""
+    settings = settings.model_copy(update={"lease_seconds": 1.5, "heartbeat_seconds": 0.3})
+    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
+    job = submit(database, does={"steps": 10_000, "seconds": 0.02})
+    running = in_background(worker_on(storage, settings, database))
+    until(lambda: storage._left < 0)
+    with database.session() as session:
+        jobs.request_pause(session, job.id)
+    running.join()
+    assert read(database, job.id).status is JobStatus.PAUSED
+
+
+def test_a_step_is_said_to_be_saved_once(
+    storage: LocalStorage, database: Database, held: Claim, tmp_path: Path
+) -> None:
+    """Guards against "Saved at step 240." five times over: evaluation changes the state at the last step, too."""
+    carrier = courier(storage, database, held, tmp_path)
+    for step in (1, 2):
+        save(tmp_path, step)
+        carrier.finish()
+    known = read(database, held.job.id).checkpoint
+    heir = courier(storage, database, held, tmp_path, known)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
+    heir.finish()
+    now = read(database, held.job.id).checkpoint
+    assert now is not None
+    assert now["version"] == 2
+    assert events(database, held.job.id).count("checkpoint.saved") == 2

@@ -92,6 +92,17 @@ def test_an_expired_lease_is_claimed_again_and_the_ledger_says_why(either: Datab
     assert kinds == ["job.queued", "job.started", "checkpoint.saved", "attempt.lost", "job.started"]
 
 
+def test_a_checkpoint_does_not_take_back_what_the_ledger_says_was_done(either: Database) -> None:
+    """Guards against a ledger that hides repeated steps: while a checkpoint is stored, the job trains on."""
+    submit(either)
+    held = taken(either)
+    with either.session() as session:
+        lease.record(session, held.lease, Batch(progress={"step": 9, "percent": 1.0}))
+        lease.commit_checkpoint(session, held.lease, CHECKPOINT)
+    with either.reading() as session:
+        assert [one.last_step for one in telemetry.attempts(session, held.job.id)] == [9]
+
+
 def test_a_renewed_lease_is_not_claimed(either: Database) -> None:
     submit(either)
     held = taken(either, lease_seconds=0.1)

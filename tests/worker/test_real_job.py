@@ -9,12 +9,13 @@ from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy import update
 
 from limbeck.config import DistillConfig
 from models.db import Database
 from models.job import Job, JobStatus
 from models.model import ModelKind
-from models.repository import catalogue, telemetry
+from models.repository import catalogue, jobs, telemetry
 from models.repository.catalogue import StoredFile
 from models.settings import Settings
 from models.storage import Storage
@@ -136,3 +137,21 @@ def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
     assert weights(database, disturbed.id) == weights(database, undisturbed.id)
     # The table of hard samples comes to the student's files, with the same numbers.
     assert weights(database, disturbed.id, "hard_samples.csv") == weights(database, undisturbed.id, "hard_samples.csv")
+
+
+def test_a_rerun_whose_data_set_has_changed_says_so_and_trains_nothing(
+    engine_worker: Worker, database: Database, config: dict[str, Any]
+) -> None:
+    """Guards against a hash that is kept and never compared."""
+    old = submit(database, config=config)
+    with database.session() as session:
+        found = {"dataset": {"revision": None, "sha256": "f" * 64}}
+        session.execute(update(Job).where(Job.id == old.id).values(status=JobStatus.FAILED, provenance=found))
+        again = jobs.rerun(session, old.id)
+    engine_worker.drain()
+    ended = read(database, again.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert (ended.error["code"], ended.error["retryable"]) == ("invalid_dataset", False)
+    assert "f" * 64 in ended.error["message"]
+    assert (ended.progress or {})["step"] == 0
