@@ -2,8 +2,8 @@
 
 The teacher is fine-tuned once on SST-2 and shared; the students have 3 of its 6 layers, the same data, steps, seed and
 learning rate. The baseline is the method ``none`` with the start that most methods have. Dev selects, and the reported
-split (SST-2's public validation sentences) is read once. Cells are cached by their configuration, so that a run that was
-cut off goes on, and ``--minutes`` ends it early with what there is.
+split (SST-2's public validation sentences) is read once. Cells are cached by their configuration, so that a run that
+was cut off goes on, and ``--minutes`` ends it early with what there is.
 """
 
 from __future__ import annotations
