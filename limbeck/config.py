@@ -196,9 +196,9 @@ class Student(Spec):
 
     shorthand: ClassVar[str | None] = "layers"
 
-    layers: int | tuple[int, ...] | Literal["all"] | None = None
-    """How many layers (or ``all``), or which teacher layers (0-based, in order) the student starts from; default: half
-    of them (all of those of ``source``, all with ``fastbert`` and ``self``, one for ``bilstm`` and ``bigru``)."""
+    layers: int | tuple[int, ...] | None = None
+    """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them (all
+    of those of ``source``, and with ``self`` and ``fastbert``; one for ``bilstm`` and ``bigru``)."""
     init: Literal["first", "last", "uniform", "skip"] | None = None
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
     every n-th from the first on; default: what the method asks for, which is ``uniform`` for most."""
@@ -242,9 +242,7 @@ class Student(Spec):
 
     @field_validator("layers")
     @classmethod
-    def _sensible_layers(
-        cls, value: int | tuple[int, ...] | Literal["all"] | None
-    ) -> int | tuple[int, ...] | Literal["all"] | None:
+    def _sensible_layers(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
         if isinstance(value, int) and not 1 <= value <= 96:
             raise ValueError("a student has 1 to 96 layers")
         if isinstance(value, tuple) and (not value or min(value) < 0 or list(value) != sorted(set(value))):
@@ -267,7 +265,7 @@ class Student(Spec):
             for field in fields:
                 if getattr(self, field) != type(self).model_fields[field].default:
                     raise ValueError(f"{field} does not go with {what}: leave one of them out")
-        if self.recurrent and isinstance(self.layers, tuple | str):
+        if self.recurrent and isinstance(self.layers, tuple):
             raise ValueError(f"a {self.architecture} starts from none of the teacher's layers: give their number")
         if self.revision is not None and self.source is None:
             raise ValueError("revision is one of source, which is not given")
@@ -414,15 +412,6 @@ class DistillConfig(Spec):
     export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)
     """Forms beside safetensors."""
     gate: Gate = Gate()
-
-    @model_validator(mode="after")
-    def _whole_student(self) -> Self:
-        """Some methods keep all layers where nobody said how many."""
-        student = self.student
-        unsaid = student.layers is None and student.preset is None and not student.recurrent
-        if self.method.whole and unsaid:
-            object.__setattr__(self, "student", student.model_copy(update={"layers": "all"}))
-        return self
 
     def data_sources(self) -> dict[str, str]:
         """Every source of texts, by the JSON pointer of the field that names it."""

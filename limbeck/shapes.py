@@ -99,8 +99,6 @@ def depth(student: Student, origin_layers: int) -> int:
 def _wanted(student: Student, origin_layers: int) -> int | tuple[int, ...]:
     if student.preset is not None:
         return PRESETS[student.preset].layers
-    if student.layers == "all":
-        return origin_layers
     if student.layers is None:
         return origin_layers if student.source is not None else max(1, origin_layers // 2)
     return student.layers
@@ -152,8 +150,8 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
         return frozenset()
     family = FAMILIES.get(teacher.model_type, Family())
     found = {"layers", *(("scores",) if family.fused_export else ()), *(() if family.rotary else ("relations",))}
-    found |= set() if family.shared else {"own_layers"}
     found |= {"steps"} if family.fused_export and not family.shared else set()
+    found |= set() if family.shared else {"own_layers"}
     if student.source is not None:
         found |= {"same_width", "same_heads"}  # not known before it is read; the method looks again
     else:

@@ -140,8 +140,6 @@ class Method(Spec, ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
-    #: Whether the student keeps all layers where nobody said how many.
-    whole: ClassVar[bool] = False
 
     type: Any
 

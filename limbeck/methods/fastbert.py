@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
+    from limbeck.config import Student
     from limbeck.criterion import Criterion
 
 
@@ -35,7 +36,6 @@ class FastBert(Method):
     )
     tasks: ClassVar[frozenset[str] | None] = frozenset({"sequence_classification"})
     needs: ClassVar[frozenset[str]] = frozenset({"steps"})
-    whole: ClassVar[bool] = True
 
     type: Literal["fastbert"] = "fastbert"
     alpha: float = Field(default=0.9, ge=0, le=1)
@@ -53,6 +53,10 @@ class FastBert(Method):
     floor: float | None = Field(default=None, ge=0, le=1)
     """What the default ``speed`` has to keep of the main metric on validation, as a share of 1; then ``max_loss`` does
     not count."""
+
+    def student(self, student: Student, teacher_layers: int) -> Student:
+        unsaid = student.layers is None and student.preset is None and student.source is None and not student.recurrent
+        return student.model_copy(update={"layers": teacher_layers}) if unsaid else student
 
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
         if student_layers < 2:

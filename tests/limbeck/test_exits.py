@@ -30,7 +30,6 @@ from limbeck.methods.fastbert import FastBert
 from limbeck.preflight import check
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty
-from limbeck.shapes import student_layers
 from limbeck.sources import ModelFacts
 from tests.exported import texts
 from tests.limbeck.bench import TASK, Bench
@@ -217,9 +216,8 @@ def test_what_cannot_leave_early_is_refused_before_training() -> None:
     )
     plain = {"teacher": "org/t", "dataset": "org/d", "method": "fastbert"}
     whole = DistillConfig.parse(plain)
-    assert student_layers(whole.student, 6) == (0, 1, 2, 3, 4, 5)
-    assert DistillConfig.parse({**plain, "student": 3}).student.layers == 3
-    assert DistillConfig.parse({**plain, "method": "kd"}).student.layers is None
+    assert FastBert().student(whole.student, 6).layers == 6
+    assert FastBert().student(DistillConfig.parse({**plain, "student": 3}).student, 6).layers == 3
 
     def found(config: DistillConfig, teacher: ModelFacts) -> list[str]:
         return [one.pointer for one in check(config, teacher=teacher, labels=("a", "b"))]
