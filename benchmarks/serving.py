@@ -1,9 +1,9 @@
-"""How fast students answer over HTTP: ``python -m benchmarks.serving [--peers] [--goals]``.
+"""How fast students answer over HTTP: ``python -m benchmarks.serving [--goals]``.
 
 Cuts students of 3 and 6 layers from the built-in teacher (their heads are random: only time is measured here), stores
 them as a job would, starts the real API (``python -m api``) and loads it with wrk at 1, 8, 32 and 64 connections, each
 request one real text. In the same minutes the same texts are answered in this process by the same runtime, without
-HTTP: that is the limit. With ``--peers`` other servers take turns with ours, each in an environment of its own.
+HTTP: that is the limit.
 
 The load generator runs on the same cores as the servers and takes some of what it measures; wrk takes least.
 """
@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 
-from benchmarks.peers.serving import PEERS, Peer
 from benchmarks.report import ROOT, machine, markdown_table, replace_part, write_json
 
 CLIENTS = (1, 8, 32, 64)
@@ -95,7 +95,7 @@ def main() -> int:
         for kind in options.texts:
             texts = texts_of(kind)
             for repeat in range(options.repeats):
-                for server in _servers(student, layers, options.peers):
+                for server in _servers(student):
                     print(f"{server.name}, {layers} layers, {kind} texts, run {repeat + 1}", flush=True)
                     start, found = _measure(server, texts, options.seconds, layers, kind, options.clients)
                     loads += found
@@ -128,17 +128,14 @@ class Server:
     body: Callable[[str], Mapping[str, Any]]
 
 
-def _servers(student: Path, layers: int, peers: bool) -> list[Server]:
+def _servers(student: Path) -> list[Server]:
     def inputs(text: str) -> Mapping[str, Any]:
         return {"inputs": text}
 
-    found = [
-        Server(f"limbeck {form}", lambda form=form: _limbeck(student, form), "/v1/models/mdl_bench/predict", inputs)
+    return [
+        Server(f"limbeck {form}", partial(_limbeck, student, form), "/v1/models/mdl_bench/predict", inputs)
         for form in ("onnx", "onnx-int8")
     ]
-    if peers:
-        found += [Server(one.name, lambda one=one: _peer(one, student), one.path, one.body) for one in PEERS]
-    return found
 
 
 def student_folder(layers: int) -> Path:
@@ -217,14 +214,6 @@ def _limbeck(student: Path, form: str) -> Iterator[tuple[str, int]]:
         database.dispose()
         command = [sys.executable, "-m", "api", "--port", "{port}"]
         with running(command, dict(os.environ, LIMBECK_DATA_DIR=name), ready="/healthz", folder=Path(name)) as found:
-            yield found
-
-
-@contextmanager
-def _peer(peer: Peer, student: Path) -> Iterator[tuple[str, int]]:
-    with tempfile.TemporaryDirectory(prefix="limbeck-peer-") as name:
-        command = peer.command(student, CACHE)
-        with running(command, dict(os.environ, **peer.environment), ready=peer.ready, folder=Path(name)) as found:
             yield found
 
 
@@ -414,19 +403,11 @@ def _missed(loads: Sequence[Mapping[str, Any]]) -> list[str]:
             missed.append(f"{where}: {share:.2f} of the rate in process; goal {_SHARE[clients]}")
         if clients == CLIENTS[-1] and one["p99_ms"] > 2.5 * one["p50_ms"]:
             missed.append(f"{where}: p99 is {one['p99_ms'] / one['p50_ms']:.1f} times p50; goal 2.5")
-        for peer, factor in _FACTORS[form].items():
-            other = rate.get((peer, layers, kind, clients))
-            if other and clients >= 8 and found < factor * other["requests_per_second"]:
-                missed.append(f"{where}: {found / other['requests_per_second']:.1f} times {peer}; goal {factor:g}")
     return missed
 
 
 #: Of the rate in process, by clients.
 _SHARE = {8: 0.6, 64: 0.75}
-_FACTORS: Mapping[str, Mapping[str, float]] = {
-    "onnx": {"infinity (torch)": 2, "LitServe (torch)": 2},
-    "onnx-int8": {"infinity (torch)": 3, "LitServe (torch)": 3},
-}
 
 
 def _options() -> argparse.Namespace:
@@ -436,7 +417,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
     parser.add_argument("--repeats", type=int, default=3, help="turns of all servers; medians are shown")
-    parser.add_argument("--peers", action="store_true", help="other servers as well, each in its own environment")
     parser.add_argument("--page", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--goals", action="store_true", help="exit 1 where a goal is missed")
     return parser.parse_args()

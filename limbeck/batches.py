@@ -86,7 +86,9 @@ class Encoded:
 
     @classmethod
     def join(cls, parts: Sequence[Encoded]) -> Encoded:
-        """The examples of all parts, in order; for tasks with one row for each example."""
+        """The examples of all parts, in order; several parts only where every example is one row with one label."""
+        if len(parts) == 1:
+            return parts[0]
         segments = None
         if any(part.segments is not None for part in parts):
             kinds = [np.zeros(len(part.ids), np.int8) if part.segments is None else part.segments for part in parts]
