@@ -18,13 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import CACHE, PAGE, Teller
+from benchmarks.quality import CACHE, Teller
 from benchmarks.report import ROOT, machine, markdown_table, replace_part, write_json
 from limbeck.config import DistillConfig
 from limbeck.engine import distill
 from limbeck.errors import LimbeckError
 from limbeck.scorecard import Estimate, Scorecard
 
+PAGE = ROOT / "docs" / "methods.md"
 #: Rows of the table, in their order: a name, and what is changed in the configuration.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": {"method": "none"},
@@ -50,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(METHODS), help="these rows alone")
     parser.add_argument("--minutes", type=float, help="begin no further row after so many minutes")
-    parser.add_argument("--no-page", action="store_true", help="leave docs/results.md as it is")
+    parser.add_argument("--no-page", action="store_true", help="leave docs/methods.md as it is")
     chosen = parser.parse_args()
     data = Path(os.environ.get("LIMBECK_TEST_DATA", ROOT.parent / "shared" / "data")).absolute()
     if not data.is_dir():
