@@ -9,6 +9,7 @@ from pydantic import Field
 
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.methods.base import Method, Models, Objective, Part, Term
+from limbeck.methods.patient import require_same_width
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,12 +51,7 @@ class _Triple(Objective):
         self.student, self.teacher = models.student, models.teacher()
         self.criterion, self.options = criterion, options
         ours, theirs = self.student.config, self.teacher.config
-        if ours.hidden_size != theirs.hidden_size:
-            detail = (
-                f"found a student of width {ours.hidden_size} and a teacher of {theirs.hidden_size}, whose states "
-                "cannot be compared: take tinybert, which learns a projection, or minilm"
-            )
-            raise InvalidConfig(f"/method: {detail}", [Problem("/method", detail)])
+        require_same_width(int(ours.hidden_size), int(theirs.hidden_size))
         self.mask_id, self.special = _tokens(models)
         count, width = self.table.shape
         self.words = _words(int(ours.hidden_size), count, width)

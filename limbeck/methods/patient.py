@@ -72,12 +72,7 @@ class _FirstTokens(TeacherAndLabels):
         self.teacher = models.teacher()
         self.beta = options.beta
         ours, theirs = self.student.config, self.teacher.config
-        if ours.hidden_size != theirs.hidden_size:
-            detail = (
-                f"found a student of width {ours.hidden_size} and a teacher of {theirs.hidden_size}, whose states "
-                "cannot be compared: take tinybert, which learns a projection, or minilm"
-            )
-            raise InvalidConfig(f"/method: {detail}", [Problem("/method", detail)])
+        require_same_width(int(ours.hidden_size), int(theirs.hidden_size))
         self.places = options.teacher_places(int(ours.num_hidden_layers), int(theirs.num_hidden_layers))
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
@@ -95,3 +90,16 @@ class _FirstTokens(TeacherAndLabels):
             for place, there in enumerate(self.places, start=1)
         ]
         return terms | {"state_loss": Term(torch.stack(found).mean(), self.beta)}
+
+
+def require_same_width(student: int, teacher: int) -> None:
+    """
+    Raises:
+        InvalidConfig: the states of the two cannot be compared one by one.
+    """
+    if student != teacher:
+        detail = (
+            f"found a student of width {student} and a teacher of {teacher}, whose states cannot be compared: take "
+            "tinybert, which learns a projection, or minilm"
+        )
+        raise InvalidConfig(f"/method: {detail}", [Problem("/method", detail)])
