@@ -67,7 +67,7 @@ def test_collating_pads_to_the_longest_and_masks_the_rest() -> None:
     assert batch.labels.tolist() == [0, 0]
     assert batch.teacher_logits is not None
     assert batch.teacher_logits.tolist() == [[2.0], [0.0]]
-    assert batch.counts == {"examples": 2, "tokens": 5}
+    assert batch.counts == {"examples": 2, "tokens": 5, "pairs": 13}
 
 
 def test_encoded_texts_survive_a_checkpoint() -> None:
