@@ -12,60 +12,37 @@ same folder goes on from there, and ends with the same weights.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from limbeck import evaluate, hard_samples
-from limbeck.batches import Collator, Encoded
-from limbeck.cache import cache_key, kept_logits, predict, teacher_logits
-from limbeck.callbacks import Callbacks, Stage
+from limbeck import evaluate
+from limbeck.cache import cache_key, teacher_logits
+from limbeck.callbacks import Callbacks
 from limbeck.checkpoint import storage_errors
-from limbeck.config import DistillConfig, FineTune
-from limbeck.criterion import Criterion
+from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
-from limbeck.errors import Diverged, Interrupted, OutOfMemory, TeacherUnfit
-from limbeck.loop import Fitted, Phase, train
-from limbeck.methods.base import Method, Models, SpecialTokens
+from limbeck.errors import Interrupted, OutOfMemory
+from limbeck.hard_samples import measure_difficulty
+from limbeck.loop import Fitted, train
+from limbeck.methods.base import Method, Models
 from limbeck.methods.none import FineTuning
 from limbeck.outcome import Evaluation, evaluate_model, export
-from limbeck.preparation import Prepared, load_tokenizer, prepare
-from limbeck.progress import TRAINING, Item, forward_work
-from limbeck.pruning import most_important, neuron_importance
+from limbeck.phases import Weights, asks_teacher, epochs_of, keep, measures_hard_samples, phase_of, plan, wants_baseline
+from limbeck.preparation import Prepared, prepare, special_tokens
+from limbeck.pruning import kept_neurons
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES, Scorecard
 from limbeck.students import renew_head
+from limbeck.teaching import TeacherFacts, ready_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from limbeck.weighting import SampleWeighting
-
-#: Seconds that timing a model, and writing a form of the student, take on a small machine; for the estimate only.
-_TIMING_SECONDS = 3.0
-_EXPORT_SECONDS = 10.0
-#: Training texts on which the importance of neurons is measured.
-_PRUNED_ON = 512
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherFacts:
-    """What is known of the teacher."""
-
-    source: str
-    revision: str | None  #: the hub's commit
-    sha256: str  #: of its weights as they came
-    finetuned: bool
-    epoch: int | None  #: the fine-tuning epoch whose weights were kept
-    validation: float  #: main metric on validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,131 +86,18 @@ def distill(
         run = Run(config, workdir, callbacks or Callbacks(), checkpoint_seconds)
         try:
             job = prepare(run, sources, expected)
-            _plan(run, job)
-            teacher = _teacher(run, job)
+            plan(run, job)
+            teacher = ready_teacher(run, job)
             models = {"teacher": teacher, "student": _student(run, job, "distilling", config.method, teacher)}
-            if _wants_baseline(config):
+            if wants_baseline(config):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
             evaluations = _evaluate(run, job, models)
-            if _hard_samples(config, job):
-                _measure_difficulty(run, job, models)
+            if measures_hard_samples(config, job):
+                measure_difficulty(run, job, models)
             return _export(run, job, workdir / "output", models, evaluations)
         except Interrupted:
             run.commit()
             raise
-
-
-def _hard_samples(config: DistillConfig, job: Prepared) -> bool:
-    """Whether they are measured; only tasks with one label for an example have them so far."""
-    return config.evaluation.hard_samples and job.task.type == "sequence_classification"
-
-
-def _wants_baseline(config: DistillConfig) -> bool:
-    return config.evaluation.baseline and config.method.uses_teacher
-
-
-def _plan(run: Run, job: Prepared) -> None:
-    """Count the work of every phase, for the progress."""
-    training, tune = run.config.training, job.finetune
-
-    def once(config: Any, data: Encoded) -> float:
-        return forward_work(config, int(config.num_hidden_layers), data.lengths)
-
-    def learn(config: Any, data: Encoded, epochs: int) -> float:
-        return epochs * (once(config, data) * TRAINING + once(config, job.validation))
-
-    deep, shallow = job.blueprint.config, job.student.config()
-    items = {
-        "teacher": Item(
-            Stage.TEACHER,
-            learn(deep, job.own, tune.epochs) if tune else once(deep, job.validation),
-        ),
-        "distilling": Item(Stage.DISTILLING, learn(shallow, job.train, training.epochs)),
-        "evaluate-teacher": Item(Stage.EVALUATING, once(deep, job.test)),
-        "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
-        "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
-    }
-    if _asks_teacher(run.config, job, "distilling"):
-        items["cache"] = Item(Stage.DISTILLING, once(deep, job.train))
-    if _hard_samples(run.config, job):
-        answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, job.validation)
-        items["difficulty"] = Item(Stage.EVALUATING, answered)
-    if _wants_baseline(run.config):
-        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, _epochs(run.config, job, "baseline")))
-        items["evaluate-baseline"] = Item(Stage.EVALUATING, once(shallow, job.test))
-    trainings = [(job.train, training.epochs)]
-    trainings += [(job.own, tune.epochs)] if tune else []
-    trainings += [(job.labelled, _epochs(run.config, job, "baseline"))] if _wants_baseline(run.config) else []
-    steps = sum(math.ceil(len(data) / training.batch_size) * epochs for data, epochs in trainings)
-    run.meter.plan(items, steps)
-
-
-def _epochs(config: DistillConfig, job: Prepared, name: str) -> int:
-    """Of a phase. The baseline cannot learn from texts without labels: it gets as many steps from the others."""
-    if name != "baseline":
-        return config.training.epochs
-    return round(config.training.epochs * len(job.train) / len(job.labelled))
-
-
-Weights = dict[str, Tensor]
-
-
-def _teacher(run: Run, job: Prepared) -> Weights:
-    """The fine-tuned teacher's weights.
-
-    Raises:
-        Diverged: its logits are not finite.
-        TeacherUnfit: it is not better on validation than the most common class.
-    """
-    if run.store.has("teacher"):
-        return run.store.read_tensors("teacher")[0]
-    run.meter.begin("teacher")
-    seed_everything(run.config.training.seed)
-    model = run.device.place(job.blueprint.load_teacher(keep_head=job.keep_head))
-    if not job.keep_head:
-        layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
-        job.task.begin_head(layer, job.train)
-    if job.finetune:
-        fitted = train(_teacher_phase(run, job, job.finetune, model), run)
-        model, score, epoch = fitted.model, fitted.score, fitted.epoch
-    else:
-        logits = predict(model, job.validation, job.task, run)
-        if not torch.isfinite(torch.from_numpy(logits)).all():
-            raise Diverged("The teacher's logits hold NaN or infinite values on the validation split.")
-        answers = job.task.predictions(logits, job.validation)
-        score = evaluate.score(job.task.main_metric, answers, job.task.truth(job.validation))
-        epoch = None
-    _require_fit(job, score)
-    run.facts["teacher"] = {"validation": score, "epoch": epoch}
-    run.event(
-        "teacher.evaluated",
-        f"{'Fine-tuned teacher' if job.finetune else 'Teacher'}: "
-        f"{evaluate.shown(job.task.main_metric, score)} on validation",
-        epoch=epoch,
-        **{job.task.main_metric: score},
-    )
-    return _keep(run, "teacher", model)
-
-
-def _teacher_phase(run: Run, job: Prepared, tune: FineTune, model: PreTrainedModel) -> Phase:
-    return _phase(
-        run, job, "teacher", FineTuning(), Models(model, lambda: model), None, tune.epochs, tune.learning_rate
-    )
-
-
-def _require_fit(job: Prepared, score: float) -> None:
-    metric, truth = job.task.main_metric, job.task.truth(job.validation)
-    guessing = evaluate.score(metric, job.task.guess(truth), truth)
-    if score <= guessing:
-        raise TeacherUnfit(
-            f"The teacher's {metric} on validation is {evaluate.shown(metric, score)}, and always giving the most "
-            f"common answer has {evaluate.shown(metric, guessing)}: there is nothing to learn from it. "
-            + (
-                "Give teacher.finetune more epochs or another learning rate."
-                if job.finetune
-                else "Let the job fine-tune it: teacher.finetune = true."
-            )
-        )
 
 
 def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weights) -> Weights:
@@ -247,17 +111,17 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         return run.device.place(model)
 
     logits = None
-    if _asks_teacher(run.config, job, name):
+    if asks_teacher(run.config, job, name):
         key = cache_key(run, job.teacher_sha256, job.card.sha256)
         logits = teacher_logits(load, job.train, job.task, key, job.task.outputs(job.card.labels), run)
-    student = run.device.place(job.student.start(_start(run, job, teacher), _neurons(run, job, load)))
+    student = run.device.place(job.student.start(_start(run, job, teacher), kept_neurons(run, job, load)))
     models = Models(student, load, job.layers, lambda: special_tokens(job), run.config.training.seed)
     if name == "distilling":
         _say_remarks(run, job, student)
-    epochs, rate = _epochs(run.config, job, name), run.config.training.learning_rate
-    fitted = train(_phase(run, job, name, method, models, logits, epochs, rate), run)
+    epochs, rate = epochs_of(run.config, job, name), run.config.training.learning_rate
+    fitted = train(phase_of(run, job, name, method, models, logits, epochs, rate), run)
     _say_trained(run, job, name, fitted)
-    return _keep(run, name, fitted.model)
+    return keep(run, name, fitted.model)
 
 
 def _say_remarks(run: Run, job: Prepared, student: PreTrainedModel) -> None:
@@ -267,44 +131,6 @@ def _say_remarks(run: Run, job: Prepared, student: PreTrainedModel) -> None:
     for remark in run.config.method.remarks(**types):
         run.event("method.adapted", remark, method=run.config.method.type, **types)
     run.facts["remarks_said"] = True
-
-
-def special_tokens(job: Prepared) -> SpecialTokens:
-    """The tokenizer's special ids in the compact vocabulary, which keeps them all."""
-    tokenizer = load_tokenizer(job.blueprint.folder, job.blueprint.config)
-    places = {int(full): place for place, full in enumerate(job.blueprint.vocabulary.kept)}
-    mask = tokenizer.mask_token_id
-    return SpecialTokens(
-        None if mask is None else places[mask], tuple(places[one] for one in tokenizer.all_special_ids)
-    )
-
-
-def _neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> list[Tensor] | None:
-    """The neurons that pruning leaves in each of the student's layers; found once, for the student and its baseline."""
-    prune, layers = run.config.student.prune, job.student.shape.layers
-    if prune is None:
-        return None
-    if not run.store.has("pruning"):
-        criterion = Criterion(job.task)
-        collate = Collator(job.train, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)
-        drawn = np.random.default_rng(run.config.training.seed).permutation(len(job.train))[:_PRUNED_ON]
-        parts = np.array_split(drawn, max(1, len(drawn) // run.config.training.batch_size))
-        found = neuron_importance(
-            load(),
-            [collate(part) for part in parts],
-            lambda model, batch: criterion.hard(criterion.logits(model(**batch.inputs)), batch).value,
-        )
-        run.store.write_tensors("pruning", {"importance": found}, {})
-        run.event(
-            "student.pruned",
-            f"{prune.neurons:.0%} of the neurons go, the least important on {len(drawn):,} training texts; "
-            f"{job.student.shape.intermediate_size:,} stay in each layer",
-            neurons=job.student.shape.intermediate_size,
-        )
-        run.commit()
-    importance = run.store.read_tensors("pruning")[0]["importance"]
-    chosen = importance[list(layers)] if len(importance) == job.blueprint.layers else importance
-    return most_important(chosen, job.student.shape.intermediate_size)
 
 
 def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
@@ -330,70 +156,6 @@ def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:
     )
 
 
-def _phase(
-    run: Run,
-    job: Prepared,
-    name: str,
-    method: Method,
-    models: Models,
-    logits: Tensor | None,
-    epochs: int,
-    learning_rate: float,
-) -> Phase:
-    training = run.config.training
-    data = {"teacher": job.own, "baseline": job.labelled}.get(name, job.train)
-    return Phase(
-        name=name,
-        method=method,
-        task=job.task,
-        models=models,
-        train=data,
-        validation=job.validation,
-        teacher_logits=logits,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=training.batch_size,
-        gradient_accumulation=training.gradient_accumulation,
-        warmup_ratio=training.warmup_ratio,
-        weight_decay=training.weight_decay,
-        seed=training.seed,
-        loss=training.loss,
-        weighting=_weighting(run, name),
-        labelled=len(job.labelled) if name == "distilling" and job.card.unlabelled else None,
-    )
-
-
-def _weighting(run: Run, name: str) -> SampleWeighting | None:
-    """The baseline is the student's twin without a teacher: it gets the weights that take none, and no others."""
-    weighting = run.config.training.sample_weighting
-    if name == "teacher" or weighting is None:
-        return None
-    return weighting if name == "distilling" or not weighting.by_teacher else None
-
-
-def _asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:
-    """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
-    if name != "distilling":
-        return False
-    weighting = config.training.sample_weighting
-    return (
-        any(part.teacher_logits for part in config.method.parts())
-        or (weighting is not None and weighting.by_teacher)
-        or _hard_samples(config, job)
-    )
-
-
-def _keep(run: Run, name: str, model: PreTrainedModel) -> Weights:
-    """Make a finished model part of the state, in place of its training's."""
-    weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-    run.store.write_tensors(name, weights, {})
-    run.store.drop(f"{name}-training")
-    run.store.drop(f"{name}-best")
-    run.meter.finish(name)
-    run.commit()
-    return weights
-
-
 def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[str, Evaluation]:
     """Each model on the test split; what an earlier attempt finished is read, not measured again."""
     done: dict[str, Any] = run.facts.setdefault("evaluations", {})
@@ -401,55 +163,17 @@ def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[st
         if name in done:
             continue
         run.meter.begin(f"evaluate-{name}")
-        done[name] = evaluate_model(name, run.device.place(_build(job, name, weights)), job, run).as_json()
+        done[name] = evaluate_model(name, run.device.place(job.build(name, weights)), job, run).as_json()
         run.meter.finish(f"evaluate-{name}")
         run.commit()
     return {name: Evaluation(**done[name]) for name in models}
-
-
-def _measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) -> None:
-    """How hard each training and validation example is for the student; kept in the state, read by the export."""
-    if run.store.has("difficulty"):
-        return
-    run.meter.begin("difficulty")
-    student = run.device.place(_build(job, "student", weights["student"]))
-
-    def teacher() -> PreTrainedModel:
-        return run.device.place(_build(job, "teacher", weights["teacher"]))
-
-    splits = {
-        "train": (job.train, job.card.train, kept_logits(run)),
-        "validation": (job.validation, len(job.validation), None),
-    }
-    examples = sum(count for _, count, _ in splits.values())
-    tensors: dict[str, Tensor] = {}
-    for name, (data, count, logits) in splits.items():
-        columns = hard_samples.measure(
-            student,
-            teacher,
-            data,
-            count,
-            job.task,
-            run,
-            logits,
-            done=lambda more: run.meter.advance(more / examples, examples=more),
-        )
-        tensors |= {f"{name}.{column}": values for column, values in columns.items()}
-    run.store.write_tensors("difficulty", tensors, {})
-    run.store.drop("cache")
-    run.meter.finish("difficulty")
-    run.commit()
-
-
-def _build(job: Prepared, name: str, weights: Weights) -> PreTrainedModel:
-    return job.blueprint.build(job.blueprint.layers, weights) if name == "teacher" else job.student.build(weights)
 
 
 def _export(
     run: Run, job: Prepared, output: Path, weights: Mapping[str, Weights], evaluations: Mapping[str, Evaluation]
 ) -> DistillResult:
     run.meter.begin("exporting")
-    models = {name: _build(job, name, found) for name, found in weights.items()}
+    models = {name: job.build(name, found) for name, found in weights.items()}
     scorecard = export(run, job, output, models, evaluations)
     run.meter.finish("exporting")
     teacher = TeacherFacts(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.batches import Collator, Encoded, forward_batches
+from limbeck.cache import kept_logits
 from limbeck.difficulty import entropies, example_means, right_rows
 from limbeck.scorecard import HARD_SAMPLES, ClassAnswers, Difficulty, HardSample
 from limbeck.texts import Shown, shorten
@@ -24,6 +25,8 @@ from limbeck.texts import Shown, shorten
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from limbeck.phases import Weights
+    from limbeck.preparation import Prepared
     from limbeck.run import Run
     from limbeck.tasks.base import Task
 
@@ -197,3 +200,37 @@ def _rows(split: str, columns: Measured, texts: Sequence[Shown]) -> dict[str, An
         if name in numbers:
             table[name] = (numbers[name] == 1).numpy()
     return table
+
+
+def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) -> None:
+    """How hard each training and validation example is for the student; kept in the state, read by the export."""
+    if run.store.has("difficulty"):
+        return
+    run.meter.begin("difficulty")
+    student = run.device.place(job.build("student", weights["student"]))
+
+    def teacher() -> PreTrainedModel:
+        return run.device.place(job.build("teacher", weights["teacher"]))
+
+    splits = {
+        "train": (job.train, job.card.train, kept_logits(run)),
+        "validation": (job.validation, len(job.validation), None),
+    }
+    examples = sum(count for _, count, _ in splits.values())
+    tensors: dict[str, Tensor] = {}
+    for name, (data, count, logits) in splits.items():
+        columns = measure(
+            student,
+            teacher,
+            data,
+            count,
+            job.task,
+            run,
+            logits,
+            done=lambda more: run.meter.advance(more / examples, examples=more),
+        )
+        tensors |= {f"{name}.{column}": values for column, values in columns.items()}
+    run.store.write_tensors("difficulty", tensors, {})
+    run.store.drop("cache")
+    run.meter.finish("difficulty")
+    run.commit()

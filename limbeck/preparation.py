@@ -21,6 +21,7 @@ from limbeck.config import TASKS, FineTune
 from limbeck.device import installed
 from limbeck.errors import InvalidConfig, InvalidDataset, InvalidModel, Problem
 from limbeck.families import FAMILIES
+from limbeck.methods.base import SpecialTokens
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
 from limbeck.student_plan import StudentPlan
@@ -30,6 +31,8 @@ from limbeck.trimming import kept_ids, trimmed
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from limbeck.copies import Enlarged
     from limbeck.data import Corpus, Split
     from limbeck.sources import LocalModel, ModelFacts
@@ -67,6 +70,12 @@ class Prepared:
     def labelled(self) -> Encoded:
         """The training split without texts that have no label."""
         return self._first(self.card.train + self.card.copies)
+
+    def build(self, name: str, weights: dict[str, Tensor]) -> PreTrainedModel:
+        """The finished model of the phase ``name``: the teacher's shape, or the student's, which is the baseline's."""
+        if name == "teacher":
+            return self.blueprint.build(self.blueprint.layers, weights)
+        return self.student.build(weights)
 
     def _first(self, count: int) -> Encoded:
         return self.train if count == len(self.train) else self.train.take(np.arange(count))
@@ -387,3 +396,13 @@ def _weights_sha256(folder: Path) -> str:
 def below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
     """Those of one split, by the rest of their names."""
     return {name.removeprefix(f"{split}."): value for name, value in tensors.items() if name.startswith(f"{split}.")}
+
+
+def special_tokens(job: Prepared) -> SpecialTokens:
+    """The tokenizer's special ids in the compact vocabulary, which keeps them all."""
+    tokenizer = load_tokenizer(job.blueprint.folder, job.blueprint.config)
+    places = {int(full): place for place, full in enumerate(job.blueprint.vocabulary.kept)}
+    mask = tokenizer.mask_token_id
+    return SpecialTokens(
+        None if mask is None else places[mask], tuple(places[one] for one in tokenizer.all_special_ids)
+    )

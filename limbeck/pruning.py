@@ -10,15 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.batches import Collator
+from limbeck.criterion import Criterion
 from limbeck.families import family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
+    from limbeck.preparation import Prepared
+    from limbeck.run import Run
+
+#: Training texts on which the importance of neurons is measured.
+_PRUNED_ON = 512
 
 
 def neuron_importance(
@@ -72,3 +80,31 @@ def most_important(importance: Tensor, count: int) -> list[Tensor]:
     """For each layer the places of its ``count`` most important neurons, rising; equal ones by their place."""
     order = torch.sort(importance, dim=1, descending=True, stable=True).indices
     return [row[:count].sort().values for row in order]
+
+
+def kept_neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> list[Tensor] | None:
+    """The neurons that pruning leaves in each of the student's layers; found once, for the student and its baseline."""
+    prune, layers = run.config.student.prune, job.student.shape.layers
+    if prune is None:
+        return None
+    if not run.store.has("pruning"):
+        criterion = Criterion(job.task)
+        collate = Collator(job.train, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)
+        drawn = np.random.default_rng(run.config.training.seed).permutation(len(job.train))[:_PRUNED_ON]
+        parts = np.array_split(drawn, max(1, len(drawn) // run.config.training.batch_size))
+        found = neuron_importance(
+            load(),
+            [collate(part) for part in parts],
+            lambda model, batch: criterion.hard(criterion.logits(model(**batch.inputs)), batch).value,
+        )
+        run.store.write_tensors("pruning", {"importance": found}, {})
+        run.event(
+            "student.pruned",
+            f"{prune.neurons:.0%} of the neurons go, the least important on {len(drawn):,} training texts; "
+            f"{job.student.shape.intermediate_size:,} stay in each layer",
+            neurons=job.student.shape.intermediate_size,
+        )
+        run.commit()
+    importance = run.store.read_tensors("pruning")[0]["importance"]
+    chosen = importance[list(layers)] if len(importance) == job.blueprint.layers else importance
+    return most_important(chosen, job.student.shape.intermediate_size)

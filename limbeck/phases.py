@@ -1,0 +1,147 @@
+"""What the phases of a distillation share: what each costs, how one is trained, and where its weights go.
+
+The phases themselves: ``limbeck/teaching.py``, and ``limbeck/engine.py`` for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from limbeck.batches import Encoded
+from limbeck.callbacks import Stage
+from limbeck.config import DistillConfig
+from limbeck.loop import Phase
+from limbeck.methods.base import Method, Models
+from limbeck.preparation import Prepared
+from limbeck.progress import TRAINING, Item, forward_work
+from limbeck.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from limbeck.weighting import SampleWeighting
+
+Weights = dict[str, Tensor]
+
+#: Seconds that timing a model, and writing a form of the student, take on a small machine; for the estimate only.
+_TIMING_SECONDS = 3.0
+_EXPORT_SECONDS = 10.0
+
+
+def measures_hard_samples(config: DistillConfig, job: Prepared) -> bool:
+    """Whether they are measured; only tasks with one label for an example have them so far."""
+    return config.evaluation.hard_samples and job.task.type == "sequence_classification"
+
+
+def wants_baseline(config: DistillConfig) -> bool:
+    return config.evaluation.baseline and config.method.uses_teacher
+
+
+def plan(run: Run, job: Prepared) -> None:
+    """Count the work of every phase, for the progress."""
+    training, tune = run.config.training, job.finetune
+
+    def once(config: Any, data: Encoded) -> float:
+        return forward_work(config, int(config.num_hidden_layers), data.lengths)
+
+    def learn(config: Any, data: Encoded, epochs: int) -> float:
+        return epochs * (once(config, data) * TRAINING + once(config, job.validation))
+
+    deep, shallow = job.blueprint.config, job.student.config()
+    items = {
+        "teacher": Item(
+            Stage.TEACHER,
+            learn(deep, job.own, tune.epochs) if tune else once(deep, job.validation),
+        ),
+        "distilling": Item(Stage.DISTILLING, learn(shallow, job.train, training.epochs)),
+        "evaluate-teacher": Item(Stage.EVALUATING, once(deep, job.test)),
+        "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
+        "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
+    }
+    if asks_teacher(run.config, job, "distilling"):
+        items["cache"] = Item(Stage.DISTILLING, once(deep, job.train))
+    if measures_hard_samples(run.config, job):
+        answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, job.validation)
+        items["difficulty"] = Item(Stage.EVALUATING, answered)
+    if wants_baseline(run.config):
+        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, epochs_of(run.config, job, "baseline")))
+        items["evaluate-baseline"] = Item(Stage.EVALUATING, once(shallow, job.test))
+    trainings = [(job.train, training.epochs)]
+    trainings += [(job.own, tune.epochs)] if tune else []
+    trainings += [(job.labelled, epochs_of(run.config, job, "baseline"))] if wants_baseline(run.config) else []
+    steps = sum(math.ceil(len(data) / training.batch_size) * epochs for data, epochs in trainings)
+    run.meter.plan(items, steps)
+
+
+def epochs_of(config: DistillConfig, job: Prepared, name: str) -> int:
+    """Of a phase. The baseline cannot learn from texts without labels: it gets as many steps from the others."""
+    if name != "baseline":
+        return config.training.epochs
+    return round(config.training.epochs * len(job.train) / len(job.labelled))
+
+
+def phase_of(
+    run: Run,
+    job: Prepared,
+    name: str,
+    method: Method,
+    models: Models,
+    logits: Tensor | None,
+    epochs: int,
+    learning_rate: float,
+) -> Phase:
+    training = run.config.training
+    data = {"teacher": job.own, "baseline": job.labelled}.get(name, job.train)
+    return Phase(
+        name=name,
+        method=method,
+        task=job.task,
+        models=models,
+        train=data,
+        validation=job.validation,
+        teacher_logits=logits,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=training.batch_size,
+        gradient_accumulation=training.gradient_accumulation,
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        seed=training.seed,
+        loss=training.loss,
+        weighting=_weighting(run, name),
+        labelled=len(job.labelled) if name == "distilling" and job.card.unlabelled else None,
+    )
+
+
+def _weighting(run: Run, name: str) -> SampleWeighting | None:
+    """The baseline is the student's twin without a teacher: it gets the weights that take none, and no others."""
+    weighting = run.config.training.sample_weighting
+    if name == "teacher" or weighting is None:
+        return None
+    return weighting if name == "distilling" or not weighting.by_teacher else None
+
+
+def asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:
+    """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
+    if name != "distilling":
+        return False
+    weighting = config.training.sample_weighting
+    return (
+        any(part.teacher_logits for part in config.method.parts())
+        or (weighting is not None and weighting.by_teacher)
+        or measures_hard_samples(config, job)
+    )
+
+
+def keep(run: Run, name: str, model: PreTrainedModel) -> Weights:
+    """Make a finished model part of the state, in place of its training's."""
+    weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+    run.store.write_tensors(name, weights, {})
+    run.store.drop(f"{name}-training")
+    run.store.drop(f"{name}-best")
+    run.meter.finish(name)
+    run.commit()
+    return weights
