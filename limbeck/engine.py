@@ -22,24 +22,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from limbeck import evaluate
-from limbeck.cache import cache_key, teacher_logits
 from limbeck.callbacks import Callbacks
 from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig
-from limbeck.device import seed_everything
 from limbeck.errors import Interrupted, OutOfMemory
 from limbeck.hard_samples import measure_difficulty
 from limbeck.loop import Fitted, train
-from limbeck.methods.base import Method, Models
+from limbeck.methods.base import Method
 from limbeck.methods.none import FineTuning
 from limbeck.outcome import Evaluation, evaluate_model, export
-from limbeck.phases import Weights, asks_teacher, epochs_of, keep, measures_hard_samples, phase_of, plan, wants_baseline
-from limbeck.preparation import Prepared, prepare, special_tokens
-from limbeck.pruning import kept_neurons
+from limbeck.phases import (
+    Weights,
+    answers_of,
+    epochs_of,
+    keep,
+    measures_hard_samples,
+    models_of,
+    phase_of,
+    plan,
+    teacher_of,
+    wants_baseline,
+)
+from limbeck.preparation import Prepared, prepare
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES, Scorecard
-from limbeck.students import renew_head
 from limbeck.teaching import TeacherFacts, ready_teacher
+from limbeck.trials import planned, settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,9 +94,10 @@ def distill(
         run = Run(config, workdir, callbacks or Callbacks(), checkpoint_seconds)
         try:
             job = prepare(run, sources, expected)
-            plan(run, job)
+            plan(run, job, *planned(run, job))
             teacher = ready_teacher(run, job)
-            models = {"teacher": teacher, "student": _student(run, job, "distilling", config.method, teacher)}
+            job, method = settle(run, job, teacher)
+            models = {"teacher": teacher, "student": _student(run, job, "distilling", method, teacher)}
             if wants_baseline(config):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
             evaluations = _evaluate(run, job, models)
@@ -105,19 +114,11 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
     if run.store.has(name):
         return run.store.read_tensors(name)[0]
 
-    def load() -> PreTrainedModel:
-        model = job.blueprint.build(job.blueprint.layers, teacher)
-        model.train(False).requires_grad_(False)
-        return run.device.place(model)
-
-    logits = None
-    if asks_teacher(run.config, job, name):
-        key = cache_key(run, job.teacher_sha256, job.card.sha256)
-        logits = teacher_logits(load, job.train, job.task, key, job.task.outputs(job.card.labels), run)
-    student = run.device.place(job.student.start(_start(run, job, teacher), kept_neurons(run, job, load)))
-    models = Models(student, load, job.layers, lambda: special_tokens(job), run.config.training.seed)
+    load = teacher_of(run, job, teacher)
+    logits = answers_of(run, job, load) if name == "distilling" else None
+    models = models_of(run, job, teacher, load)
     if name == "distilling":
-        _say_remarks(run, job, student)
+        _say_remarks(run, job, models.student)
     epochs, rate = epochs_of(run.config, job, name), run.config.training.learning_rate
     fitted = train(phase_of(run, job, name, method, models, logits, epochs, rate), run)
     _say_trained(run, job, name, fitted)
@@ -131,19 +132,6 @@ def _say_remarks(run: Run, job: Prepared, student: PreTrainedModel) -> None:
     for remark in run.config.method.remarks(**types):
         run.event("method.adapted", remark, method=run.config.method.type, **types)
     run.facts["remarks_said"] = True
-
-
-def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
-    """The weights that student and baseline are cut from: the teacher's, or those from before the job fine-tuned it."""
-    if not run.config.method.before_finetuning:
-        return teacher
-    # Another head than the teacher began with: its own training would else be repeated as the baseline.
-    seed_everything((run.config.training.seed + 1) % 2**32)
-    if job.finetune:
-        return dict(job.blueprint.load_teacher(keep_head=job.keep_head).state_dict())
-    model = job.blueprint.build(job.blueprint.layers, teacher)
-    renew_head(model)
-    return dict(model.state_dict())
 
 
 def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:

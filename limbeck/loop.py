@@ -263,9 +263,10 @@ def _validate(objective: Objective, phase: Phase, position: Position, run: Run) 
     position.history.append({"step": position.step, name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
     epoch = math.ceil(position.step / phase.steps_per_epoch)
+    title = _TITLES.get(phase.name, "Trial")
     run.event(
         "epoch.finished",
-        f"{_TITLES[phase.name]}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
+        f"{title}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
         phase=phase.name,
         epoch=epoch,
         **{name: score},

@@ -6,18 +6,23 @@ The phases themselves: ``limbeck/teaching.py``, and ``limbeck/engine.py`` for th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from limbeck.batches import Encoded
+from limbeck.cache import cache_key, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
+from limbeck.device import seed_everything
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
-from limbeck.preparation import Prepared
+from limbeck.preparation import Prepared, special_tokens
 from limbeck.progress import TRAINING, Item, forward_work
+from limbeck.pruning import kept_neurons
 from limbeck.run import Run
+from limbeck.students import renew_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     from limbeck.weighting import SampleWeighting
 
 Weights = dict[str, Tensor]
+#: Prefix of the names of phases that try something out (``limbeck/trials.py``).
+TRIAL = "trial"
 
 #: Seconds that timing a model, and writing a form of the student, take on a small machine; for the estimate only.
 _TIMING_SECONDS = 3.0
@@ -40,7 +47,7 @@ def wants_baseline(config: DistillConfig) -> bool:
     return config.evaluation.baseline and config.method.uses_teacher
 
 
-def plan(run: Run, job: Prepared) -> None:
+def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) -> None:
     """Count the work of every phase, for the progress."""
     training, tune = run.config.training, job.finetune
 
@@ -52,6 +59,7 @@ def plan(run: Run, job: Prepared) -> None:
 
     deep, shallow = job.blueprint.config, job.student.config()
     items = {
+        **trials,
         "teacher": Item(
             Stage.TEACHER,
             learn(deep, job.own, tune.epochs) if tune else once(deep, job.validation),
@@ -72,7 +80,7 @@ def plan(run: Run, job: Prepared) -> None:
     trainings = [(job.train, training.epochs)]
     trainings += [(job.own, tune.epochs)] if tune else []
     trainings += [(job.labelled, epochs_of(run.config, job, "baseline"))] if wants_baseline(run.config) else []
-    steps = sum(math.ceil(len(data) / training.batch_size) * epochs for data, epochs in trainings)
+    steps = trial_steps + sum(math.ceil(len(data) / training.batch_size) * epochs for data, epochs in trainings)
     run.meter.plan(items, steps)
 
 
@@ -116,12 +124,50 @@ def phase_of(
     )
 
 
+def teacher_of(run: Run, job: Prepared, weights: Weights) -> Callable[[], PreTrainedModel]:
+    """Loads the teacher, frozen and in ``eval()``."""
+
+    def load() -> PreTrainedModel:
+        model = job.blueprint.build(job.blueprint.layers, weights)
+        model.train(False).requires_grad_(False)
+        return run.device.place(model)
+
+    return load
+
+
+def answers_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> Tensor | None:
+    """The teacher's answers to the training split, where something asks for them: from the state, or computed."""
+    if not asks_teacher(run.config, job, "distilling"):
+        return None
+    key = cache_key(run, job.teacher_sha256, job.card.sha256)
+    return teacher_logits(load, job.train, job.task, key, job.task.outputs(job.card.labels), run)
+
+
+def models_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Models:
+    """The student at step 0, and what it learns from."""
+    student = run.device.place(job.student.start(_start(run, job, teacher), kept_neurons(run, job, load)))
+    return Models(student, load, job.layers, lambda: special_tokens(job), run.config.training.seed)
+
+
+def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
+    """The weights that student and baseline are cut from: the teacher's, or those from before the job fine-tuned it."""
+    if not run.config.method.before_finetuning:
+        return teacher
+    # Another head than the teacher began with: its own training would else be repeated as the baseline.
+    seed_everything((run.config.training.seed + 1) % 2**32)
+    if job.finetune:
+        return dict(job.blueprint.load_teacher(keep_head=job.keep_head).state_dict())
+    model = job.blueprint.build(job.blueprint.layers, teacher)
+    renew_head(model)
+    return dict(model.state_dict())
+
+
 def _weighting(run: Run, name: str) -> SampleWeighting | None:
     """The baseline is the student's twin without a teacher: it gets the weights that take none, and no others."""
     weighting = run.config.training.sample_weighting
     if name == "teacher" or weighting is None:
         return None
-    return weighting if name == "distilling" or not weighting.by_teacher else None
+    return weighting if name != "baseline" or not weighting.by_teacher else None
 
 
 def asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:

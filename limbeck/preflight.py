@@ -9,6 +9,7 @@ from limbeck.config import TASKS, DistillConfig
 from limbeck.data.cells import NUMBER
 from limbeck.errors import Problem
 from limbeck.families import FAMILIES
+from limbeck.methods.base import Method
 from limbeck.sources import ModelFacts
 from limbeck.tasks.base import Task
 
@@ -74,6 +75,11 @@ def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str]
         yield from augmentation.problems(
             at=f"/training/augmentation/{index}", task=task.type, reads_logits=reads_logits, method=method.type
         )
+
+
+def serves(method: Method, task: Task, offered: frozenset[str]) -> bool:
+    """Whether a method serves the task, and a student that offers so much of ``limbeck.shapes.OFFERS``."""
+    return (method.tasks is None or task.type in method.tasks) and method.needs <= offered
 
 
 def _served(config: DistillConfig, task: Task | None) -> Iterator[Problem]:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from limbeck.methods.base import Method, Models, Objective, Part, Term
-from limbeck.methods.kd import TeacherAndLabels
+from limbeck.methods.kd import KnowledgeDistillation, TeacherAndLabels
 from limbeck.methods.minilm import Relations, both
+from limbeck.methods.none import FineTuning
+from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import HiddenStates
 
 if TYPE_CHECKING:
@@ -22,13 +24,26 @@ class Auto(Method):
 
     Where a family's attention is not in its projections (ModernBERT) the hidden states are matched alone; a student
     without layers (BiLSTM, BiGRU) learns the answers from the first step on.
+
+    Where the user does not say from which of the teacher's layers the student starts, a trial on a sixteenth of the
+    steps chooses between evenly spread ones and the first ones; a training of fewer than 320 steps has none.
     """
 
     paper: ClassVar[str | None] = (
         "Limbeck's own choice, of MiniLMv2 (arXiv:2012.15828), TinyBERT (arXiv:1909.10351) and kd"
     )
 
+    starts: ClassVar[tuple[str, ...]] = ("uniform", "first")
+
     type: Literal["auto"] = "auto"
+    race: bool = False
+    """Try this method, ``kd``, additive ``theseus`` and plain fine-tuning (``none``) on an eighth of the steps each,
+    the better two on a quarter, and let the best train the student. That costs about as much as the training itself."""
+
+    def rivals(self) -> tuple[Method, ...]:
+        if not self.race:
+            return ()
+        return KnowledgeDistillation(temperature=4.0, alpha=0.9), Theseus(replacing="additive"), FineTuning()
 
     def remarks(self, *, teacher: str, student: str) -> Iterable[str]:
         from limbeck.families import FAMILIES

@@ -141,7 +141,15 @@ class Method(Spec, ABC):
     #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
 
+    #: The starts (``student.init``) of which a short trial chooses one where the user names none; the first unless
+    #: another proves better.
+    starts: ClassVar[tuple[str, ...]] = ()
+
     type: Any
+
+    def rivals(self) -> tuple[Method, ...]:
+        """The methods that this one is raced against before the student is trained; the best of all trains it."""
+        return ()
 
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
         """What forbids this method for such a teacher and data set; pointers start at ``/method``."""

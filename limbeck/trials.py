@@ -1,0 +1,174 @@
+"""What is not settled beforehand: from which of the teacher's layers the student starts, and by which method it learns.
+
+Each candidate is trained for a short while on the same examples, drawn by the seed, and validation decides; of several
+methods the better half goes on to twice as many examples (successive halving; Jamieson and Talwalkar 2016,
+arXiv:1502.07943), until one is left. What was found counts for the student and for its baseline alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limbeck import evaluate, shapes
+from limbeck.callbacks import Stage
+from limbeck.loop import train
+from limbeck.phases import TRIAL, Weights, answers_of, models_of, phase_of, teacher_of
+from limbeck.preflight import serves
+from limbeck.progress import TRAINING, Item, forward_work
+from limbeck.student_plan import StudentPlan
+from limbeck.students import config_facts_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from limbeck.methods.base import Method
+    from limbeck.preparation import Prepared
+    from limbeck.run import Run
+
+#: Of the student's training, what one trial of a start takes, and what a method's takes in the first round.
+_START_SHARE = 1 / 16
+_METHOD_SHARE = 1 / 8
+#: A trial of fewer steps than this says nothing: the first candidate is taken.
+_FEWEST_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    label: str
+    job: Prepared
+    method: Method
+
+
+def planned(run: Run, job: Prepared) -> tuple[dict[str, Item], int]:
+    """The trials' items of the plan, and their steps together."""
+    starts, rivals = _starts(run, job), _rivals(run, job)
+    sizes = [_examples(run, job, _START_SHARE)] * (len(starts) if len(starts) > 1 else 0)
+    rounds, share = len(rivals) if len(rivals) > 1 else 0, _METHOD_SHARE
+    while rounds > 1:
+        sizes += [_examples(run, job, share)] * rounds
+        rounds, share = (rounds + 1) // 2, share * 2
+    config, texts = job.student.config(), len(job.train)
+    whole = forward_work(config, int(config.num_hidden_layers), job.train.lengths)
+    check = forward_work(config, int(config.num_hidden_layers), job.validation.lengths)
+    items = {
+        _name(number): Item(Stage.DISTILLING, whole * size / texts * TRAINING + check)
+        for number, size in enumerate(sizes, start=1)
+    }
+    return items, sum(-(-size // run.config.training.batch_size) for size in sizes)
+
+
+def settle(run: Run, job: Prepared, teacher: Weights) -> tuple[Prepared, Method]:
+    """The job with its student's start, and the method that trains it."""
+    method = run.config.method
+    starts = [_Candidate(f"start {init!r}", _starting(run, job, init), method) for init in _starts(run, job)]
+    chosen = _decide(run, starts, teacher, _START_SHARE) if len(starts) > 1 else _Candidate("", job, method)
+    rivals = [_Candidate(f"method {one.type!r}", chosen.job, one) for one in _rivals(run, job)]
+    if len(rivals) > 1:
+        chosen = _decide(run, rivals, teacher, _METHOD_SHARE)
+    if starts or rivals:
+        run.provenance(student_layers=list(chosen.job.layers), method=chosen.method.type)
+    return chosen.job, chosen.method
+
+
+def _decide(run: Run, candidates: list[_Candidate], teacher: Weights, share: float) -> _Candidate:
+    """The best of these; of equal ones the first."""
+    while len(candidates) > 1:
+        scores = [_score(run, one, teacher, share) for one in candidates]
+        order = sorted(range(len(candidates)), key=lambda place: -scores[place])  # stable
+        metric = candidates[0].job.task.main_metric
+        shown = ", ".join(f"{candidates[place].label} {evaluate.shown(metric, scores[place])}" for place in order)
+        examples, key = _examples(run, candidates[0].job, share), f"{candidates[0].label} at {share}"
+        if key not in (told := run.facts.setdefault("trials_told", [])):
+            run.event(
+                "trials.compared",
+                f"After {examples:,} training examples, on validation: {shown}",
+                examples=examples,
+                scores={candidates[place].label: scores[place] for place in order},
+            )
+            told.append(key)
+        candidates = [candidates[place] for place in order[: len(candidates) // 2]]
+        share *= 2
+    return candidates[0]
+
+
+def _score(run: Run, candidate: _Candidate, teacher: Weights, share: float) -> float:
+    """The main metric on validation after a short training; what an earlier attempt found is not done again."""
+    found: dict[str, float] = run.facts.setdefault("trials", {})
+    key = f"{candidate.label} at {share}"
+    if key in found:
+        return found[key]
+    name = _name(len(found) + 1)
+    job, training = candidate.job, run.config.training
+    load = teacher_of(run, job, teacher)
+    answers = answers_of(run, job, load)
+    drawn = np.random.default_rng(training.seed).permutation(job.card.train)[: _examples(run, job, share)]
+    rows = np.sort(drawn)
+    phase = phase_of(
+        run,
+        job,
+        name,
+        candidate.method,
+        models_of(run, job, teacher, load),
+        _of(answers, job, rows),
+        1,
+        training.learning_rate,
+    )
+    fitted = train(replace(phase, train=job.train.take(rows), labelled=None), run)
+    for role in (f"{name}-training", f"{name}-best"):
+        run.store.drop(role)
+    found[key] = fitted.score
+    run.commit()
+    return fitted.score
+
+
+def _of(answers: Tensor | None, job: Prepared, examples: np.ndarray) -> Tensor | None:
+    """The teacher's answers to these examples."""
+    if answers is None:
+        return None
+    rows = job.train.rows_of(examples)
+    return answers[job.train.tokens_of(rows) if job.train.per_token else rows]
+
+
+def _starts(run: Run, job: Prepared) -> tuple[str, ...]:
+    """The starts to try: those that the method names, where the user has left it open and they differ."""
+    student, wanted = run.config.student, run.config.method.starts
+    settled = student.init is not None or student.source is not None or student.recurrent or student.start == "random"
+    if settled or isinstance(student.layers, tuple) or _examples(run, job, _START_SHARE) == 0:
+        return ()
+    by_layers = {_starting(run, job, init).layers: init for init in reversed(wanted)}
+    return tuple(init for init in wanted if init in by_layers.values())
+
+
+def _starting(run: Run, job: Prepared, init: str) -> Prepared:
+    options = run.config.student.model_copy(update={"init": init})
+    plan = StudentPlan.of(options, job.blueprint, seed=run.config.training.seed)
+    return replace(job, student=plan, layers=plan.matched)
+
+
+def _rivals(run: Run, job: Prepared) -> tuple[Method, ...]:
+    """The method itself, then those that it is raced against and that can serve this student."""
+    method = run.config.method
+    if not method.rivals() or _examples(run, job, _METHOD_SHARE) == 0:
+        return ()
+    offered = shapes.offers(run.config.student, config_facts_of(job.blueprint.config))
+    facts = {
+        "classes": job.task.outputs(job.card.labels),
+        "teacher_layers": job.blueprint.layers,
+        "student_layers": job.student.shape.depth,
+    }
+    able = [one for one in method.rivals() if serves(one, job.task, offered) and not [*one.problems(**facts)]]
+    return (method, *able)
+
+
+def _examples(run: Run, job: Prepared, share: float) -> int:
+    """Of a trial; 0 where it would be too short to say anything."""
+    training = run.config.training
+    wanted = min(job.card.train, round(job.card.train * training.epochs * share))
+    return wanted if wanted >= _FEWEST_STEPS * training.batch_size else 0
+
+
+def _name(number: int) -> str:
+    return f"{TRIAL}-{number}"
