@@ -32,7 +32,7 @@ HEAD = (
     "steps repeated",
     "seconds repeated",
     "interval, s",
-    "over an interval",
+    "over 95 % of the intervals",
     "orphans",
     "minutes",
 )
@@ -133,7 +133,8 @@ def _repeated(found: Mapping[str, Any]) -> list[str]:
     return [
         f"{sum(steps)}; at most {max(steps, default=0)}",
         f"{sum(seconds):.1f}; at most {max(seconds, default=0.0):.1f}, with the database there {worked:.1f}",
-        f"{intervals['median_seconds'] or 0.0:.1f}; 95 % below {intervals['most_seconds']:.1f}",
+        f"{intervals['median_seconds'] or 0.0:.1f}; 95 % below {intervals['most_seconds']:.1f}; "
+        f"longest {intervals['longest_seconds'] or 0.0:.1f}",
         str(found["over_an_interval"]),
     ]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -67,6 +68,19 @@ def keep_ledger(database: Database) -> None:
             connection.exec_driver_sql(statement)
 
 
+@dataclass(frozen=True, slots=True)
+class Together:
+    """A time in which two processes trained one job, in seconds since 1970."""
+
+    begin: float
+    end: float
+    workers: frozenset[int]  #: the process ids of the workers that had started them
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+
 class Watch:
     """Looks at the processes of the machine: is one job trained by two of them at the same time?"""
 
@@ -74,9 +88,8 @@ class Watch:
         self._scratch = scratch
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._since: dict[str, float] = {}
-        #: Job to the longest time, in seconds, for which two processes trained it at once.
-        self.together: dict[str, float] = {}
+        self._now: dict[str, Together] = {}
+        self._over: list[tuple[str, Together]] = []
 
     def start(self) -> None:
         self._thread.start()
@@ -87,24 +100,36 @@ class Watch:
 
     def _run(self) -> None:
         while not self._closing.wait(_LOOK_SECONDS):
-            now = time.monotonic()
-            twice = {job for job, count in Counter(self._training()).items() if count > 1}
-            self._since = {job: self._since.get(job, now) for job in twice}
-            for job, since in self._since.items():
-                self.together[job] = max(self.together.get(job, 0.0), now - since)
+            now = time.time()
+            seen: defaultdict[str, list[int]] = defaultdict(list)
+            for job, worker in self._training():
+                seen[job].append(worker)
+            twice = {job: frozenset(workers) for job, workers in seen.items() if len(workers) > 1}
+            self._over += [(job, span) for job, span in self._now.items() if job not in twice]
+            self._now = {
+                job: Together(known.begin, now, known.workers | workers)
+                for job, workers in twice.items()
+                for known in (self._now.get(job, Together(now, now, workers)),)
+            }
 
-    def _training(self) -> Iterable[str]:
+    @property
+    def together(self) -> list[tuple[str, Together]]:
+        """Each job that two processes trained at once, and when."""
+        return [*self._over, *self._now.items()]
+
+    def _training(self) -> Iterable[tuple[str, int]]:
+        """Of every process that trains, its job and the worker that started it."""
         for process in psutil.process_iter():
             if is_trainer(process):
                 try:
                     words = process.cmdline()
-                    running = process.status() != psutil.STATUS_STOPPED
+                    running, worker = process.status() != psutil.STATUS_STOPPED, process.ppid()
                 except psutil.Error:
                     continue
                 for word in words:
                     # …/scratch/{job}-{fence}/work
                     if running and word.startswith(str(self._scratch)):
-                        yield Path(word).parent.name.rpartition("-")[0]
+                        yield Path(word).parent.name.rpartition("-")[0], worker
 
 
 class Ghost:

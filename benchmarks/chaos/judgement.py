@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
 
+from benchmarks.chaos.evidence import Together
 from benchmarks.chaos.faults import Outage
 from benchmarks.chaos.repeats import Cost, Mark, exposures, repeated
 from models.attempt import Attempt
@@ -19,6 +20,7 @@ from models.job import Job, JobStatus
 from models.model import Model, ModelFile, ModelKind
 
 #: Two processes may train one job for so long when the database's clock jumps: a worker looks at its row once a second.
+#: Where it cannot look just then, the time until it can is not counted: its trainer ends with the lease at the latest.
 MAY_OVERLAP_SECONDS = 3.0
 _ENDED = "('succeeded', 'failed', 'cancelled')"
 
@@ -54,13 +56,16 @@ class Judgement:
 
 
 def judge(
-    database: Database, accepted: Mapping[str, str], together: Mapping[str, float], outages: Sequence[Outage]
+    database: Database,
+    accepted: Mapping[str, str],
+    together: Sequence[tuple[str, Together]],
+    outages: Sequence[Outage],
 ) -> Judgement:
     """Read everything.
 
     Args:
         accepted: idempotency key to job id, of the submits that the API answered with 202.
-        together: job to seconds for which two processes trained it at once.
+        together: jobs that two processes trained at once, and when.
         outages: when no checkpoint could be committed.
     """
     with database.reading() as session:
@@ -71,8 +76,8 @@ def judge(
         without_files = set(session.scalars(select(Model.job_id).where(bare)))
         twice = _signs_of_two_runs(session, students)
         again, between = _costs(attempts, _tracks(session), outages)
-    for job_id, seconds in together.items():
-        if seconds > MAY_OVERLAP_SECONDS:
+    for job_id, span in together:
+        if (seconds := unexcused(span, outages)) > MAY_OVERLAP_SECONDS:
             twice[job_id].append(f"two processes trained it at once for {seconds:.1f} s")
     for job_id, count in Counter(accepted.values()).items():
         if count > 1:
@@ -88,6 +93,12 @@ def judge(
         repeated=again,
         intervals=between,
     )
+
+
+def unexcused(span: Together, outages: Sequence[Outage]) -> float:
+    """Seconds of the span in which none of its workers stood still and all could ask the database whose job it is."""
+    unable = (outage.overlap(span.begin, span.end, worker) for outage in outages for worker in span.workers)
+    return span.seconds - max(unable, default=0.0)
 
 
 def _lost(jobs: Mapping[str, Job], accepted: Mapping[str, str], with_student: Set[str]) -> dict[str, str]:

@@ -183,7 +183,7 @@ class _Run:
             refused_in_logs=logs.count(_REFUSAL),
             refused_probes=self._ghost.refused,
             accepted_probes=self._ghost.accepted,
-            together_seconds=max(self._watch.together.values(), default=0.0),
+            together_seconds=max((span.seconds for _, span in self._watch.together), default=0.0),
             orphans=self._faults.orphans + len(left),
             dropped_bells=self._faults.dropped,
             repeated_submits=self._submitter.repeated,

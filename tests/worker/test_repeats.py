@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.chaos.evidence import Together
 from benchmarks.chaos.faults import Outage
-from benchmarks.chaos.judgement import Judgement
+from benchmarks.chaos.judgement import Judgement, unexcused
 from benchmarks.chaos.repeats import NOTHING, Cost, Mark, exposures, repeated
 
 
@@ -87,3 +88,13 @@ def test_one_slow_checkpoint_does_not_excuse_what_was_repeated() -> None:
     )
     assert judged.interval_seconds == 1.19
     assert judged.over_an_interval == [Cost(300, 3.0, 0.0)]
+
+
+def test_a_worker_that_cannot_look_is_excused_for_as_long_and_no_longer() -> None:
+    """Guards both ways: a jump of the clock that meets a worker that stands still is no second run, and a fault
+    somewhere else excuses nothing."""
+    span = Together(10.0, 16.0, frozenset({7, 8}))
+    assert unexcused(span, []) == 6.0
+    assert unexcused(span, [Outage(9.0, 14.0, pid=7)]) == 2.0
+    assert unexcused(span, [Outage(9.0, 14.0, pid=99)]) == 6.0
+    assert unexcused(span, [Outage(12.0, 13.0)]) == 5.0  # the database, for all workers
