@@ -36,7 +36,6 @@ from limbeck.phases import (
     answers_of,
     epochs_of,
     keep,
-    measures_hard_samples,
     models_of,
     phase_of,
     plan,
@@ -101,7 +100,7 @@ def distill(
             if wants_baseline(config):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
             evaluations = _evaluate(run, job, models)
-            if measures_hard_samples(config, job):
+            if config.evaluation.hard_samples:
                 measure_difficulty(run, job, models)
             return _export(run, job, workdir / "output", models, evaluations)
         except Interrupted:

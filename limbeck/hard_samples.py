@@ -65,7 +65,8 @@ def measure(
     collate = Collator(data, student.config.pad_token_id or 0, run.device.torch, logits)
     answering = teacher().train(False) if logits is None else None
     found: Measured = {}
-    for rows in forward_batches(data.lengths[:examples]):
+    count = examples if data.owners is None else int((data.owners < examples).sum())
+    for rows in forward_batches(data.lengths[:count]):
         run.poll()
         batch = collate(rows)
         with run.device.autocast():
@@ -74,9 +75,12 @@ def measure(
         assert given is not None
         owners = task.owners(batch)
         for name, values in _columns(task, own, task.rows(given, batch), task.targets(batch)).items():
-            column = found.setdefault(name, torch.zeros(examples))
+            column = found.setdefault(name, torch.zeros(count))
             column[torch.from_numpy(rows)] = example_means(values, owners, len(rows)).cpu()
         done(len(rows))
+    if data.owners is not None:
+        owners = torch.from_numpy(data.owners[:count])
+        found = {name: example_means(column, owners, examples) for name, column in found.items()}
     for name in ("student_right", "teacher_right"):
         if name in found:
             found[name] = (found[name] == 1).float()
@@ -214,7 +218,7 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
 
     splits = {
         "train": (job.train, job.card.train, kept_logits(run)),
-        "validation": (job.validation, len(job.validation), None),
+        "validation": (job.validation, job.validation.examples, None),
     }
     examples = sum(count for _, count, _ in splits.values())
     tensors: dict[str, Tensor] = {}

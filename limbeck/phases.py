@@ -38,11 +38,6 @@ _TIMING_SECONDS = 3.0
 _EXPORT_SECONDS = 10.0
 
 
-def measures_hard_samples(config: DistillConfig, job: Prepared) -> bool:
-    """Whether they are measured; only tasks with one label for an example have them so far."""
-    return config.evaluation.hard_samples and job.task.type == "sequence_classification"
-
-
 def wants_baseline(config: DistillConfig) -> bool:
     return config.evaluation.baseline and config.method.uses_teacher
 
@@ -69,9 +64,9 @@ def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) 
         "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
-    if asks_teacher(run.config, job, "distilling"):
+    if asks_teacher(run.config, "distilling"):
         items["cache"] = Item(Stage.DISTILLING, once(deep, job.train))
-    if measures_hard_samples(run.config, job):
+    if run.config.evaluation.hard_samples:
         answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, job.validation)
         items["difficulty"] = Item(Stage.EVALUATING, answered)
     if wants_baseline(run.config):
@@ -137,7 +132,7 @@ def teacher_of(run: Run, job: Prepared, weights: Weights) -> Callable[[], PreTra
 
 def answers_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> Tensor | None:
     """The teacher's answers to the training split, where something asks for them: from the state, or computed."""
-    if not asks_teacher(run.config, job, "distilling"):
+    if not asks_teacher(run.config, "distilling"):
         return None
     key = cache_key(run, job.teacher_sha256, job.card.sha256)
     return teacher_logits(load, job.train, job.task, key, job.task.outputs(job.card.labels), run)
@@ -170,7 +165,7 @@ def _weighting(run: Run, name: str) -> SampleWeighting | None:
     return weighting if name != "baseline" or not weighting.by_teacher else None
 
 
-def asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:
+def asks_teacher(config: DistillConfig, name: str) -> bool:
     """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
     if name != "distilling":
         return False
@@ -178,7 +173,7 @@ def asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:
     return (
         any(part.teacher_logits for part in config.method.parts())
         or (weighting is not None and weighting.by_teacher)
-        or measures_hard_samples(config, job)
+        or config.evaluation.hard_samples
     )
 
 

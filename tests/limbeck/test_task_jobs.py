@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
 from limbeck import evaluate
 from limbeck.config import TASKS, DistillConfig
@@ -96,6 +102,31 @@ def test_what_the_exported_student_answers_is_what_was_measured(done: Done) -> N
             assert all(a["answer"] == r["context"][a["start"] : a["end"]] for a, r in zip(answers, rows, strict=True))
             found = evaluate.score("answer_f1", [a["answer"] for a in answers], [r["answers"]["text"] for r in rows])
     assert found == pytest.approx(claimed, abs=1e-6)
+
+
+def test_hard_samples_are_measured_for_every_task(done: Done) -> None:
+    """Guards tasks whose examples have no single label: each example stands in the table once, also one of several
+    windows, and where plain transformers can tell a text's loss, it is that."""
+    card, rows = done.result.scorecard.dataset, pyarrow.parquet.read_table(done.result.hard_samples[0]).to_pylist()
+    for split, count in (("train", card.train), ("validation", card.validation)):
+        assert sorted(row["row"] for row in rows if row["split"] == split) == list(range(1, count + 1))
+    assert all(np.isfinite(row["loss"]) and row["loss"] >= 0 and row["text"] for row in rows)
+    assert ("student_right" in rows[0]) == (done.task != "regression")
+    assert done.result.scorecard.difficulty is not None
+    if done.task not in ("multi_label", "regression"):
+        return
+    tokenizer = AutoTokenizer.from_pretrained(done.result.student)
+    model = AutoModelForSequenceClassification.from_pretrained(done.result.student).eval()
+    for row in rows[:10]:
+        texts = (row["text"], row["text_pair"]) if "text_pair" in row else (row["text"],)
+        with torch.inference_mode():
+            logits = model(**tokenizer(*texts, truncation=True, max_length=LENGTH, return_tensors="pt")).logits[0]
+        if done.task == "regression":
+            expected = (logits[0] - float(row["label"])) ** 2
+        else:
+            wanted = [float(name in row["label"].split(", ")) for name in done.student.labels]
+            expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(wanted))
+        assert row["loss"] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
 
 
 def test_answers_are_those_of_transformers(done: Done) -> None:
