@@ -1,6 +1,6 @@
 """A network that runs at several sizes: some of its layers, and of each layer's neurons the first, most important ones.
 
-All sizes share one set of weights. :meth:`Elastic.run` computes a sub-network so that its gradients reach the whole;
+All sizes share one set of weights. :meth:`Elastic.run` computes a sub-network, and its gradients reach the whole;
 :meth:`Elastic.lend` and :meth:`Elastic.cut` give models of plain transformers whose weights are parts of these in
 memory: whatever the network learns, they know (``limbeck/methods/dynabert.py``).
 """
@@ -8,7 +8,7 @@ memory: whatever the network learns, they know (``limbeck/methods/dynabert.py``)
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,7 @@ from torch.func import functional_call
 from limbeck.capture import Captured, captured
 from limbeck.cutting import cut_config
 from limbeck.families import family_of
+from limbeck.matching import hidden_distance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,24 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"layers_{len(self.layers)}_neurons_{self.neurons}"
+
+
+def sizes(whole: Size, own: Size, widths: Sequence[float], depths: Sequence[float] | None) -> list[Size]:
+    """The sub-networks of these shares of the neurons and layers, the largest first.
+
+    Args:
+        whole: the whole network.
+        own: the one that is wanted in the end: its width is always among the others', and so are its layers, in place
+            of others that are as many.
+        depths: None: every sub-network has all layers.
+    """
+    neurons = {max(1, round(share * whole.neurons)) for share in widths} | {own.neurons}
+    chosen = {len(whole.layers): whole.layers}
+    if depths is not None:
+        counts = {max(1, round(share * len(whole.layers))) for share in depths}
+        chosen = {count: evenly(count, len(whole.layers)) for count in counts} | {len(own.layers): own.layers}
+    rising = [Size(chosen[count], width) for count in sorted(chosen) for width in sorted(neurons)]
+    return rising[::-1]
 
 
 def evenly(count: int, whole: int) -> tuple[int, ...]:
@@ -71,22 +90,19 @@ class Elastic:
     @torch.no_grad()
     def _sort(self, importance: Tensor) -> None:
         for layer, values in zip(self._layers, importance, strict=True):
-            first, last = (layer.get_submodule(name) for name in self.family.neurons)
-            order = torch.sort(values, descending=True, stable=True).indices.to(last.weight.device)
+            first = layer.get_submodule(self.family.neurons[0])
+            back = layer.get_parameter(f"{self.family.neurons[1]}.weight")
+            order = torch.sort(values, descending=True, stable=True).indices.to(back.device)
             for parameter in first.parameters():
                 parameter.copy_(parameter[order])
-            last.weight.copy_(last.weight[:, order])
+            back.copy_(back[:, order])
 
     def run(self, inputs: Mapping[str, Tensor], size: Size) -> tuple[Any, Captured]:
         """What the sub-network answers, and its hidden states on the way."""
         with self._only(size.layers), captured(self.network) as seen:
-            if size.neurons == self.whole_neurons:
+            if size.neurons == self.whole.neurons:
                 return self.network(**inputs), seen
             return functional_call(self.network, self._narrow(size), (), dict(inputs)), seen
-
-    @property
-    def whole_neurons(self) -> int:
-        return neurons_of(self.network.config)
 
     @contextmanager
     def _only(self, layers: tuple[int, ...]) -> Iterator[None]:
@@ -106,6 +122,10 @@ class Elastic:
                 found[f"{prefix}.{first}.{name}"] = parameter[: size.neurons]
             found[f"{prefix}.{last}.weight"] = layer.get_parameter(f"{last}.weight")[:, : size.neurons]
         return found
+
+    def trainable(self, importance: Tensor) -> Elastic:
+        """A copy to be trained, its neurons sorted by ``importance``."""
+        return Elastic(copy.deepcopy(self.network).requires_grad_(True), importance)
 
     def frozen(self) -> Elastic:
         """A copy that stays as this one is now, without dropout."""
@@ -147,8 +167,20 @@ class Elastic:
         return model
 
 
+def distance(ours: Captured, theirs: Captured, size: Size, whole: Size, mask: Tensor) -> Tensor:
+    """The squared error of a sub-network's hidden states, summed over embeddings and layers.
+
+    What a layer reads is held against what the same layer reads in the whole network: the layer before it does the work
+    of those that are left out in between.
+    """
+    places = (0, *size.layers[1:], len(whole.layers))
+    found = [hidden_distance(ours.hidden(own), theirs.hidden(place), mask) for own, place in enumerate(places)]
+    return torch.stack(found).sum()
+
+
 def release(model: PreTrainedModel) -> None:
     """Give a model that was lent its weights a copy of its own."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-        parameter.requires_grad_(True)
+    for name, parameter in list(model.named_parameters()):
+        place, _, key = name.rpartition(".")
+        own = parameter.detach().clone(memory_format=torch.contiguous_format)
+        setattr(model.get_submodule(place), key, nn.Parameter(own))

@@ -132,6 +132,7 @@ def train(phase: Phase, run: Run) -> Fitted:
             continue
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
+            position.variants = {}
         criterion = Criterion(phase.task, phase.loss, phase.weighting)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)

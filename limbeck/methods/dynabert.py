@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from limbeck.methods.base import Method, Models, Objective, Part, Term
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
-    from limbeck.capture import Captured
     from limbeck.config import Student
     from limbeck.criterion import Criterion
     from limbeck.elastic import Elastic, Size
@@ -72,16 +71,23 @@ class DynaBERT(Method):
         )
 
     def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
-        from limbeck.elastic import Elastic
+        from limbeck.elastic import Elastic, Size, neurons_of, sizes
 
-        elastic: Elastic | None = getattr(models.student, _KEPT, None) if part.name == "depths" else None
+        teacher, deep = Elastic(models.teacher()), part.name == "depths"
+        elastic: Elastic | None = getattr(models.student, _KEPT, None) if deep else None
         if elastic is None:  # at the beginning, or where a run resumes: the weights come from its checkpoint then
-            elastic = Elastic(models.teacher().requires_grad_(True), models.importance())
+            elastic = teacher.trainable(models.importance())
             elastic.lend(models.student, models.layers)
             setattr(models.student, _KEPT, elastic)
-        if part.name == "widths":
-            return SubNetworks(self, models, criterion, elastic, Elastic(models.teacher()))
-        return SubNetworks(self, models, criterion, elastic, elastic.frozen(), deep=True)
+        own = Size(models.layers, neurons_of(models.student.config))
+        if not deep:
+            chosen = sizes(elastic.whole, own, self.widths, None)
+            return SubNetworks(
+                models.student, criterion, elastic, teacher, chosen, self.temperature, self.hidden_weight
+            )
+        chosen = sizes(elastic.whole, own, self.widths, self.depths)
+        taught = elastic.frozen()
+        return Deeper(models.student, criterion, elastic, taught, chosen, self.temperature, self.depth_hidden_weight)
 
     def finish(self, objective: Objective) -> PreTrainedModel:
         from limbeck.elastic import release
@@ -97,28 +103,25 @@ class SubNetworks(Objective):
 
     def __init__(
         self,
-        method: DynaBERT,
-        models: Models,
+        student: PreTrainedModel,
         criterion: Criterion,
         elastic: Elastic,
         teacher: Elastic,
-        *,
-        deep: bool = False,
+        chosen: list[Size],
+        temperature: float,
+        hidden_weight: float,
     ) -> None:
-        from torch import nn
-
-        self.student, self.method, self.criterion = models.student, method, criterion
-        self.elastic, self.teacher, self.deep = elastic, teacher, deep
-        self.sizes = sizes(method, models, elastic, deep=deep)
-        # The teacher comes from its folder again after an interruption; the first stage's result has no folder.
-        parts = {"network": elastic.network, **({"widths": teacher.network} if deep else {})}
-        self.module = nn.ModuleDict(parts)
+        self.student, self.criterion, self.elastic, self.teacher = student, criterion, elastic, teacher
+        self.module: nn.Module = elastic.network
+        self.sizes, self.temperature, self.hidden_weight = chosen, temperature, hidden_weight
 
     def train_mode(self) -> None:
         self.elastic.network.train()
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
         import torch
+
+        from limbeck.elastic import distance
 
         terms, taught, distances = {}, {}, []
         for size in self.sizes:
@@ -131,44 +134,31 @@ class SubNetworks(Objective):
             terms[f"{size}_loss"] = self.criterion.soft(
                 logits,
                 batch,
-                self.method.temperature,
+                self.temperature,
                 teacher_logits=self.criterion.logits(answer),
                 progress=step / steps,
             )
-            distances.append(self.distance(states, theirs, size, batch))
-        weight = self.method.depth_hidden_weight if self.deep else self.method.hidden_weight
-        return {**terms, "hidden_loss": Term(torch.stack(distances).sum(), weight, unit="tokens")}
+            distances.append(distance(states, theirs, size, self.teacher.whole, batch.inputs["attention_mask"]))
+        return {**terms, "hidden_loss": Term(torch.stack(distances).sum(), self.hidden_weight, unit="tokens")}
 
     def asked(self, size: Size) -> Size:
-        """Which part of the fixed network teaches a sub-network: all of its layers, at the same width where it has
-        learned to be narrow."""
-        return self.teacher.whole._replace(neurons=size.neurons) if self.deep else self.teacher.whole
+        """Which part of the fixed network teaches a sub-network."""
+        return self.teacher.whole
 
-    def distance(self, ours: Captured, theirs: Captured, size: Size, batch: Batch) -> Tensor:
-        """Summed over the embeddings and the layers. What a layer reads is held against what the same layer reads in
-        the whole network: the layer before does the work of those that are left out in between."""
-        import torch
 
-        from limbeck.matching import hidden_distance
+class Deeper(SubNetworks):
+    """The second stage: what the first one trained teaches, at the same width and with all of its layers, as in the
+    paper (the authors' code leaves it at one width)."""
 
-        last = len(self.teacher.whole.layers)
-        mask, map_ = batch.inputs["attention_mask"], (0, *size.layers[1:], last)
-        found = [hidden_distance(ours.hidden(s), theirs.hidden(t), mask) for s, t in enumerate(map_)]
-        return torch.stack(found).sum()
+    def __init__(self, *given: Any) -> None:
+        from torch import nn
+
+        super().__init__(*given)
+        # Unlike the teacher, it has no folder that it could come from again after an interruption.
+        self.module = nn.ModuleDict({"network": self.elastic.network, "widths": self.teacher.network})
+
+    def asked(self, size: Size) -> Size:
+        return self.teacher.whole._replace(neurons=size.neurons)
 
     def variants(self) -> Mapping[str, PreTrainedModel]:
-        return {str(size).replace("_", " "): self.elastic.cut(size) for size in self.sizes} if self.deep else {}
-
-
-def sizes(method: DynaBERT, models: Models, elastic: Elastic, *, deep: bool) -> list[Size]:
-    """The sub-networks of a stage, the largest first."""
-    from limbeck.elastic import Size, evenly, neurons_of
-
-    whole = elastic.whole
-    neurons = {max(1, round(share * whole.neurons)) for share in method.widths} | {neurons_of(models.student.config)}
-    layers = {len(whole.layers): whole.layers}
-    if deep:
-        counts = [max(1, round(share * len(whole.layers))) for share in method.depths]
-        layers = {count: evenly(count, len(whole.layers)) for count in counts}
-        layers[len(models.layers)] = models.layers
-    return [Size(layers[count], width) for count in sorted(layers, reverse=True) for width in sorted(neurons)[::-1]]
+        return {str(size).replace("_", " "): self.elastic.cut(size) for size in self.sizes}
