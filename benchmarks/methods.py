@@ -39,6 +39,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "theseus, additive": {"method": {"type": "theseus", "replacing": "additive"}},
     "theseus, constant": {"method": {"type": "theseus", "replacing": "constant", "base": 0.5}},
     "distilbert": {"method": "distilbert"},
+    "dynabert": {"method": "dynabert"},
     "fastbert, 6 layers": {"method": "fastbert", "student": {"layers": 6}},
     "self, 6 layers": {"method": "self", "student": {"layers": 6}},
     "kd, T = 1, alpha 0.5": {"method": {"type": "kd", "temperature": 1.0, "alpha": 0.5}},

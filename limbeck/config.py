@@ -15,6 +15,7 @@ from limbeck.augmentation import BaseAugmentation, MaskReplace, SentenceShuffle
 from limbeck.errors import Problem
 from limbeck.methods.auto import Auto
 from limbeck.methods.distilbert import DistilBERT
+from limbeck.methods.dynabert import DynaBERT
 from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
@@ -375,6 +376,7 @@ Method = Annotated[
     | Annotated[SelfDistillation, Tag("self")]
     | Annotated[NoisyLabels, Tag("noise")]
     | Annotated[FastBert, Tag("fastbert")]
+    | Annotated[DynaBERT, Tag("dynabert")]
     | Annotated[FineTuning, Tag("none")],
     Discriminator(type_tag),
 ]

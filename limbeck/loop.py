@@ -91,6 +91,7 @@ class Position:
     validated: int = 0  #: the last step after which the student was validated
     best_score: float = -2.0  #: under every metric
     best_epoch: int = 0
+    variants: dict[str, float] = field(default_factory=dict)  #: scores of :meth:`Objective.variants`
     history: list[dict[str, float]] = field(default_factory=list)
     window: dict[str, float] = field(default_factory=dict)  #: sums of the losses since the last metrics point
     window_steps: int = 0
@@ -131,6 +132,7 @@ def train(phase: Phase, run: Run) -> Fitted:
             continue
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
+            position.variants = {}
         criterion = Criterion(phase.task, phase.loss, phase.weighting)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
@@ -159,6 +161,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                         best = _keep_best(objective, score, phase, position, run)
                     position.validated = position.step
                 if ended:
+                    _validate_variants(objective, phase, position, run)
                     break
                 run.poll()
                 if run.save_due():
@@ -253,13 +256,30 @@ def _adamw(module: nn.Module, student: PreTrainedModel, weight_decay: float) -> 
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
 
 
-def _validate(objective: Objective, phase: Phase, position: Position, run: Run) -> float:
-    logits = predict(objective.student, phase.validation, phase.task, run)
+def _score(model: PreTrainedModel, phase: Phase, position: Position, run: Run) -> float:
+    logits = predict(model, phase.validation, phase.task, run)
     if not np.isfinite(logits).all():
         raise Diverged(f"After step {position.step} of {phase.name} the model's logits hold NaN or infinite values.")
-    name = phase.task.main_metric
     truth = phase.task.truth(phase.validation)
-    score = evaluate.score(name, phase.task.predictions(logits, phase.validation), truth)
+    return evaluate.score(phase.task.main_metric, phase.task.predictions(logits, phase.validation), truth)
+
+
+def _validate_variants(objective: Objective, phase: Phase, position: Position, run: Run) -> None:
+    """Say what the objective has trained along is worth; what was known before an interruption is not asked again."""
+    models = objective.variants()
+    for label, model in models.items():
+        if label not in position.variants:
+            position.variants[label] = _score(model, phase, position, run)
+    if models:
+        name = phase.task.main_metric
+        shown = ", ".join(f"{label} {evaluate.shown(name, score)}" for label, score in position.variants.items())
+        scores = dict(position.variants)
+        run.event("variants.validated", f"After the last step, on validation: {shown}", phase=phase.name, scores=scores)
+
+
+def _validate(objective: Objective, phase: Phase, position: Position, run: Run) -> float:
+    name = phase.task.main_metric
+    score = _score(objective.student, phase, position, run)
     position.history.append({"step": position.step, name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
     epoch = math.ceil(position.step / phase.steps_per_epoch)

@@ -20,7 +20,7 @@ from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
 from limbeck.preparation import Prepared, special_tokens
 from limbeck.progress import TRAINING, Item, forward_work
-from limbeck.pruning import kept_neurons
+from limbeck.pruning import importance_of, kept_neurons
 from limbeck.run import Run
 from limbeck.students import renew_head
 
@@ -141,7 +141,14 @@ def answers_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> 
 def models_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Models:
     """The student at step 0, and what it learns from."""
     student = run.device.place(job.student.start(_start(run, job, teacher), kept_neurons(run, job, load)))
-    return Models(student, load, job.layers, lambda: special_tokens(job), run.config.training.seed)
+    return Models(
+        student,
+        load,
+        job.layers,
+        lambda: special_tokens(job),
+        run.config.training.seed,
+        lambda: importance_of(run, job, load),
+    )
 
 
 def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:

@@ -82,11 +82,8 @@ def most_important(importance: Tensor, count: int) -> list[Tensor]:
     return [row[:count].sort().values for row in order]
 
 
-def kept_neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> list[Tensor] | None:
-    """The neurons that pruning leaves in each of the student's layers; found once, for the student and its baseline."""
-    prune, layers = run.config.student.prune, job.student.shape.layers
-    if prune is None:
-        return None
+def importance_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> Tensor:
+    """How much each of the teacher's neurons matters, (layers, neurons); measured once, and kept in the state."""
     if not run.store.has("pruning"):
         criterion = Criterion(job.task)
         collate = Collator(job.train, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)
@@ -98,13 +95,23 @@ def kept_neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -
             lambda model, batch: criterion.hard(criterion.logits(model(**batch.inputs)), batch).value,
         )
         run.store.write_tensors("pruning", {"importance": found}, {})
+        run.commit()
+    return run.store.read_tensors("pruning")[0]["importance"]
+
+
+def kept_neurons(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> list[Tensor] | None:
+    """The neurons that pruning leaves in each of the student's layers; found once, for the student and its baseline."""
+    prune, layers = run.config.student.prune, job.student.shape.layers
+    if prune is None:
+        return None
+    known = run.store.has("pruning")
+    importance = importance_of(run, job, load)
+    if not known:
         run.event(
             "student.pruned",
-            f"{prune.neurons:.0%} of the neurons go, the least important on {len(drawn):,} training texts; "
-            f"{job.student.shape.intermediate_size:,} stay in each layer",
+            f"{prune.neurons:.0%} of the neurons go, the least important on {min(len(job.train), _PRUNED_ON):,} "
+            f"training texts; {job.student.shape.intermediate_size:,} stay in each layer",
             neurons=job.student.shape.intermediate_size,
         )
-        run.commit()
-    importance = run.store.read_tensors("pruning")[0]["importance"]
     chosen = importance[list(layers)] if len(importance) == job.blueprint.layers else importance
     return most_important(chosen, job.student.shape.intermediate_size)

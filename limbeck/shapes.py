@@ -26,6 +26,8 @@ OFFERS = {
     "same_width": "the width of the teacher, as its states are compared with the teacher's",
     "same_heads": "as many attention heads as the teacher",
     "teacher_layers": "layers of the teacher's own shape",
+    "elastic": "layers of its own for each place, with neurons that have no gates, cut from the teacher's: only "
+    "student.layers and the number of neurons may differ",
 }
 #: Units for each direction of a recurrent student of which nothing is said.
 RECURRENT_UNITS = 256
@@ -161,6 +163,10 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
         have = shape.hidden_size, shape.intermediate_size, shape.heads
         if have == (teacher.hidden_size, teacher.intermediate_size or shape.intermediate_size, teacher.heads):
             found.add("teacher_layers")
+        table = teacher.embedding_size or shape.hidden_size
+        cut = (shape.hidden_size, shape.heads, shape.embedding_size) == (teacher.hidden_size, teacher.heads, table)
+        if cut and student.start == "svd" and not (family.shared or family.gated):
+            found.add("elastic")
     return frozenset(found)
 
 

@@ -21,7 +21,8 @@ noise        kd; ``soft_labels`` spoils the teacher's logits once, before the fi
 fastbert     part one is fine-tuning; part two attaches the branches to the student as a submodule, freezes the rest and
              keeps it in ``eval()`` by ``Objective.train_mode``; terms are the KLs to the last head. ``finish`` attaches
              the small loader
-dynabert     ``losses`` runs the sub-networks one after the other and returns a term for each
+dynabert     ``losses`` runs the sub-networks one after the other and returns a term for each; ``module`` is the network
+             that they are parts of, ``student`` one of them whose weights look into it (``limbeck/elastic.py``)
 auto         relations and hidden states for a third of the steps, then a kd part
 ===========  ==========================================================================================================
 """
@@ -68,6 +69,10 @@ def _no_tokens() -> SpecialTokens:
     return SpecialTokens(None, ())
 
 
+def _not_measured() -> Tensor:
+    raise ValueError("the importance of the teacher's neurons was not measured: give Models(importance=…)")
+
+
 @dataclass(frozen=True, slots=True)
 class Models:
     """What an objective is built from."""
@@ -77,6 +82,8 @@ class Models:
     layers: tuple[int, ...] = ()  #: of the teacher (from 0), that the student started from
     tokens: Callable[[], SpecialTokens] = _no_tokens  #: reads the tokenizer
     seed: int = 0  #: of the training, for draws that must not depend on where a run was interrupted
+    #: How much each of the teacher's neurons matters, (layers, neurons); measured once, on training texts.
+    importance: Callable[[], Tensor] = _not_measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,10 @@ class Objective(ABC):
     def train_mode(self) -> None:
         """Put the modules into the mode that this objective trains in."""
         self.module.train()
+
+    def variants(self) -> Mapping[str, PreTrainedModel]:
+        """Other models that this part has trained along, by name; validated when it ends, for the job's events."""
+        return {}
 
 
 def no_deeper(method: str, *, teacher_layers: int, student_layers: int) -> Iterator[Problem]:

@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from limbeck.batches import Encoded, encode
+from limbeck.batches import Collator, Encoded, encode
 from limbeck.callbacks import Callbacks, Stage
 from limbeck.config import DistillConfig
+from limbeck.criterion import Criterion
 from limbeck.data.corpus import Split
 from limbeck.device import seed_everything
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models, SpecialTokens
 from limbeck.methods.none import FineTuning
 from limbeck.progress import Item
+from limbeck.pruning import neuron_importance
 from limbeck.run import Run
 from limbeck.students import Blueprint
 from limbeck.tasks.sequence_classification import SequenceClassification
@@ -95,13 +98,20 @@ class Bench:
         places = {int(full): place for place, full in enumerate(self.blueprint.vocabulary.kept)}
         return SpecialTokens(places.get(4, 0), tuple(places[full] for full in range(5) if full in places))
 
+    def importance(self) -> torch.Tensor:
+        model, criterion = self.teacher(), Criterion(TASK)
+        batch = Collator(self.train, model.config.pad_token_id or 0, torch.device("cpu"))(np.arange(len(self.train)))
+        return neuron_importance(
+            model, [batch], lambda one, texts: criterion.hard(criterion.logits(one(**texts.inputs)), texts).value
+        )
+
     def phase(self, method: Method | None = None, **changes: Any) -> Phase:
         logits = torch.randn(len(self.train), len(LABELS), generator=torch.Generator().manual_seed(0))
         phase = Phase(
             name="distilling",
             method=method or FineTuning(),
             task=TASK,
-            models=Models(self.student(), self.teacher, (1, 3), self.tokens),
+            models=Models(self.student(), self.teacher, (1, 3), self.tokens, importance=self.importance),
             train=self.train,
             validation=self.validation,
             teacher_logits=logits,

@@ -20,6 +20,7 @@ from limbeck.loop import backward, schedule, train
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Models, Objective, Part, Term
 from limbeck.methods.distilbert import DistilBERT
+from limbeck.methods.dynabert import DynaBERT
 from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
@@ -100,6 +101,7 @@ _RESUMED = [
     Auto(),
     DistilBERT(),
     FastBert(),
+    DynaBERT(),
     SelfDistillation(),
     NoisyLabels(),
     *(Theseus(replacing=variant) for variant in ("linear", "constant", "additive")),

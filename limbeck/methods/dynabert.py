@@ -1,0 +1,164 @@
+"""DynaBERT: one network that is trained at many widths, then at many depths, and the student that is cut out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from limbeck.methods.base import Method, Models, Objective, Part, Term
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from limbeck.batches import Batch
+    from limbeck.config import Student
+    from limbeck.criterion import Criterion
+    from limbeck.elastic import Elastic, Size
+
+_Share = Annotated[float, Field(gt=0, le=1)]
+#: Where the student keeps the network that it is a part of, between the two stages; no part of its ``state_dict``.
+_KEPT = "_elastic"
+
+
+class DynaBERT(Method):
+    """Train the teacher's own network so that parts of it answer as the whole does: first with fewer neurons, taught by
+    the teacher; then with fewer layers as well, taught by the first stage's result at the same width. The student is
+    the part that ``student.layers`` and ``student.prune`` (or ``intermediate_size``) name.
+
+    A width is a share of the feed-forward neurons. The attention heads, elastic in the paper, all stay: in transformers
+    a head is ``hidden_size / heads`` wide, so that a student without some of them could not be loaded.
+    """
+
+    paper: ClassVar[str | None] = (
+        "Hou et al. 2020, DynaBERT: Dynamic BERT with Adaptive Width and Depth, arXiv:2004.04037"
+    )
+    needs: ClassVar[frozenset[str]] = frozenset({"elastic"})
+
+    type: Literal["dynabert"] = "dynabert"
+    widths: tuple[_Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), min_length=1, max_length=8)
+    """Shares of the neurons that are trained, the most important ones each; the student's own is always among them."""
+    depths: tuple[_Share, ...] = Field(default=(0.5, 0.75, 1.0), min_length=1, max_length=8)
+    """Shares of the layers that are trained, evenly spread; the student's own layers are always among them."""
+    width_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the steps in which the widths alone are trained; in the rest the depths are, each at every width."""
+    temperature: float = Field(default=1.0, ge=0.1, le=100)
+    """T of the answers; the paper has 1."""
+    hidden_weight: float = Field(default=0.1, ge=0, le=1000)
+    """Weight of the hidden states while the widths are trained; the answers have 1. Summed over the layers and the
+    embeddings, as in the paper, so that its weights carry over."""
+    depth_hidden_weight: float = Field(default=1.0, ge=0, le=1000)
+    """The same while the depths are trained."""
+
+    @field_validator("widths", "depths")
+    @classmethod
+    def _each_once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("name each share once")
+        return value
+
+    def student(self, student: Student, teacher_layers: int) -> Student:
+        """The layers that the paper's authors keep: every other one, the first among them."""
+        return student if student.init else student.model_copy(update={"init": "skip"})
+
+    def parts(self) -> tuple[Part, ...]:
+        # The second stage asks the first one's network instead of the teacher, and reads no label either.
+        return (
+            Part("widths", share=self.width_share, teacher_logits=True, selects=False),
+            Part("depths", share=1 - self.width_share, teacher_logits=True),
+        )
+
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        from limbeck.elastic import Elastic, Size, neurons_of, sizes
+
+        teacher, deep = Elastic(models.teacher()), part.name == "depths"
+        elastic: Elastic | None = getattr(models.student, _KEPT, None) if deep else None
+        if elastic is None:  # at the beginning, or where a run resumes: the weights come from its checkpoint then
+            elastic = teacher.trainable(models.importance())
+            elastic.lend(models.student, models.layers)
+            setattr(models.student, _KEPT, elastic)
+        own = Size(models.layers, neurons_of(models.student.config))
+        if not deep:
+            chosen = sizes(elastic.whole, own, self.widths, None)
+            return SubNetworks(
+                models.student, criterion, elastic, teacher, chosen, self.temperature, self.hidden_weight
+            )
+        chosen = sizes(elastic.whole, own, self.widths, self.depths)
+        taught = elastic.frozen()
+        return Deeper(models.student, criterion, elastic, taught, chosen, self.temperature, self.depth_hidden_weight)
+
+    def finish(self, objective: Objective) -> PreTrainedModel:
+        from limbeck.elastic import release
+
+        vars(objective.student).pop(_KEPT, None)
+        release(objective.student)
+        return objective.student
+
+
+class SubNetworks(Objective):
+    """The answers and hidden states of every sub-network against a fixed network's. A step's gradient is the sum over
+    all of them, whose activations are in memory together: ``training.gradient_accumulation`` needs less."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        criterion: Criterion,
+        elastic: Elastic,
+        teacher: Elastic,
+        chosen: list[Size],
+        temperature: float,
+        hidden_weight: float,
+    ) -> None:
+        self.student, self.criterion, self.elastic, self.teacher = student, criterion, elastic, teacher
+        self.module: nn.Module = elastic.network
+        self.sizes, self.temperature, self.hidden_weight = chosen, temperature, hidden_weight
+
+    def train_mode(self) -> None:
+        self.elastic.network.train()
+
+    def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+        import torch
+
+        from limbeck.elastic import distance
+
+        terms, taught, distances = {}, {}, []
+        for size in self.sizes:
+            asked = self.asked(size)
+            if asked not in taught:
+                with torch.no_grad():
+                    taught[asked] = self.teacher.run(batch.inputs, asked)
+            output, states = self.elastic.run(batch.inputs, size)
+            (answer, theirs), logits = taught[asked], self.criterion.logits(output)
+            terms[f"{size}_loss"] = self.criterion.soft(
+                logits,
+                batch,
+                self.temperature,
+                teacher_logits=self.criterion.logits(answer),
+                progress=step / steps,
+            )
+            distances.append(distance(states, theirs, size, self.teacher.whole, batch.inputs["attention_mask"]))
+        return {**terms, "hidden_loss": Term(torch.stack(distances).sum(), self.hidden_weight, unit="tokens")}
+
+    def asked(self, size: Size) -> Size:
+        """Which part of the fixed network teaches a sub-network."""
+        return self.teacher.whole
+
+
+class Deeper(SubNetworks):
+    """The second stage: what the first one trained teaches, at the same width and with all of its layers, as in the
+    paper (the authors' code leaves it at one width)."""
+
+    def __init__(self, *given: Any) -> None:
+        from torch import nn
+
+        super().__init__(*given)
+        # Unlike the teacher, it has no folder that it could come from again after an interruption.
+        self.module = nn.ModuleDict({"network": self.elastic.network, "widths": self.teacher.network})
+
+    def asked(self, size: Size) -> Size:
+        return self.teacher.whole._replace(neurons=size.neurons)
+
+    def variants(self) -> Mapping[str, PreTrainedModel]:
+        return {str(size).replace("_", " "): self.elastic.cut(size) for size in self.sizes}

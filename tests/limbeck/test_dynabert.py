@@ -1,0 +1,361 @@
+"""DynaBERT: which neurons come first, what a sub-network is, what a step learns from, and what the student is in the
+end."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+from limbeck import preflight
+from limbeck.batches import Batch, Collator
+from limbeck.config import DistillConfig
+from limbeck.criterion import Criterion
+from limbeck.elastic import Elastic, Size, evenly, neurons_of, sizes
+from limbeck.engine import distill
+from limbeck.errors import Interrupted, InvalidConfig
+from limbeck.families import family_of
+from limbeck.loop import backward, train
+from limbeck.methods.base import Models
+from limbeck.methods.dynabert import DynaBERT, SubNetworks
+from limbeck.pruning import neuron_importance
+from limbeck.sources import model_facts
+from tests.families import LABELS as NAMES
+from tests.families import LENGTH, write_tiny
+from tests.limbeck.bench import TASK, Bench, Recorder
+from tests.limbeck.test_families import answers, prepared
+from tests.tiny import write_tiny_bert, write_tiny_dataset
+
+CPU = torch.device("cpu")
+SERVED = ("bert", "distilbert", "electra", "roberta", "xlm-roberta", "deberta-v2", "mpnet")
+WIDTHS, DEEP = DynaBERT().parts()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.make(tmp_path_factory.mktemp("bench"))
+
+
+def batch_of(bench: Bench, rows: Any = range(8)) -> Batch:
+    batch: Batch = Collator(bench.train, 0, CPU)(np.asarray(rows))
+    return replace(batch, teacher_logits=None)
+
+
+def stages(bench: Bench, method: DynaBERT | None = None) -> tuple[SubNetworks, SubNetworks]:
+    """Both objectives on one student, without dropout, the second built after the network has moved a little."""
+    models = Models(bench.student(), bench.teacher, (1, 3), importance=bench.importance)
+    chosen = method or DynaBERT()
+    first = chosen.build(WIDTHS, models, Criterion(TASK))
+    assert isinstance(first, SubNetworks)
+    with torch.no_grad():
+        for number, parameter in enumerate(first.module.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)), alpha=0.05)
+    second = chosen.build(DEEP, models, Criterion(TASK))
+    assert isinstance(second, SubNetworks)
+    first.module.eval()
+    return first, second
+
+
+def gradients(objective: SubNetworks, batch: Batch) -> dict[str, torch.Tensor]:
+    objective.elastic.network.zero_grad()
+    terms = objective.losses(batch, 0, 10)
+    torch.stack([term.value * term.weight for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in objective.elastic.network.named_parameters()
+    }
+
+
+def test_neurons_are_sorted_by_what_the_loss_would_lose() -> None:
+    """By hand: all four neurons fire alike and write along one direction, by 1, -3, 0 and 2 of it, so that this is how
+    much the loss hangs on each. Guards an order that is rising, or of one matrix alone."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4, num_labels=3
+    )
+    model = BertForSequenceClassification(config).eval()
+    layer = model.bert.encoder.layer[0]
+    with torch.no_grad():
+        layer.intermediate.dense.weight.copy_(torch.randn(1, 8).expand(4, 8))
+        layer.intermediate.dense.bias.fill_(0.5)
+        layer.output.dense.weight.copy_(torch.randn(8, 1) * torch.tensor([1.0, -3.0, 0.0, 2.0]))
+        layer.intermediate.dense.bias[0] += 1e-3  # so that rows can be told apart
+    inputs = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+    labelled = Batch(inputs, torch.tensor([1]), counts={"examples": 1})
+    found = neuron_importance(
+        model, [labelled], lambda one, batch: nn.functional.cross_entropy(one(**batch.inputs).logits, batch.labels)
+    )
+    torch.testing.assert_close(found[0] / found[0, 3] * 2, torch.tensor([1.0, 3.0, 0.0, 2.0]), atol=5e-3, rtol=0)
+    before, direction = model(**inputs).logits, layer.output.dense.weight.detach()[:, 0].clone()
+    network: Any = Elastic(model, found).network
+    sorted_layer = network.bert.encoder.layer[0]
+    expected = direction[:, None] * torch.tensor([-3.0, 2.0, 1.0, 0.0])
+    torch.testing.assert_close(sorted_layer.output.dense.weight.detach(), expected)
+    torch.testing.assert_close(sorted_layer.intermediate.dense.bias.detach()[2], torch.tensor(0.501))
+    torch.testing.assert_close(network(**inputs).logits, before)
+
+
+def test_the_sub_networks_are_the_papers_and_the_students() -> None:
+    """12 layers as the authors keep them at .75 and .5; the student's own in place of as many, and its width."""
+    assert evenly(6, 12) == (0, 2, 4, 6, 8, 10)
+    assert evenly(9, 12) == (0, 1, 2, 4, 5, 6, 8, 9, 10)
+    whole, every = Size(tuple(range(12)), 3072), tuple(range(12))
+    wide = sizes(whole, Size((0, 2, 4), 1000), (0.25, 0.5, 0.75, 1.0), None)
+    assert wide == [Size(every, neurons) for neurons in (3072, 2304, 1536, 1000, 768)]
+    deep = sizes(whole, Size((1, 3, 5, 7, 9, 11), 1536), (0.5, 1.0), (0.5, 0.75, 1.0))
+    layers = (every, evenly(9, 12), (1, 3, 5, 7, 9, 11))
+    assert deep == [Size(chosen, neurons) for chosen in layers for neurons in (3072, 1536)]
+    assert {len(one.layers) for one in sizes(whole, Size((0, 4, 8), 768), (1.0,), (1.0,))} == {12, 3}
+
+
+def reference(blueprint: Any, weights: dict[str, torch.Tensor], size: Size, chosen: list[torch.Tensor]) -> Any:
+    """By hand: the other layers taken out, and smaller linear layers in the places of the feed-forward ones."""
+    model = blueprint.cut(weights, size.layers)
+    first, last = family_of(model.config.model_type).neurons
+    layers = model.base_model.get_submodule(family_of(model.config.model_type).layers)
+    for layer, number in zip(layers, size.layers, strict=True):
+        for name, rows in ((first, True), (last, False)):
+            place, _, key = name.rpartition(".")
+            full, kept = layer.get_submodule(name), chosen[number]
+            small = nn.Linear(full.in_features if rows else len(kept), len(kept) if rows else full.out_features)
+            small.weight.data = full.weight.data[kept] if rows else full.weight.data[:, kept]
+            small.bias.data = full.bias.data[kept] if rows else full.bias.data
+            setattr(layer.get_submodule(place), key, small)
+    return model
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_a_sub_network_is_the_network_that_is_really_cut(family: str, tmp_path: Path) -> None:
+    """Guards every family's names, and all three ways to a sub-network: computed, cut, and lent to a student."""
+    blueprint, data = prepared(write_tiny(family, tmp_path))
+    teacher = blueprint.load_teacher(keep_head=True).eval()
+    weights, importance = teacher.state_dict(), torch.rand(4, 32, generator=torch.Generator().manual_seed(1))
+    expected_whole = answers(copy.deepcopy(teacher), data)
+    elastic = Elastic(teacher).trainable(importance)
+    torch.testing.assert_close(answers(elastic.network, data), expected_whole)
+    batch = Collator(data, teacher.config.pad_token_id, CPU)(np.arange(len(data)))
+    for size in (Size((0, 2), 8), Size((1, 2, 3), 20), Size((0, 1, 2, 3), 1), Size((1, 3), 32)):
+        chosen = [values.sort(descending=True).indices[: size.neurons] for values in importance]
+        hand = reference(blueprint, weights, size, chosen).eval()
+        expected = answers(hand, data)
+        assert not torch.allclose(expected, expected_whole, atol=1e-3)
+        with torch.no_grad():
+            output, states = elastic.run(batch.inputs, size)
+            inside = hand(**batch.inputs, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(output.logits, expected)
+        mask = batch.inputs["attention_mask"][:, :, None].bool()
+        for place in range(len(size.layers) + 1):
+            torch.testing.assert_close(states.hidden(place) * mask, inside[place] * mask)
+        cut = elastic.cut(size)
+        assert neurons_of(cut.config) == size.neurons
+        torch.testing.assert_close(answers(cut, data), expected)
+    torch.testing.assert_close(answers(elastic.network, data), expected_whole)  # whole again
+
+
+def test_the_student_is_a_part_of_the_network_until_it_is_finished(bench: Bench) -> None:
+    """Guards against a student that is validated and saved as it was before the training."""
+    method, models = DynaBERT(), Models(bench.student(), bench.teacher, (1, 3), importance=bench.importance)
+    before = answers(models.student, bench.train)
+    built = method.build(WIDTHS, models, Criterion(TASK))
+    assert isinstance(built, SubNetworks)
+    torch.testing.assert_close(answers(built.student, bench.train), before)  # the teacher's layers, sorted
+    with torch.no_grad():
+        for parameter in built.module.parameters():
+            parameter.mul_(1.1)
+    after = answers(built.student, bench.train)
+    assert not torch.allclose(after, before, atol=1e-3)
+    whole = built.elastic.network.eval()
+    batch = batch_of(bench, range(len(bench.train)))
+    torch.testing.assert_close(built.elastic.run(batch.inputs, Size((1, 3), 64))[0].logits, after)
+    student = method.finish(built)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(answers(student, bench.train), after)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_the_gradient_is_the_sum_over_the_sub_networks(bench: Bench) -> None:
+    """Guards against a network left in the state of its last size, and a term that is overwritten by another's."""
+    for objective in stages(bench):
+        batch, every = batch_of(bench), objective.sizes
+        together = gradients(objective, batch)
+        assert len(every) == (12 if objective.hidden_weight == 1 else 4)
+        summed = {name: torch.zeros_like(value) for name, value in together.items()}
+        for size in every:
+            objective.sizes = [size]
+            alone = gradients(objective, batch)
+            beyond = [value for name, value in alone.items() if name.endswith("intermediate.dense.weight")]
+            assert all(not value[size.neurons :].any() for value in beyond)
+            summed = {name: summed[name] + value for name, value in alone.items()}
+        for name, value in together.items():
+            torch.testing.assert_close(value, summed[name], rtol=1e-4, atol=1e-6, msg=name)
+        assert all(value.any() for name, value in together.items() if "key.bias" not in name), (
+            "something learns nothing"
+        )
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch(bench: Bench, tmp_path: Path) -> None:
+    """Guards the units: states are means over tokens, of which the parts of a batch have unequal numbers."""
+    run = bench.run(tmp_path, bench.phase(DynaBERT()))
+    rows = np.array([0, 11, 22, 33, 44, 5, 16, 27, 38, 9])
+    for objective in stages(bench):
+        found = []
+        for accumulation in (1, 4):
+            objective.elastic.network.zero_grad()
+            backward(objective, Collator(bench.train, 0, CPU), rows, accumulation, 0, 1, run)
+            found.append([p.grad.clone() for p in objective.elastic.network.parameters() if p.grad is not None])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_what_each_stage_is_taught_by_whom_and_with_which_weight(bench: Bench) -> None:
+    """By hand from plain models' outputs: the teacher at its full width, then the first stage's result at the same
+    width; the hidden states of layers that stay against what they read when none is missing; .1, then 1."""
+    first, second = stages(bench)
+    batch = batch_of(bench)
+    mask = batch.inputs["attention_mask"]
+
+    def seen(model: Any) -> Any:
+        with torch.no_grad():
+            return model.eval()(**batch.inputs, output_hidden_states=True)
+
+    def apart(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return ((one - other).square().mean(dim=2) * mask).sum() / mask.sum()
+
+    def answered(ours: Any, theirs: Any) -> torch.Tensor:
+        wanted = theirs.logits.log_softmax(dim=1)
+        return (wanted.exp() * (wanted - ours.logits.log_softmax(dim=1))).sum(dim=1).mean()
+
+    narrow = Size((0, 1, 2, 3), 16)
+    first.sizes = [narrow]
+    terms = first.losses(batch, 0, 10)
+    ours, theirs = seen(first.elastic.cut(narrow)), seen(bench.teacher())
+    pairs = zip(ours.hidden_states, theirs.hidden_states, strict=True)
+    torch.testing.assert_close(terms["hidden_loss"].value.detach(), sum(apart(*pair) for pair in pairs))
+    torch.testing.assert_close(terms["layers_4_neurons_16_loss"].value.detach(), answered(ours, theirs))
+    assert [term.weight for term in terms.values()] == [1.0, 0.1]
+
+    small = Size((1, 3), 16)
+    second.sizes = [small]
+    terms = second.losses(batch, 0, 10)
+    ours, theirs = seen(second.elastic.cut(small)), seen(first.elastic.cut(narrow))
+    matched = ((0, 0), (1, 3), (2, 4))  # embeddings; what layer 3 reads; what the last layer gives
+    distance = sum(apart(ours.hidden_states[s], theirs.hidden_states[t]) for s, t in matched)
+    torch.testing.assert_close(terms["hidden_loss"].value.detach(), distance)
+    torch.testing.assert_close(terms["layers_2_neurons_16_loss"].value.detach(), answered(ours, theirs))
+    assert [term.weight for term in terms.values()] == [1.0, 1.0]
+
+
+def test_the_second_stage_begins_where_the_first_ended_and_its_teacher_stands_still(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Guards a second stage that begins from the teacher once more, and one whose teacher learns along."""
+    first, second = stages(bench)
+    assert second.elastic is first.elastic
+    taught, moving = second.teacher.network.state_dict(), second.elastic.network.state_dict()
+    assert all(torch.equal(value, moving[name]) for name, value in taught.items())
+    kept = {name: value.clone() for name, value in taught.items()}
+    phase = bench.phase(DynaBERT(width_share=0.25))
+    assert phase.part_steps() == [3, 9]
+    run = bench.run(tmp_path, phase, Recorder(), every=0)
+    train(phase, run)
+    tensors, facts = run.store.read_tensors("distilling-training")
+    assert facts["position"]["part"] == 1
+    learning = [name for name, value in tensors.items() if name.endswith(".exp_avg")]
+    assert len(learning) == len(list(second.elastic.network.parameters()))
+    network = {
+        name.removeprefix("model.network."): v for name, v in tensors.items() if name.startswith("model.network")
+    }
+    widths = {name.removeprefix("model.widths."): v for name, v in tensors.items() if name.startswith("model.widths")}
+    assert network.keys() == widths.keys() == kept.keys()
+    assert not all(torch.equal(value, network[name]) for name, value in widths.items())
+    second.train_mode()
+    assert second.elastic.network.training
+    assert not second.teacher.network.training
+    assert not any(parameter.requires_grad for parameter in second.teacher.network.parameters())
+
+
+def test_every_sub_network_is_validated_once_for_the_events(bench: Bench, tmp_path: Path) -> None:
+    phase, recorder = bench.phase(DynaBERT()), Recorder()
+    fitted = train(phase, bench.run(tmp_path, phase, recorder))
+    ((message, data),) = [(text, data) for kind, text, data in recorder.events if kind == "variants.validated"]
+    expected = {f"layers {depth} neurons {width}" for depth in (2, 3, 4) for width in (16, 32, 48, 64)}
+    assert data["scores"].keys() == expected
+    assert all(name in message for name in expected)
+    # The student is the sub-network of its size; what it had after the last step was said before as well.
+    assert data["scores"]["layers 2 neurons 64"] == fitted.history[-1]["accuracy"]
+
+
+def test_a_job_cuts_the_size_that_it_names_and_resumes_exactly(tmp_path: Path) -> None:
+    """Guards the whole way: importance from the state, checkpoints in both stages, the folder of plain transformers."""
+    write_tiny_bert(tmp_path / "teacher", labels=("gui", "networking"))
+    write_tiny_dataset(tmp_path / "data", rows=64)
+    wanted = DistillConfig.parse(
+        {
+            "teacher": f"path:{tmp_path}/teacher",
+            "dataset": f"path:{tmp_path}/data",
+            "student": {"layers": 3, "prune": 0.4},
+            "method": "dynabert",
+            "training": {"epochs": 2, "batch_size": 16, "max_length": 32},
+            "evaluation": {"hard_samples": False},
+            "export": [],
+        }
+    )
+    whole = distill(wanted, tmp_path / "whole")
+    loaded = AutoModelForSequenceClassification.from_pretrained(whole.student)
+    assert (loaded.config.intermediate_size, loaded.config.num_hidden_layers) == (38, 3)
+    assert whole.scorecard.student.parameters == sum(parameter.numel() for parameter in loaded.parameters())
+    attempts = 0
+    while True:
+        try:
+            again = distill(wanted, tmp_path / "parts", callbacks=Recorder(stop_after=6), checkpoint_seconds=0)
+            break
+        except Interrupted:
+            attempts += 1
+    assert attempts > 3
+    one, other = (load_file(result.student / "model.safetensors") for result in (whole, again))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("family", "student"),
+    [
+        ("albert", {"layers": 2}),
+        ("modernbert", {"layers": 2}),
+        ("bert", {"layers": 2, "hidden_size": 8}),
+        ("bert", {"layers": 2, "heads": 1}),
+        ("bert", {"layers": 2, "start": "random"}),
+        ("bert", {"architecture": "bilstm"}),
+        ("electra", {"layers": 2, "embedding_size": 8, "hidden_size": 8}),
+    ],
+)
+def test_what_cannot_be_a_part_of_the_teacher_is_refused(family: str, student: dict[str, Any], tmp_path: Path) -> None:
+    facts = model_facts(write_tiny(family, tmp_path))
+    config = {"teacher": f"path:{tmp_path}", "dataset": "someone/data", "method": "dynabert", "student": student}
+    wanted = DistillConfig.parse({**config, "training": {"max_length": LENGTH}})
+    (found,) = preflight.check(wanted, teacher=facts, labels=NAMES)
+    assert found.pointer == "/method"
+    assert "only student.layers and the number of neurons may differ" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"widths": [0.5, 0.5]}, "name each share once"),
+        ({"depths": []}, "at least 1"),
+        ({"widths": [0.0, 1.0]}, "greater than 0"),
+        ({"depths": [1.5]}, "less than or equal to 1"),
+    ],
+)
+def test_shares_that_are_none_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said):
+        DistillConfig.parse({"teacher": "org/t", "dataset": "org/d", "method": {"type": "dynabert", **options}})
