@@ -354,7 +354,7 @@ class Evaluation(Spec):
     """Train the same student without a teacher as well; only this shows what the distillation was worth."""
     hard_samples: bool = True
     """Measure how hard each training and validation example is for the student, by one more pass over both; the table
-    holds their texts, up to 500 characters of each."""
+    holds their texts, up to 500 characters of each. Not of ``embeddings``: no vector is hard by itself."""
 
 
 class Gate(Spec):

@@ -36,6 +36,7 @@ from limbeck.phases import (
     answers_of,
     epochs_of,
     keep,
+    measures_hard_samples,
     models_of,
     phase_of,
     plan,
@@ -101,7 +102,7 @@ def distill(
             if wants_baseline(config, job):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
             evaluations = _evaluate(run, job, models)
-            if config.evaluation.hard_samples:
+            if measures_hard_samples(config, job):
                 measure_difficulty(run, job, models)
             return _export(run, job, workdir / "output", models, evaluations)
         except Interrupted:

@@ -220,7 +220,7 @@ def _encode(
                     f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
                 )
                 raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
-    readable = {name: _shown(getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
+    readable = {name: _shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
     tensors = {"vocabulary": torch.from_numpy(vocabulary.kept), "texts": texts.pack(readable)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
@@ -264,8 +264,10 @@ def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
     )
 
 
-def _shown(split: Split, labels: Sequence[str]) -> list[texts.Shown]:
-    """For the table of hard samples."""
+def _shown(task: Task, split: Split, labels: Sequence[str]) -> list[texts.Shown]:
+    """For the table of hard samples, which vectors do not have."""
+    if task.kind == "vector":
+        return []
     return texts.shown(split.texts, split.pairs, split.labels, labels)
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTo
 
 from limbeck import data, preflight
 from limbeck.batches import Collator, Encoded
-from limbeck.config import Dataset, DistillConfig
+from limbeck.config import Columns, Dataset, DistillConfig
+from limbeck.data.ingest import ingest
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Diverged, Interrupted, InvalidDataset, InvalidInput
 from limbeck.losses import cosine_losses, vector_losses
@@ -174,6 +175,7 @@ def test_the_scorecard_measures_what_the_data_allow(done: Done) -> None:
         assert card.retention.value == pytest.approx(expected, abs=1e-4)
     assert card.student.metrics[card.main_metric].value == pytest.approx(expected, abs=1e-4)
     assert done.result.teacher.finetuned is False
+    assert (card.difficulty, done.result.hard_samples) == (None, ())
     (export,) = card.exports
     assert export.label_agreement == 1
 
@@ -334,6 +336,29 @@ def test_columns_of_texts_and_of_pairs(tmp_path: Path) -> None:
         load(labelled, text="text", label="label")
     with pytest.raises(InvalidDataset, match="no label column"):
         load([{"sentence1": "a b", "sentence2": "c d"}] * 8)
+
+
+@pytest.mark.parametrize("scored", [True, False], ids=["scores", "texts"])
+def test_a_stored_data_set_reads_back_the_same(tmp_path: Path, scored: bool) -> None:
+    """Guards uploads, whose files are read again by the job; and STS-B that went up as numbers of pairs."""
+    file, out = tmp_path / "train.jsonl", tmp_path / "out"
+    out.mkdir()
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(scored, 80)))
+    taken = ingest(
+        {"train": (file, file.name)}, out, columns=Columns(label="score" if scored else None), task="embeddings"
+    )
+    assert taken.profile["task"] == "embeddings"
+    assert taken.profile["pair"] is scored
+    assert ("numbers" in taken.profile["splits"]["train"]) is scored
+    again = data.load(Dataset(source="dataset:ds_1"), seed=0, sources={"dataset:ds_1": out})
+    assert (again.task, again.sha256) == ("embeddings", taken.sha256)
+    if scored:
+        numbers = tmp_path / "numbers"
+        numbers.mkdir()
+        ingest({"train": (file, file.name)}, numbers, columns=Columns(label="score"))
+        source = {"dataset:ds_1": numbers}
+        other = data.load(Dataset(source="dataset:ds_1"), seed=0, sources=source, task="embeddings")
+        assert other.train == again.train
 
 
 def test_scores_become_shares_of_their_range(tmp_path: Path) -> None:
