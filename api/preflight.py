@@ -23,6 +23,7 @@ from models.repository import catalogue
 
 #: How long the hub may take: somebody waits.
 _HUB_SECONDS = 4.0
+_Known = tuple[Sequence[str] | None, str | None, bool | None]
 _MODEL, _DATASET, _PATH, _BUILTIN = "model:", "dataset:", "path:", "builtin:"
 
 
@@ -32,8 +33,8 @@ def require_possible(house: Services, config: DistillConfig) -> None:
     Raises:
         InvalidConfig: naming each field.
     """
-    facts, student, labels, task, problems = _look_near(house, config)
-    problems += preflight.check(config, teacher=facts, labels=labels, student=student, task=task)
+    facts, student, (labels, task, pair), problems = _look_near(house, config)
+    problems += preflight.check(config, teacher=facts, labels=labels, student=student, task=task, pair=pair)
     _raise(problems)
 
 
@@ -43,7 +44,7 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
     Raises:
         InvalidConfig: naming each field.
     """
-    facts, student, labels, task, problems = _look_near(house, config)
+    facts, student, (labels, task, pair), problems = _look_near(house, config)
     notes = []
     if not problems and not house.settings.hub_offline:
         if facts is None:
@@ -52,7 +53,7 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
         if student is None and config.student.source is not None:
             student, note = _ask_hub("student", config.student.source, config.student.revision)
             notes += [note] if note else []
-    problems += preflight.check(config, teacher=facts, labels=labels, student=student, task=task)
+    problems += preflight.check(config, teacher=facts, labels=labels, student=student, task=task, pair=pair)
     _raise(problems)
     if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
         notes.append("The data set is read when the job runs.")
@@ -61,12 +62,11 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
 
 def _look_near(
     house: Services, config: DistillConfig
-) -> tuple[ModelFacts | None, ModelFacts | None, Sequence[str] | None, str | None, tuple[Problem, ...]]:
-    """The teacher's facts, those of ``student.source``, labels and task of the data set, and what is wrong."""
+) -> tuple[ModelFacts | None, ModelFacts | None, _Known, tuple[Problem, ...]]:
+    """The teacher's facts, those of ``student.source``, what is known of the data set, and what is wrong."""
     problems = []
     facts: dict[str, ModelFacts | None] = {"teacher": None, "student": None}
-    labels: Sequence[str] | None = None
-    task: str | None = None
+    known: _Known = (None, None, None)
     models = [("teacher", config.teacher.source), ("student", config.student.source)]
     for part, source in models:
         try:
@@ -79,12 +79,12 @@ def _look_near(
         except NotFound as error:
             problems.append(Problem(pointer, f"found {source!r}: {error.message}"))
         else:
-            labels, task = found if pointer == "/dataset/source" else (labels, task)
+            known = found if pointer == "/dataset/source" else known
     named = {f"/{part}/source": source for part, source in models if source is not None}
     for pointer, source in {**named, **config.data_sources()}.items():
         if source.startswith(_PATH):
             problems.append(Problem(pointer, f"found {source!r}; a server takes no paths: upload it instead"))
-    return facts["teacher"], facts["student"], labels, task, tuple(problems)
+    return facts["teacher"], facts["student"], known, tuple(problems)
 
 
 def _model(house: Services, source: str) -> ModelFacts | None:
@@ -100,14 +100,14 @@ def _model(house: Services, source: str) -> ModelFacts | None:
     return sources.config_facts(config, parameters=model.parameters or 0, bytes=model.bytes)
 
 
-def _labels(house: Services, source: str) -> tuple[Sequence[str] | None, str | None]:
-    """The labels and the task; None where only reading the data would tell."""
+def _labels(house: Services, source: str) -> _Known:
+    """The labels, the task, and whether examples are two texts; None where only reading the data would tell."""
     if not source.startswith(_DATASET):
-        return None, None
+        return None, None, None
     with house.database.reading() as session:
         profile = catalogue.get_dataset(session, source.removeprefix(_DATASET)).profile
     # Data sets that were stored before there were other tasks say nothing of it.
-    return list(profile["labels"]), profile.get("task", "sequence_classification")
+    return list(profile["labels"]), profile.get("task", "sequence_classification"), profile["pair"]
 
 
 @lru_cache

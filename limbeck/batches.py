@@ -37,6 +37,7 @@ class Encoded:
     #: What the metrics need of each example beside the labels, by name; and texts or names that these are places in.
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     strings: Sequence[str] = ()
+    together: int = 1  #: so many rows, one behind the other, are an example and stay in one batch: the texts of a pair
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -53,12 +54,31 @@ class Encoded:
     @property
     def examples(self) -> int:
         """How many examples there are; more rows where long ones come in parts."""
-        return len(self) if self.owners is None else int(self.owners[-1]) + 1
+        return len(self) // self.together if self.owners is None else int(self.owners[-1]) + 1
+
+    @property
+    def groups(self) -> int:
+        """How many things batches are made of: rows, or those that stay together."""
+        return len(self) // self.together
+
+    def batches(self, batch_size: int, *, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+        """The rows of each batch of an epoch, see :func:`training_batches`; ``batch_size`` counts :attr:`groups`."""
+        longest = self.lengths.reshape(-1, self.together).max(axis=1)
+        found = training_batches(longest, batch_size, seed=seed, epoch=epoch)
+        return [self._rows_in(groups) for groups in found]
+
+    def parts(self, rows: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+        """A batch's rows in so many parts, fewer where there are not as many groups."""
+        split = np.array_split(rows.reshape(-1, self.together), count)
+        return [part.ravel() for part in split if len(part)]
+
+    def _rows_in(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (groups[:, None] * self.together + np.arange(self.together)).ravel()
 
     def rows_of(self, examples: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of these examples, in their order."""
         if self.owners is None:
-            return np.asarray(examples, dtype=np.int64)
+            return self._rows_in(np.asarray(examples, dtype=np.int64))
         return np.concatenate([np.flatnonzero(self.owners == one) for one in examples])
 
     def tokens_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -82,6 +102,7 @@ class Encoded:
             None if self.places is None else self.places[tokens],
             {name: [values[one] for one in examples] for name, values in self.facts.items()},
             self.strings,
+            self.together,
         )
 
     @classmethod
@@ -106,6 +127,8 @@ class Encoded:
         named = {"segments": self.segments, "owners": self.owners, "places": self.places}
         arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "starts": self.starts, "labels": self.labels}
         arrays |= {name: array for name, array in named.items() if array is not None}
+        if self.together > 1:
+            arrays["together"] = np.array([self.together])
         if self.per_token:
             rest = json.dumps({"facts": dict(self.facts), "strings": list(self.strings)}, ensure_ascii=False).encode()
             arrays["rest"] = np.frombuffer(rest, dtype=np.uint8).copy()
@@ -124,6 +147,7 @@ class Encoded:
             arrays.get("owners"),
             arrays.get("places"),
             **rest,
+            together=int(arrays["together"][0]) if "together" in arrays else 1,
         )
 
 

@@ -37,7 +37,7 @@ def predict(
     """The model's logits for every row of the split; leaves the model in ``eval()``."""
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    logits = np.empty((len(data.ids) if data.per_token else len(data), classes_of(model)), dtype=np.float32)
+    logits = np.empty((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
     for rows in forward_batches(data.lengths):
         run.poll()
         with run.device.autocast():
@@ -56,10 +56,6 @@ def _answers(
     if not collate.data.per_token:
         return rows, logits.cpu()
     return collate.data.tokens_of(rows), logits[inputs["attention_mask"].bool()].cpu()
-
-
-def classes_of(model: PreTrainedModel) -> int:
-    return int(model.config.num_labels or 0)
 
 
 def cache_key(run: Run, teacher_weights: str, data_sha256: str) -> str:

@@ -27,6 +27,7 @@ from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
 from limbeck.spec import Spec, invalid_config, type_tag
+from limbeck.tasks.embeddings import Embeddings
 from limbeck.tasks.multi_label import MultiLabel
 from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
@@ -353,7 +354,7 @@ class Evaluation(Spec):
     """Train the same student without a teacher as well; only this shows what the distillation was worth."""
     hard_samples: bool = True
     """Measure how hard each training and validation example is for the student, by one more pass over both; the table
-    holds their texts, up to 500 characters of each."""
+    holds their texts, up to 500 characters of each. Not of ``embeddings``: no vector is hard by itself."""
 
 
 class Gate(Spec):
@@ -387,14 +388,15 @@ Task = Annotated[
     | Annotated[MultiLabel, Tag("multi_label")]
     | Annotated[Regression, Tag("regression")]
     | Annotated[TokenClassification, Tag("token_classification")]
-    | Annotated[QuestionAnswering, Tag("question_answering")],
+    | Annotated[QuestionAnswering, Tag("question_answering")]
+    | Annotated[Embeddings, Tag("embeddings")],
     Discriminator(type_tag),
 ]
 """What is learned. A new task is one file in ``limbeck/tasks/``, a form in ``limbeck/data/forms.py``, one line here."""
 
 TASKS = {
     task.model_fields["type"].default: task
-    for task in (SequenceClassification, MultiLabel, Regression, TokenClassification, QuestionAnswering)
+    for task in (SequenceClassification, MultiLabel, Regression, TokenClassification, QuestionAnswering, Embeddings)
 }
 """The same by name."""
 

@@ -36,6 +36,7 @@ from limbeck.phases import (
     answers_of,
     epochs_of,
     keep,
+    measures_hard_samples,
     models_of,
     phase_of,
     plan,
@@ -45,7 +46,7 @@ from limbeck.phases import (
 from limbeck.preparation import Prepared, prepare
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES, Scorecard
-from limbeck.teaching import TeacherFacts, ready_teacher
+from limbeck.teaching import TeacherFacts, judged_by, ready_teacher
 from limbeck.trials import planned, settle
 
 if TYPE_CHECKING:
@@ -95,12 +96,13 @@ def distill(
             job = prepare(run, sources, expected)
             plan(run, job, *planned(run, job))
             teacher = ready_teacher(run, job)
+            job = judged_by(run, job, teacher)
             job, method = settle(run, job, teacher)
             models = {"teacher": teacher, "student": _student(run, job, "distilling", method, teacher)}
-            if wants_baseline(config):
+            if wants_baseline(config, job):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
             evaluations = _evaluate(run, job, models)
-            if config.evaluation.hard_samples:
+            if measures_hard_samples(config, job):
                 measure_difficulty(run, job, models)
             return _export(run, job, workdir / "output", models, evaluations)
         except Interrupted:

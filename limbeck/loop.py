@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import evaluate
-from limbeck.batches import Batch, Collator, Encoded, training_batches
+from limbeck.batches import Batch, Collator, Encoded
 from limbeck.cache import predict
 from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
@@ -64,7 +64,7 @@ class Phase:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train) / self.batch_size)
+        return math.ceil(self.train.groups / self.batch_size)
 
     def part_steps(self) -> list[int]:
         """How the steps are shared among the method's parts."""
@@ -169,7 +169,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                     _stage(objective, optimizer, position, phase, run)
                     run.commit()
                 if place == 0 or not batches:
-                    batches = training_batches(phase.train.lengths, phase.batch_size, seed=phase.seed, epoch=epoch)
+                    batches = phase.train.batches(phase.batch_size, seed=phase.seed, epoch=epoch)
 
                 objective.train_mode()
                 rate = phase.learning_rate * part.learning_rate * schedule(position.step, steps, phase.warmup_ratio)
@@ -222,7 +222,7 @@ def backward(
 
     Each part's mean counts by its share of the batch's units (examples, tokens …): the gradient is that of the batch.
     """
-    parts = weigh([collate(part) for part in np.array_split(rows, accumulation) if len(part)], step / steps)
+    parts = weigh([collate(part) for part in collate.data.parts(rows, accumulation)], step / steps)
     whole: dict[str, int] = {}
     for part in parts:
         for unit, count in part.counts.items():

@@ -137,3 +137,34 @@ def require_finite(values: Tensor, what: str) -> None:
     """Raise :class:`Diverged` naming ``what`` where a value is NaN or infinite."""
     if not bool(torch.isfinite(values).all()):
         raise Diverged(f"{what[:1].upper()}{what[1:]} hold NaN or infinite values.")
+
+
+def vector_losses(
+    student: Tensor,  # (texts, width), of length 1
+    teacher: Tensor,  # (texts, width), of length 1
+) -> Tensor:
+    """The squared distance of two vectors, 2 - 2 · cosine: 0 to 4, (texts,) in float32.
+
+    Raises:
+        ValueError: the shapes differ.
+        Diverged: the teacher's vectors hold NaN or infinity.
+    """
+    _require_same_shape(student, teacher)
+    require_finite(teacher, "the teacher's vectors")
+    return (student.float() - teacher.float()).square().sum(dim=-1)
+
+
+def cosine_losses(
+    one: Tensor,  # (pairs, width), of length 1
+    other: Tensor,  # (pairs, width), of length 1
+    scores: Tensor,  # (pairs,), 0 to 1
+) -> Tensor:
+    """The squared difference of the cosine of a pair from its score, (pairs,) in float32.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    _require_same_shape(one, other)
+    if scores.shape != one.shape[:1]:
+        raise ValueError(f"each pair has one score; found {tuple(scores.shape)} for {tuple(one.shape)}")
+    return ((one.float() * other.float()).sum(dim=-1) - scores.float()).square()

@@ -6,6 +6,7 @@ So a bootstrap draws how often each example counts, and no answer is judged twic
 micro F1, F1 by entity     its true positives, what was predicted, and what is true; a quotient of their sums
 macro F1 (several labels)  the same for each label, as scikit-learn: also of labels that never occur, whose F1 is 0
 correlations, RMSE         its prediction and its true number
+teacher cosine             the cosine of its vector with the teacher's
 exact match, answer F1     its score, as in SQuAD's official script: the best over the answers that count as right
 =========================  ==========================================================================================
 
@@ -127,6 +128,10 @@ def _rmse(counts: Counts, columns: Columns) -> Figures:
     return roots
 
 
+def _cosines(predictions: Any, truth: Any) -> Columns:
+    return np.asarray(predictions, dtype=np.float64)[:, None]
+
+
 # Entities, as seqeval counts them where no scheme is given.
 
 
@@ -199,6 +204,7 @@ METRICS: Mapping[str, Metric] = {
     "entity_f1": Metric(_entities, _f1),
     "entity_precision": Metric(_entities, _precision),
     "entity_recall": Metric(_entities, _recall),
+    "teacher_cosine": Metric(_cosines, _mean),
     "exact_match": Metric(_exact, _mean),
     "answer_f1": Metric(_overlap, _mean),
 }

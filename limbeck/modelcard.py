@@ -65,6 +65,12 @@ _TASKS = {
         "Answering nothing has $majority.",
         "It answers every question, also one that the context does not answer.",
     ),
+    "embeddings": _Words(
+        "feature-extraction",
+        "It gives each text a vector of length 1; the cosine of two says how alike their texts are.",
+        "Vectors that have nothing to do with their texts have $majority.",
+        "A cosine is no probability: which one means alike has to be found on data of one's own.",
+    ),
 }
 
 _WITH_TORCH = """\
@@ -88,6 +94,24 @@ with torch.inference_mode():
 start, end = int(found.start_logits.argmax()), int(found.end_logits.argmax())
 print(tokenizer.decode(tokens["input_ids"][0, start : end + 1]))
 ```"""
+
+_VECTORS_WITH_TORCH = """\
+```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("this/folder")
+model = AutoModel.from_pretrained("this/folder")
+tokens = tokenizer([$texts], return_tensors="pt", padding=True, truncation=True)
+with torch.inference_mode():
+    states = model(**tokens).last_hidden_state
+mask = tokens["attention_mask"].unsqueeze(-1)
+pooled = $pooled
+print(torch.nn.functional.normalize(pooled, dim=-1))
+```
+
+The package sentence-transformers reads the folder as well."""
+_POOLED = {"mean": "(states * mask).sum(dim=1) / mask.sum(dim=1)", "cls": "states[:, 0]"}
 
 #: What transformers has to be told of before it reads a recurrent student.
 _KNOWN_TO_LIMBECK = "import limbeck.recurrent  # tells transformers of this kind of model (pip install limbeck)\n"
@@ -123,13 +147,16 @@ print(session.run(["logits"], feeds)[0])
 ```"""
 
 
-def model_card(card: Scorecard, name: str, *, teacher: str, dataset: str, pair: bool = False) -> str:
+def model_card(
+    card: Scorecard, name: str, *, teacher: str, dataset: str, pair: bool = False, pooling: str = "mean"
+) -> str:
     """The model card, in Markdown, of the scorecard's ``name``: ``student`` or ``baseline``.
 
     Args:
         teacher: the source that the job named, e.g. a hub name.
         dataset: likewise.
         pair: whether an example is two texts.
+        pooling: of a student that gives vectors.
     """
     is_student = name == "student"
     parts = [
@@ -144,7 +171,7 @@ def model_card(card: Scorecard, name: str, *, teacher: str, dataset: str, pair: 
         parts += [_exports(card)]
     if is_student and card.exits:
         parts += ["## Early exit", _exits(card.exits, card.main_metric)]
-    parts += ["## How to use it", _usage(card, is_student, pair), "## What to mind", _limits(card)]
+    parts += ["## How to use it", _usage(card, is_student, pair, pooling), "## What to mind", _limits(card)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -276,7 +303,7 @@ def _export_cells(export: ExportCard, metrics: list[str]) -> list[str]:
     ]
 
 
-def _usage(card: Scorecard, is_student: bool, pair: bool) -> str:
+def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
     task = _TASKS[card.task]
     question, texts = '"a text"', '"a text"'
     if pair:
@@ -291,9 +318,12 @@ def _usage(card: Scorecard, is_student: bool, pair: bool) -> str:
         "graph": FILES[card.exports[0].format] if card.exports else "",
         "pipeline": task.pipeline,
         "options": task.options,
+        "pooled": _POOLED[pooling],
         "setting": ', aggregation_strategy="first"' if card.task == "token_classification" else "",
     }
     with_torch = _WITH_TORCH if task.pipeline else _QUESTIONS_WITH_TORCH
+    if card.task == "embeddings":
+        with_torch = _VECTORS_WITH_TORCH
     return Template(with_torch + (_WITHOUT_TORCH if is_student and card.exports else "")).substitute(names)
 
 

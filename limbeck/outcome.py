@@ -105,8 +105,9 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
         "labels": list(job.card.labels),
         "max_length": config.training.max_length,
         "pair": job.pair,
-        **job.task.described(),
+        **job.task.described(model.config),
     }
+    job.task.write_beside(folder, model.config, config.training.max_length)
     (folder / "limbeck.json").write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
@@ -162,7 +163,15 @@ def export(
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:
-        text = model_card(scorecard, name, teacher=run.config.teacher.source, dataset=job.card.source, pair=job.pair)
+        described = job.task.described(models[name].config)
+        text = model_card(
+            scorecard,
+            name,
+            teacher=run.config.teacher.source,
+            dataset=job.card.source,
+            pair=job.pair,
+            pooling=described.get("pooling", "mean"),
+        )
         (output / name / "README.md").write_text(text, encoding="utf-8")
     (output / "scorecard.json").write_text(scorecard.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return scorecard
@@ -246,6 +255,8 @@ def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepa
 
 
 def _gap_recovery(job: Prepared, answers: Mapping[str, Sequence[Any]], seed: int) -> tuple[Estimate | None, str | None]:
+    if not job.task.labelled:
+        return None, "There is no baseline: texts without scores teach nothing without a teacher."
     if "baseline" not in answers:
         return None, "There is no baseline: the job was told not to train one, or its method is the baseline's own."
     found = evaluate.gap_recovery(

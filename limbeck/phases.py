@@ -38,8 +38,13 @@ _TIMING_SECONDS = 3.0
 _EXPORT_SECONDS = 10.0
 
 
-def wants_baseline(config: DistillConfig) -> bool:
-    return config.evaluation.baseline and config.method.uses_teacher
+def measures_hard_samples(config: DistillConfig, job: Prepared) -> bool:
+    """Whether they are measured: not of vectors, of which none is hard or wrong by itself."""
+    return config.evaluation.hard_samples and job.task.kind != "vector"
+
+
+def wants_baseline(config: DistillConfig, job: Prepared) -> bool:
+    return config.evaluation.baseline and config.method.uses_teacher and job.task.labelled
 
 
 def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) -> None:
@@ -64,18 +69,18 @@ def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) 
         "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
-    if asks_teacher(run.config, "distilling"):
+    if asks_teacher(run.config, job, "distilling"):
         items["cache"] = Item(Stage.DISTILLING, once(deep, job.train))
-    if run.config.evaluation.hard_samples:
+    if measures_hard_samples(run.config, job):
         answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, job.validation)
         items["difficulty"] = Item(Stage.EVALUATING, answered)
-    if wants_baseline(run.config):
+    if wants_baseline(run.config, job):
         items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, epochs_of(run.config, job, "baseline")))
         items["evaluate-baseline"] = Item(Stage.EVALUATING, once(shallow, job.test))
     trainings = [(job.train, training.epochs)]
     trainings += [(job.own, tune.epochs)] if tune else []
-    trainings += [(job.labelled, epochs_of(run.config, job, "baseline"))] if wants_baseline(run.config) else []
-    steps = trial_steps + sum(math.ceil(len(data) / training.batch_size) * epochs for data, epochs in trainings)
+    trainings += [(job.labelled, epochs_of(run.config, job, "baseline"))] if wants_baseline(run.config, job) else []
+    steps = trial_steps + sum(math.ceil(data.groups / training.batch_size) * epochs for data, epochs in trainings)
     run.meter.plan(items, steps)
 
 
@@ -132,10 +137,10 @@ def teacher_of(run: Run, job: Prepared, weights: Weights) -> Callable[[], PreTra
 
 def answers_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> Tensor | None:
     """The teacher's answers to the training split, where something asks for them: from the state, or computed."""
-    if not asks_teacher(run.config, "distilling"):
+    if not asks_teacher(run.config, job, "distilling"):
         return None
     key = cache_key(run, job.teacher_sha256, job.card.sha256)
-    return teacher_logits(load, job.train, job.task, key, job.task.outputs(job.card.labels), run)
+    return teacher_logits(load, job.train, job.task, key, job.task.width(job.blueprint.config), run)
 
 
 def models_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Models:
@@ -172,7 +177,7 @@ def _weighting(run: Run, name: str) -> SampleWeighting | None:
     return weighting if name != "baseline" or not weighting.by_teacher else None
 
 
-def asks_teacher(config: DistillConfig, name: str) -> bool:
+def asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:
     """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
     if name != "distilling":
         return False
@@ -180,7 +185,7 @@ def asks_teacher(config: DistillConfig, name: str) -> bool:
     return (
         any(part.teacher_logits for part in config.method.parts())
         or (weighting is not None and weighting.by_teacher)
-        or config.evaluation.hard_samples
+        or measures_hard_samples(config, job)
     )
 
 

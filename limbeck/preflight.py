@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from limbeck import shapes
+from limbeck import embedding_checks, shapes
 from limbeck.config import TASKS, DistillConfig
 from limbeck.data.cells import NUMBER
 from limbeck.errors import Problem
@@ -12,6 +12,7 @@ from limbeck.families import FAMILIES
 from limbeck.methods.base import Method
 from limbeck.sources import ModelFacts
 from limbeck.tasks.base import Task
+from limbeck.tasks.embeddings import Embeddings
 
 
 def check(
@@ -21,17 +22,21 @@ def check(
     labels: Sequence[str] | None,
     student: ModelFacts | None = None,
     task: str | None = None,
+    pair: bool | None = None,
 ) -> tuple[Problem, ...]:
     """Hold a configuration against its teacher, its data set and ``student.source``, each where it is known.
 
     Args:
         labels: of the data set.
         task: the ``type`` of the task that the data set is of.
+        pair: whether its examples are two texts.
 
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
     chosen: Task | None = config.task or (TASKS[task]() if task in TASKS else None)
+    if chosen is not None and pair is not None:
+        chosen = chosen.for_data(pair=pair)
     found: list[Problem] = [*_served(config, chosen), *_objective(config, chosen, labels)]
     if config.task is not None and task is not None and labels is not None:
         found += _task(config.task, task, labels)
@@ -48,6 +53,8 @@ def check(
         found += _family(teacher, "teacher")
         found += _length(config, teacher, "the teacher")
         found += _finetuning(config, teacher, chosen)
+        if isinstance(chosen, Embeddings):
+            found += embedding_checks.against_teacher(config, chosen, teacher, None if misfits else origin)
         if labels is not None:
             chosen = chosen or TASKS["sequence_classification"]()
             found += _labels(config, teacher, chosen, labels)
@@ -76,10 +83,14 @@ def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str]
             at=f"/training/augmentation/{index}", task=task.type, reads_logits=reads_logits, method=method.type
         )
 
+    if isinstance(chosen, Embeddings):
+        yield from embedding_checks.alone(config, chosen)
+
 
 def serves(method: Method, task: Task, offered: frozenset[str]) -> bool:
     """Whether a method serves the task, and a student that offers so much of ``limbeck.shapes.OFFERS``."""
-    return (method.tasks is None or task.type in method.tasks) and method.needs <= offered
+    fits = (method.tasks is None or task.type in method.tasks) and not (method.labels_alone and not task.labelled)
+    return fits and method.needs <= offered
 
 
 def _served(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
@@ -114,6 +125,8 @@ def _length(config: DistillConfig, model: ModelFacts, who: str) -> Iterator[Prob
 
 def _task(wanted: Task, task: str, labels: Sequence[str]) -> Iterator[Problem]:
     """One label for each text also reads as several of them, and where all are numbers, as numbers."""
+    if wanted.type == "embeddings" and task in ("sequence_classification", "multi_label", "regression"):
+        return  # their texts serve, and where they are pairs, numbers as scores
     numbers = wanted.type == "regression" and all(NUMBER.fullmatch(label) for label in labels)
     if wanted.type != task and not (task == "sequence_classification" and (wanted.type == "multi_label" or numbers)):
         yield Problem("/task", f"found {wanted.type!r}; the data set is of {task}")
@@ -131,7 +144,7 @@ def _finetuning(config: DistillConfig, teacher: ModelFacts, task: Task | None) -
 
 def _labels(config: DistillConfig, teacher: ModelFacts, task: Task, labels: Sequence[str]) -> Iterator[Problem]:
     """A head that is used as it is has to answer with the data set's labels."""
-    if config.teacher.finetune or teacher.labels is None or not teacher.has_head_for(task):
+    if config.teacher.finetune or task.headless or teacher.labels is None or not teacher.has_head_for(task):
         return
     if not task.named:
         if len(teacher.labels) != task.outputs(labels):

@@ -106,7 +106,8 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         run.commit()
     tensors, stored = run.store.read_tensors("data")
     card = DatasetCard.model_validate(stored["card"])
-    task: Task = run.config.task or TASKS[stored["task"]]()
+    chosen: Task = run.config.task or TASKS[stored["task"]]()
+    task = chosen.for_data(pair=stored["pair"])
     vocabulary = Vocabulary(tensors["vocabulary"].numpy(), int(read_config(teacher.path).vocab_size))
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
     plan = _student_plan(run, blueprint, card.labels, source, about)
@@ -119,7 +120,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         task=task,
         blueprint=blueprint,
         card=card,
-        pair=stored["pair"],
+        pair=stored["pair"] and task.joined,
         train=train,
         validation=validation,
         test=test,
@@ -189,12 +190,14 @@ def _encode(
     seed = run.config.training.seed
     wanted = run.config.task
     corpus = data.load(run.config.dataset, seed=seed, sources=given, task=wanted.type if wanted else None)
-    _preflight(run, facts, corpus.labels, about, corpus.task)
-    task: Task = wanted or TASKS[corpus.task]()
+    pair = corpus.train.pairs is not None
+    _preflight(run, facts, corpus.labels, about, corpus.task, pair)
+    chosen: Task = wanted or TASKS[corpus.task]()
+    task = chosen.for_data(pair=pair)
     config = read_config(teacher)
     tokenizer = load_tokenizer(teacher, config, task)
     if source is not None:
-        _require_same_tokenizer(tokenizer, source, corpus.train.texts[:_COMPARED], pair=corpus.train.pairs is not None)
+        _require_same_tokenizer(tokenizer, source, corpus.train.texts[:_COMPARED], pair=pair and task.joined)
     length = run.config.training.max_length
     whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
     card, cut = _card(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
@@ -217,7 +220,7 @@ def _encode(
                     f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
                 )
                 raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
-    readable = {name: _shown(getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
+    readable = {name: _shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
     tensors = {"vocabulary": torch.from_numpy(vocabulary.kept), "texts": texts.pack(readable)}
     for name, split in whole.items():
         tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
@@ -229,7 +232,7 @@ def _encode(
     )
     stored = {
         "card": card.model_dump(mode="json"),
-        "pair": corpus.train.pairs is not None,
+        "pair": pair,
         "revision": corpus.revision,
         "task": corpus.task,
     }
@@ -261,8 +264,10 @@ def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
     )
 
 
-def _shown(split: Split, labels: Sequence[str]) -> list[texts.Shown]:
-    """For the table of hard samples."""
+def _shown(task: Task, split: Split, labels: Sequence[str]) -> list[texts.Shown]:
+    """For the table of hard samples, which vectors do not have."""
+    if task.kind == "vector":
+        return []
     return texts.shown(split.texts, split.pairs, split.labels, labels)
 
 
@@ -314,9 +319,14 @@ def _card(corpus: Corpus, task: Task, test: Encoded) -> DatasetCard:
 
 
 def _preflight(
-    run: Run, facts: ModelFacts, labels: tuple[str, ...] | None, student: ModelFacts | None, task: str | None
+    run: Run,
+    facts: ModelFacts,
+    labels: tuple[str, ...] | None,
+    student: ModelFacts | None,
+    task: str | None,
+    pair: bool | None = None,
 ) -> None:
-    problems = preflight.check(run.config, teacher=facts, labels=labels, student=student, task=task)
+    problems = preflight.check(run.config, teacher=facts, labels=labels, student=student, task=task, pair=pair)
     if problems:
         raise InvalidConfig("; ".join(f"{p.pointer}: {p.detail}" for p in problems), problems)
 
@@ -335,6 +345,8 @@ def _labels_agree(teacher: Path, task: Task, labels: tuple[str, ...], *, must: b
     """Whether the teacher's head answers with the data set's labels; where it ``must``, raises InvalidModel if not."""
     config = read_config(teacher)
     try:
+        if task.headless:
+            return True
         if not task.named:
             _require_outputs(config.num_labels, task.outputs(labels))
             return True

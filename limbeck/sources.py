@@ -24,6 +24,8 @@ HUB_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
+    "1_Pooling/config.json",
+    "modules.json",
     "tokenizer*",
     "special_tokens_map.json",
     "vocab*",
@@ -66,10 +68,13 @@ class ModelFacts:
     heads: int = 0  #: of each layer; 0 where nothing is said
     intermediate_size: int = 0  #: neurons of each feed-forward part; 0 where nothing is said
     embedding_size: int | None = None  #: width of the word table where it is one of its own
+    pooling: str | None = (
+        None  #: how it makes vectors of texts, where its folder says that: ``mean``, ``cls`` or others
+    )
 
     def has_head_for(self, task: Task) -> bool:
         """Whether its head is of the kind that the task needs; whether it has the right labels is another matter."""
-        return self.has_head and self.architecture.endswith(task.architecture)
+        return task.headless or (self.has_head and self.architecture.endswith(task.architecture))
 
 
 def teacher_folder(spec: Teacher, sources: Mapping[str, Path] | None = None) -> LocalModel:
@@ -149,8 +154,21 @@ def model_facts(folder: Path) -> ModelFacts:
         raise InvalidModel("The folder has no safetensors weights; save the model with save_pretrained().")
     _require_shards(folder)
     parameters = sum(math.prod(one["shape"]) for one in tensors.values())
-    facts = config_facts(config, parameters=parameters, bytes=size)
+    facts = replace(config_facts(config, parameters=parameters, bytes=size), pooling=_pooling(folder))
     return _with_found_head(facts, tensors)
+
+
+def _pooling(folder: Path) -> str | None:
+    """As the package sentence-transformers notes it; a layer behind the pooling is named, as it is not read."""
+    if not (folder / "1_Pooling" / "config.json").is_file():
+        return None
+    noted = _read_json(folder / "1_Pooling" / "config.json")
+    modes = [
+        name.removeprefix("pooling_mode_") for name, on in noted.items() if name.startswith("pooling_mode_") and on
+    ]
+    if "Dense" in ((folder / "modules.json").read_text() if (folder / "modules.json").is_file() else ""):
+        modes.append("a dense layer")
+    return " and ".join({"mean_tokens": "mean", "cls_token": "cls"}.get(mode, mode) for mode in modes) or None
 
 
 def _with_found_head(facts: ModelFacts, tensors: Mapping[str, Any]) -> ModelFacts:
@@ -170,7 +188,8 @@ def _with_found_head(facts: ModelFacts, tensors: Mapping[str, Any]) -> ModelFact
 
 def _task_of(architecture: str) -> Task | None:
     """A task whose kind of head the architecture has."""
-    return next((task() for task in TASKS.values() if architecture.endswith(task.architecture)), None)
+    heads = (task for task in TASKS.values() if not task.headless)
+    return next((task() for task in heads if architecture.endswith(task.architecture)), None)
 
 
 def _require_shards(folder: Path) -> None:

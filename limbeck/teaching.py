@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from limbeck.config import FineTune
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, TeacherUnfit
 from limbeck.loop import Phase, train
+from limbeck.losses import require_finite
 from limbeck.methods.base import Models
 from limbeck.methods.none import FineTuning
 from limbeck.phases import Weights, keep, phase_of
@@ -21,6 +22,8 @@ from limbeck.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_JUDGE = "judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def ready_teacher(run: Run, job: Prepared) -> Weights:
         logits = predict(model, job.validation, job.task, run)
         if not torch.isfinite(torch.from_numpy(logits)).all():
             raise Diverged("The teacher's logits hold NaN or infinite values on the validation split.")
-        answers = job.task.predictions(logits, job.validation)
+        answers = job.task.predictions(logits, job.task.judged(job.validation, logits))
         score = evaluate.score(job.task.main_metric, answers, job.task.truth(job.validation))
         epoch = None
     _require_fit(job, score)
@@ -70,6 +73,26 @@ def ready_teacher(run: Run, job: Prepared) -> Weights:
         **{job.task.main_metric: score},
     )
     return keep(run, "teacher", model)
+
+
+def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
+    """The job with the teacher's answers to validation and test, where they are the only truth; asked once."""
+    if job.task.labelled:
+        return job
+    if not run.store.has(_JUDGE):
+        model = run.device.place(job.build("teacher", weights))
+        splits = {"validation": job.validation, "test": job.test}
+        found = {name: torch.from_numpy(predict(model, data, job.task, run)) for name, data in splits.items()}
+        for name, vectors in found.items():
+            require_finite(vectors, f"the teacher's answers to the {name} split")
+        run.store.write_tensors(_JUDGE, found, {})
+        run.commit()
+    kept = run.store.read_tensors(_JUDGE)[0]
+    return replace(
+        job,
+        validation=job.task.judged(job.validation, kept["validation"].numpy()),
+        test=job.task.judged(job.test, kept["test"].numpy()),
+    )
 
 
 def _teacher_phase(run: Run, job: Prepared, tune: FineTune, model: PreTrainedModel) -> Phase:

@@ -2,8 +2,9 @@
 
 A student has one input tensor, ``text`` (BYTES, one text each; beside it ``text_pair`` where it reads pairs), and its
 outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One that tags tokens has the output
-``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and ``context``.
-Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the outputs are JSON.
+``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and ``context``. One
+that gives vectors has the output ``embedding`` (FP32, a row for each text). Tensors come as JSON or, for inputs, in the
+binary form of Triton's extension; the outputs are JSON.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ async def model_metadata(house: House, name: str) -> Response:
     """`name` is a student's id or an alias."""
     student = await find_student(house, name)
     inputs = [{"name": one, "datatype": "BYTES", "shape": [-1]} for one in _inputs(student)]
-    outputs = [{"name": one, "datatype": kind, "shape": [-1]} for one, kind in _outputs(student)]
+    shape = [-1, -1] if student.task == "embeddings" else [-1]
+    outputs = [{"name": one, "datatype": kind, "shape": shape} for one, kind in _outputs(student)]
     return _json({"name": name, "versions": [], "platform": student.format, "inputs": inputs, "outputs": outputs})
 
 
@@ -82,11 +84,16 @@ async def model_ready(house: House, name: str) -> Response:
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.INFERRED)),
 )
 async def infer(house: House, name: str, request: Request) -> Response:
-    """The best label of each text, and its probability."""
+    """The best label of each text, and its probability; or what else the student answers with."""
     student = await find_student(house, name)
     document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
     answer = await house.batcher.ask(student, student.question(_asked(columns)))
+    if student.task == "embeddings":
+        numbers = [number for vector in answer for number in vector]
+        shape = [len(answer), len(answer[0])]
+        outputs = [{"name": "embedding", "datatype": "FP32", "shape": shape, "data": numbers}]
+        return _json(_head(document) | {"model_name": name, "outputs": outputs})
     if not _labels(student):
         outputs = [
             {"name": "answer", "datatype": "BYTES", "shape": [len(answer)], "data": [json.dumps(one) for one in answer]}
@@ -107,7 +114,7 @@ def _head(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _labels(student: Predictor) -> bool:
     """Whether it answers with a label and a score; else the answer is JSON."""
-    return student.task not in ("token_classification", "question_answering")
+    return student.task not in ("token_classification", "question_answering", "embeddings")
 
 
 def _inputs(student: Predictor) -> tuple[str, ...]:
@@ -117,6 +124,8 @@ def _inputs(student: Predictor) -> tuple[str, ...]:
 
 
 def _outputs(student: Predictor) -> tuple[tuple[str, str], ...]:
+    if student.task == "embeddings":
+        return (("embedding", "FP32"),)
     return _OUTPUTS if _labels(student) else (("answer", "BYTES"),)
 
 

@@ -147,6 +147,9 @@ def _show(text: str, answer: Any, *, as_json: bool, alone: bool) -> None:
         print_json({"input": text, "prediction": answer})
         return
     found = answer if isinstance(answer, list) else [answer]
+    if found and isinstance(found[0], float):
+        typer.echo(json.dumps(found) + ("" if alone else f"\t{text}"))
+        return
     for one in found:
         typer.echo(f"{_named(one)}\t{one['score']:.4f}" + ("" if alone else f"\t{text}"))
 

@@ -23,6 +23,7 @@ _TEXTS = ("text", "sentence", "content", "review", "comment", "document", "body"
 _LABELS = (
     "label", "labels", "category", "class", "intent", "sentiment", "target", "topic", "coarse_label", "fine_label"
 )  # fmt: skip
+_SCORES = ("label", "score", "similarity_score", "similarity", "relatedness_score")
 _TOKENS = ("tokens", "words")
 _TAGS = ("tags", "ner_tags", "labels", "label", "ner")
 
@@ -40,19 +41,19 @@ class Chosen:
 
     text: str  #: of token classification the tokens, of question answering the question
     text_pair: str | None  #: of question answering the context
-    label: str  #: tags, or answers
+    label: str  #: tags, or answers; empty where there is none, as for embeddings of texts without scores
     task: str | None = None  #: None: the labels tell which of the tasks on texts it is
 
     @property
     def all(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.text, self.text_pair, self.label) if name is not None)
+        return tuple(name for name in (self.text, self.text_pair, self.label) if name)
 
     @property
     def by_field(self) -> dict[str, str | None]:
         """The columns by the names that ``Columns`` has for them."""
         fields = fields_of(self.task)
         names = zip(fields, (self.text, self.text_pair, self.label), strict=True)
-        return {field: name for field, name in names if field is not None}
+        return {field: name or None for field, name in names if field is not None}
 
 
 def fields_of(task: str | None) -> tuple[str, str | None, str]:
@@ -94,6 +95,8 @@ def choose_columns(
                 for field in ("question", "context", "answers")
             )
             chosen = Chosen(question, context, answers, task)
+        case "embeddings":
+            chosen = _texts_to_embed(table, wanted, where, at)
         case _:
             chosen = _texts(table, wanted, where, at, task)
     if len(set(chosen.all)) < len(chosen.all):
@@ -105,6 +108,8 @@ def choose_columns(
 
 def _task_of(table: Table, wanted: Columns) -> str | None:
     """The task that the columns' names are of; None for a text with a label, of whatever kind that is."""
+    if table.task == "embeddings":
+        return table.task
     for task, fields in FIELDS.items():
         if any(getattr(wanted, field) for field in fields if field is not None):
             return task
@@ -130,6 +135,20 @@ def _texts(table: Table, wanted: Columns, where: str, at: str, task: str | None)
         text, pair = _guess_texts(table, pair, where, at)
     label = wanted.label or _guess("label", _LABELS, table, where, at, taken=(text, pair))
     return Chosen(text, pair, label, task)
+
+
+def _texts_to_embed(table: Table, wanted: Columns, where: str, at: str) -> Chosen:
+    """Pairs with their scores, or texts; a column of labels beside single texts is not looked at."""
+    text, pair = wanted.text, wanted.text_pair
+    if text is None:
+        text, pair = _guess_texts(table, pair, where, at)
+    if pair is None:
+        if wanted.label is not None:
+            detail = f"found {wanted.label!r}; a score is of two texts: name text_pair as well, or leave label out"
+            raise _fault(at, "label", detail)
+        return Chosen(text, None, "", "embeddings")
+    label = wanted.label or _guess("label", _SCORES, table, where, at, taken=(text, pair))
+    return Chosen(text, pair, label, "embeddings")
 
 
 def choose_texts(

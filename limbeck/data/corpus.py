@@ -24,6 +24,7 @@ class Split:
     regression               a number
     token_classification     a place for each token
     question_answering       the answers that count as right: (text, character of the context where it starts)
+    embeddings               how alike the two texts of a pair are, a number; None for texts without a score
     =======================  =======================================================================================
     """
 

@@ -218,7 +218,24 @@ class Answers(Form):
         return list(split.pairs or ())
 
 
-FORMS: Mapping[str, Form] = {form.task: form for form in (OneLabel(), SeveralLabels(), Number(), Tags(), Answers())}
+class Alike(Number):
+    """Texts, or pairs of texts with a number that says how alike they are."""
+
+    task = "embeddings"
+
+    def labels(self, table: Table, chosen: Chosen, where: str) -> list[Any]:
+        return super().labels(table, chosen, where) if chosen.label else [None] * len(table.columns[chosen.text])
+
+    def order(self, named: Mapping[str, Named], known: tuple[str, ...] | None) -> tuple[str, ...]:
+        return () if named["train"].pairs is None else super().order(named, known)
+
+    def stored(self, split: Split, labels: tuple[str, ...]) -> dict[str, list[Any]]:
+        return {"text": split.texts} if split.pairs is None else super().stored(split, labels)
+
+
+FORMS: Mapping[str, Form] = {
+    form.task: form for form in (OneLabel(), SeveralLabels(), Number(), Tags(), Answers(), Alike())
+}
 
 
 def with_task(table: Table, chosen: Chosen) -> Chosen:
@@ -242,7 +259,7 @@ def with_task(table: Table, chosen: Chosen) -> Chosen:
 
 def unlabelled(table: Table, chosen: Chosen) -> bool:
     """Whether a split's answers are kept back, as in the hub's GLUE test splits: every label is -1 or nothing."""
-    return all(value in (None, -1, "-1", "") for value in table.columns.get(chosen.label, []))
+    return bool(chosen.label) and all(value in (None, -1, "-1", "") for value in table.columns.get(chosen.label, []))
 
 
 def _texts(table: Table, column: str, where: str) -> list[str]:

@@ -113,7 +113,9 @@ def _split_profile(split: Split, corpus: Corpus) -> dict[str, Any]:
 
 
 def _label_profile(split: Split, corpus: Corpus) -> dict[str, Any]:
-    if corpus.task == "regression":
+    if corpus.task == "embeddings" and split.pairs is None:
+        return {"labels": {}}
+    if corpus.task in ("regression", "embeddings"):
         marks = np.percentile(split.labels, [0, 50, 100])
         return {"labels": {}, "numbers": dict(zip(("least", "median", "most"), map(float, marks), strict=True))}
     counts = _counts(split, corpus)

@@ -152,6 +152,9 @@ class Method(Spec, ABC):
     #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
 
+    #: Whether the true labels are all that its student learns from.
+    labels_alone: ClassVar[bool] = False
+
     #: The starts (``student.init``) of which a short trial chooses one where the user names none; the first unless
     #: another proves better.
     starts: ClassVar[tuple[str, ...]] = ()

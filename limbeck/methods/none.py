@@ -18,6 +18,7 @@ class FineTuning(Method):
     """Learn from the labels alone."""
 
     uses_teacher: ClassVar[bool] = False
+    labels_alone: ClassVar[bool] = True
 
     type: Literal["none"] = "none"
 

@@ -35,6 +35,7 @@ class Theseus(Method):
         "Xu et al. 2020, BERT-of-Theseus: Compressing BERT by Progressive Module Replacing, arXiv:2002.02925"
     )
 
+    labels_alone: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "teacher_layers", "own_layers"})
 
     type: Literal["theseus"] = "theseus"

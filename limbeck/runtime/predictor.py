@@ -58,7 +58,7 @@ class Predictor:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order of the logits; none for questions, and transformers' ``LABEL_0`` for a number."""
+        """In the order of the logits; none for questions and vectors, and transformers' ``LABEL_0`` for a number."""
         return ("LABEL_0",) if self._facts.task == "regression" else self._facts.labels
 
     @property
@@ -94,6 +94,9 @@ class Predictor:
         Students that answer questions take ``{"question": …, "context": …}``, or a list of them, and answer
         ``{"score", "start", "end", "answer"}`` for each, with ``top_k`` a list of so many, best first.
 
+        Students that give vectors answer with a list of numbers, a vector of length 1, for a text, and with a list of
+        these for a list of texts, as the feature-extraction of Hugging Face's Inference API; ``top_k`` is refused.
+
         ``speed`` is for students with early exits: from 0, where every text goes through all layers, to 1, where every
         text leaves behind the first; default: the student's own (:attr:`speed`), which its job calibrated.
 
@@ -111,6 +114,8 @@ class Predictor:
         check_speed(speed, self.speed)
         if self.task == "question_answering":
             return read_asked(inputs, top_k=top_k)
+        if self.task == "embeddings" and top_k not in (None, "all"):
+            refuse_top_k("a student that gives vectors has nothing to rank; leave it out")
         if self.task == "token_classification" and top_k is not None:
             refuse_top_k("a student that tags tokens answers with every entity; leave it out")
         pair = self.pair and self.task != "token_classification"
@@ -125,12 +130,18 @@ class Predictor:
             found = self._entities(texts)
         elif self.task == "question_answering":
             found = self._spans(texts, pairs)
+        elif self.task == "embeddings":
+            found = self._logits(texts, None, [None] * len(texts)).tolist()
         else:
             speeds = [question.speed for question in questions for _ in question.texts]
             found = self._scores(self._logits(texts, pairs if self.pair else None, speeds))
         ends = np.cumsum([len(question) for question in questions]).tolist()
         own = [found[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        shaped = {"token_classification": _entities_of, "question_answering": _spans_of}.get(self.task, self._labels_of)
+        shaped = {
+            "token_classification": _each_of,
+            "question_answering": _spans_of,
+            "embeddings": _each_of,
+        }.get(self.task, self._labels_of)
         return [shaped(question, part) for question, part in zip(questions, own, strict=True)]
 
     def _labels_of(self, question: Question, scores: NDArray[np.float64]) -> Any:
@@ -149,6 +160,7 @@ class Predictor:
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, speed: float | None = None
     ) -> NDArray[np.float32]:
         """Logits of each text, or pair of texts: (examples, classes), in the order given; no examples, no rows.
+        Of a student that gives vectors these.
 
         Raises:
             InvalidInput: a ``speed`` that is none, or for a student without exits.
@@ -160,7 +172,7 @@ class Predictor:
         self, texts: Sequence[str], pairs: Sequence[str] | None, speeds: Sequence[float | None]
     ) -> NDArray[np.float32]:
         rows = self._encoder.encode(texts, pairs)
-        logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
+        logits = np.empty((len(rows), self._facts.width or len(self.labels)), dtype=np.float32)
         for places in chunks([len(row) for row in rows]):
             feeds = pad([rows[i] for i in places], self._facts.pad_id)
             if isinstance(self._session, ExitSession):
@@ -211,7 +223,7 @@ class Predictor:
         return {"label": self.labels[place], "score": float(scores[place])}
 
 
-def _entities_of(question: Question, found: Sequence[Any]) -> Any:
+def _each_of(question: Question, found: Sequence[Any]) -> Any:
     return list(found) if question.form == "list" else found[0]
 
 

@@ -12,7 +12,14 @@ from limbeck.errors import InvalidModel
 
 Format = Literal["onnx", "onnx-int8"]
 #: The tasks whose students can be asked.
-TASKS = ("sequence_classification", "multi_label", "regression", "token_classification", "question_answering")
+TASKS = (
+    "sequence_classification",
+    "multi_label",
+    "regression",
+    "token_classification",
+    "question_answering",
+    "embeddings",
+)
 
 #: Where a student's folder has which exported form, the preferred one first.
 FILES: Mapping[Format, str] = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
@@ -30,6 +37,7 @@ class StudentFacts:
     pad_id: int
     speed: float | None = None  #: at which texts leave early unless a request says otherwise; None: it has no exits
     task: str = TASKS[0]
+    width: int = 0  #: of the vectors of a student that gives these
 
     @classmethod
     def read(cls, folder: Path) -> StudentFacts:
@@ -53,6 +61,7 @@ class StudentFacts:
                 pad_id=int(config.get("pad_token_id") or 0),
                 speed=float(described["exits"]["speed"]) if "exits" in described else None,
                 task=found[1],
+                width=int(described["width"]) if found[1] == "embeddings" else 0,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidModel(f"limbeck.json in {folder} is not complete: {error!r}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from limbeck.spec import Spec
@@ -26,10 +27,16 @@ class Task(Spec, ABC):
     """
 
     shorthand: ClassVar[str | None] = "type"
-    #: What the logits are of: one of several classes, yes or no for each of several labels, or a number.
-    kind: ClassVar[Literal["categorical", "binary", "value"]] = "categorical"
+    #: What the logits are of: one of several classes, yes or no for each of several labels, a number, or a vector.
+    kind: ClassVar[Literal["categorical", "binary", "value", "vector"]] = "categorical"
     #: How the names of transformers' classes with the right head end.
     architecture: ClassVar[str] = "ForSequenceClassification"
+    #: Whether any encoder answers as it is, without a head.
+    headless: ClassVar[bool] = False
+    #: Whether examples have labels to learn from, so that there is a hard loss and a baseline.
+    labelled: ClassVar[bool] = True
+    #: Whether the two texts of a pair are read as one input.
+    joined: ClassVar[bool] = True
     #: Whether the outputs of a head have the data set's names, so that a teacher's head can be told to be another's.
     named: ClassVar[bool] = True
     #: The metric that selects weights and that retention is of; a name of ``limbeck.evaluate``.
@@ -49,9 +56,21 @@ class Task(Spec, ABC):
     def configure(self, config: PreTrainedConfig, labels: Sequence[str]) -> None:
         """Write the labels into a model's configuration."""
 
+    def for_data(self, *, pair: bool) -> Task:
+        """The task as it is on data of pairs of texts, or of single texts."""
+        return self
+
+    def judged(self, data: Encoded, teacher: NDArray[np.float32]) -> Encoded:
+        """The split with the teacher's answers to it, for tasks whose only truth these are."""
+        return data
+
     def outputs(self, labels: Sequence[str]) -> int:
-        """How many logits a row, or a token, gets."""
+        """How many logits a row, or a token, gets; 0 where that hangs on the model (:meth:`width`)."""
         return len(labels)
+
+    def width(self, config: PreTrainedConfig) -> int:
+        """How many logits a model of this configuration gives."""
+        return int(config.num_labels or 0)
 
     def output_layer(self, model_type: str) -> str:
         """The name of the head's last linear layer in models of this type."""
@@ -120,6 +139,9 @@ class Task(Spec, ABC):
 
         return float((np.asarray(one) == np.asarray(other)).mean())
 
-    def described(self) -> Mapping[str, Any]:
+    def write_beside(self, folder: Path, config: PreTrainedConfig, max_length: int) -> None:
+        """Write what else a saved model's folder needs for this task."""
+
+    def described(self, config: PreTrainedConfig) -> Mapping[str, Any]:
         """What ``limbeck.json`` has to say beside the labels, for the runtime."""
         return {}

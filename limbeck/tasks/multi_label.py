@@ -24,7 +24,7 @@ class MultiLabel(Task):
     of two such probabilities at T, as the hard one (binary cross-entropy) the mean over the labels.
     """
 
-    kind: ClassVar[Literal["categorical", "binary", "value"]] = "binary"
+    kind: ClassVar[Literal["categorical", "binary", "value", "vector"]] = "binary"
     main_metric: ClassVar[str] = "micro_f1"
     metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1")
 

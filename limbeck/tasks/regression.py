@@ -23,7 +23,7 @@ class Regression(Task):
     Both losses are the squared difference, to the true number and to the teacher's, in the labels' own units.
     """
 
-    kind: ClassVar[Literal["categorical", "binary", "value"]] = "value"
+    kind: ClassVar[Literal["categorical", "binary", "value", "vector"]] = "value"
     named: ClassVar[bool] = False
     main_metric: ClassVar[str] = "spearman"
     metrics: ClassVar[tuple[str, ...]] = ("spearman", "pearson", "rmse")

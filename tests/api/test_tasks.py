@@ -65,6 +65,7 @@ def student(client: TestClient, house: Services, folder: Path, task_type: str, l
     (folder / "onnx").mkdir()
     write_graph(task.model_class().from_config(config).train(False), task, folder / "onnx" / "model.onnx")
     described = {"version": 1, "task": task_type, "labels": labels, "max_length": 32, "pair": False}
+    described |= task.described(config)
     (folder / "limbeck.json").write_text(json.dumps(described))
     model_id, files = new_id("mdl"), []
     for path in ("limbeck.json", "config.json", "tokenizer.json", "onnx/model.onnx"):
@@ -100,6 +101,50 @@ def test_students_of_every_task_answer(client: TestClient, house: Services, tmp_
         "/inputs/1/text",
     }
     assert ask("question_answering", [], "text")["errors"][0]["pointer"] == "/inputs"
+
+
+def test_students_that_give_vectors_answer(client: TestClient, house: Services, tmp_path: Path) -> None:
+    """Guards the shape of feature extraction: numbers for a text, a list of these for a list, by every road."""
+    model = student(client, house, tmp_path / "vectors", "embeddings", [])
+    text, other = "Return the window that has the focus.", "返回拥有焦点的窗口。"
+    ask = f"/v1/models/{model}/predict"
+    alone = client.post(ask, json={"inputs": text}).json()
+    both = client.post(ask, json={"inputs": [text, other]}).json()
+    assert len(alone) == 32
+    assert sum(number**2 for number in alone) == pytest.approx(1, abs=1e-5)
+    assert both[0] == pytest.approx(alone, abs=1e-5)
+    assert len(both) == 2
+    refused = client.post(ask, json={"inputs": text, "parameters": {"top_k": 2}}).json()
+    assert refused["errors"][0]["pointer"] == "/parameters/top_k"
+    assert client.post(f"/v1/models/{model}/inference", json={"inputs": [text, other]}).json() == both
+    (described,) = client.get(f"/v2/models/{model}").json()["outputs"]
+    assert described == {"name": "embedding", "datatype": "FP32", "shape": [-1, -1]}
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [2], "data": [text, other]}
+    (output,) = client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]}).json()["outputs"]
+    assert output["shape"] == [2, 32]
+    assert output["data"] == pytest.approx([number for vector in both for number in vector])
+
+
+def test_texts_go_up_for_embeddings_and_methods_without_sense_are_refused(client: TestClient) -> None:
+    """Guards texts without a column of labels, and a job that would train on nothing."""
+    content = "".join(json.dumps({"text": row["text"]}) + "\n" for row in examples("multi_label", 60)).encode()
+    answer = client.post(
+        "/v1/datasets", files={"train": ("train.jsonl", content)}, data={"task": "embeddings", "text": "text"}
+    )
+    assert answer.status_code == 201, answer.text
+    dataset = answer.json()
+    assert dataset["profile"]["task"] == "embeddings"
+    config = {**SMALLEST, "dataset": f"dataset:{dataset['id']}", "student": 2}
+    accepted = client.post("/v1/jobs:validate", json=config | {"task": "embeddings", "method": "kd"})
+    assert accepted.status_code == 200, accepted.text
+    for change, pointer in (
+        ({"method": "none"}, "/method"),
+        ({"method": "theseus"}, "/method"),
+        ({"task": "regression"}, "/task"),
+    ):
+        refused = client.post("/v1/jobs:validate", json=config | {"task": "embeddings"} | change)
+        assert refused.status_code == 422
+        assert pointer in {one["pointer"] for one in refused.json()["errors"]}
 
 
 def test_the_open_inference_protocol_answers_for_tasks_without_one_label(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 import limbeck.config
 from limbeck.batches import Collator
@@ -18,6 +19,10 @@ from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.loop import train
 from limbeck.methods.base import Method
+from limbeck.preflight import serves
+from limbeck.shapes import OFFERS
+from limbeck.tasks._pooling import sentence_vectors
+from limbeck.tasks.embeddings import Embeddings
 from tests.limbeck.bench import TASK, Bench
 
 
@@ -49,6 +54,40 @@ def test_two_steps_a_folder_and_the_same_predictions(bench: Bench, tmp_path: Pat
     whole = dict(compact.inputs, input_ids=kept[compact.inputs["input_ids"]])
     with torch.inference_mode():
         torch.testing.assert_close(loaded(**whole).logits, student(**compact.inputs).logits)
+
+
+@pytest.mark.parametrize("scored", [True, False], ids=["scores", "texts"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_methods_that_serve_embeddings_train_an_encoder(tmp_path: Path, method: type[Method], scored: bool) -> None:
+    """Guards vectors under every method: plain ``AutoModel`` loads what was trained, and pools the same."""
+    task = Embeddings().for_data(pair=scored)
+    if not serves(method(), task, frozenset(OFFERS)):
+        pytest.skip("refused in preflight")
+    found = Bench.make(tmp_path / "bench", rows=16)
+    blueprint = replace(found.blueprint, task=task)
+    train_split, validation = found.train, found.validation
+    if scored:
+        pairs = {"together": 2, "labels": np.repeat(np.linspace(0, 1, 8), 2).astype(np.float32)}
+        train_split = replace(found.train.take(np.arange(16)), **pairs)
+        validation = train_split
+    bench = replace(found, blueprint=blueprint, train=train_split, validation=validation)
+    vectors = torch.nn.functional.normalize(torch.randn(16, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    if not scored:
+        validation = task.judged(validation, vectors[: len(validation)].numpy())
+    phase = bench.phase(
+        method(), task=task, epochs=1, batch_size=4 if scored else 8, teacher_logits=vectors, validation=validation
+    )
+    before = {name: value.clone() for name, value in phase.models.student.state_dict().items()}
+    student = train(phase, bench.run(tmp_path / "run", phase)).model.eval()
+    assert phase.steps == 2
+    assert any(not torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    blueprint.save(student, tmp_path / "student")
+    loaded = AutoModel.from_pretrained(tmp_path / "student").eval()
+    batch = Collator(train_split, 0, torch.device("cpu"))(np.arange(4)).inputs
+    kept = torch.from_numpy(blueprint.vocabulary.kept)
+    with torch.inference_mode():
+        states = loaded(**dict(batch, input_ids=kept[batch["input_ids"]])).last_hidden_state
+        torch.testing.assert_close(sentence_vectors(states, batch["attention_mask"]), task.logits(student(**batch)))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)

@@ -1,0 +1,79 @@
+"""What the task ``embeddings`` asks of a configuration: which methods, students and teachers make sense for vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from limbeck import shapes
+from limbeck.errors import Problem
+
+if TYPE_CHECKING:
+    from limbeck.config import DistillConfig
+    from limbeck.sources import ModelFacts
+    from limbeck.tasks.embeddings import Embeddings
+
+
+def alone(config: DistillConfig, task: Embeddings) -> Iterator[Problem]:
+    """What can be seen without teacher and data, but for whether these are pairs with scores (``task.labelled``)."""
+    method, weighting = config.method, config.training.sample_weighting
+    if method.labels_alone and not task.labelled:
+        yield Problem(
+            "/method",
+            f"found {method.type!r}, which learns from scores alone; texts without scores have none: take auto or kd, "
+            "or give pairs of texts with scores",
+        )
+    if config.teacher.finetune and not task.labelled:
+        yield Problem(
+            "/teacher/finetune",
+            "found a fine-tuning, which needs pairs of texts with scores; texts without scores do not show what is "
+            "alike: leave it out",
+        )
+    if method.type == "self" and not config.teacher.finetune:
+        yield Problem(
+            "/method",
+            "found 'self': its student begins as the teacher before the fine-tuning, and a teacher that is used as it "
+            "is would be copied: set teacher.finetune (which needs scores), or take auto or kd",
+        )
+    if method.type == "noise" and getattr(method, "kind", None) == "random":
+        yield Problem(
+            "/method/kind", "found 'random', which puts classes in another order; a vector has none; allowed: permuted"
+        )
+    if weighting is not None:
+        yield Problem(
+            "/training/sample_weighting",
+            f"found {weighting.type!r}; texts of embeddings have neither an answer that could be wrong nor a "
+            "probability: leave it out",
+        )
+    if config.student.recurrent:
+        yield Problem(
+            "/student/architecture",
+            f"found {config.student.architecture!r}, which has no states of single tokens to pool: take 'transformer'",
+        )
+
+
+def against_teacher(
+    config: DistillConfig, task: Embeddings, teacher: ModelFacts, origin: ModelFacts | None
+) -> Iterator[Problem]:
+    """Whether the teacher pools as the task does, and whether the student's vectors can be compared with its own.
+
+    Args:
+        origin: what the student is cut from; None where it is not known or does not fit.
+    """
+    if teacher.pooling not in (None, task.pooling):
+        yield Problem(
+            "/task/pooling",
+            f"found {task.pooling!r}; the teacher's own folder says {teacher.pooling!r}; allowed are 'mean' and 'cls', "
+            "as the teacher was trained",
+        )
+    if origin is None or config.student.recurrent:
+        return
+    width = shapes.resolve(config.student, origin).hidden_size
+    if width != teacher.hidden_size:
+        fields = {"preset": config.student.preset, "source": config.student.source}
+        field = next((name for name, value in fields.items() if value is not None), "hidden_size")
+        yield Problem(
+            f"/student/{field}",
+            f"found a width of {width}; the student's vectors are compared with the teacher's, and a projection "
+            f"between them would not be part of a plain encoder: allowed is {teacher.hidden_size}",
+        )
