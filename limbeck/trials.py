@@ -159,7 +159,13 @@ def _rivals(run: Run, job: Prepared) -> tuple[Method, ...]:
         "teacher_layers": job.blueprint.layers,
         "student_layers": job.student.shape.depth,
     }
-    able = [one for one in method.rivals() if serves(one, job.task, offered) and not [*one.problems(**facts)]]
+    able = [
+        one
+        for one in method.rivals()
+        if serves(one, job.task, offered)
+        and not [*one.problems(**facts)]
+        and (job.task.labelled or not one.labels_alone)
+    ]
     return (method, *able)
 
 
