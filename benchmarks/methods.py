@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import CACHE, Teller
+from benchmarks.quality.running import CACHE, Teller
 from benchmarks.report import ROOT, machine, markdown_table, replace_part, write_json
 from limbeck.config import DistillConfig
 from limbeck.engine import distill

@@ -1,0 +1,213 @@
+"""Which cells there are, in which order they are measured, what each is configured as, and what it is likely to take."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from benchmarks.quality.datasets import DATASETS, DataSet
+from benchmarks.report import ROOT
+from limbeck import config as limbeck_config
+
+BASICS = ("none", "kd", "auto")
+#: Cells of one method with other options than its own defaults.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "theseus-additive": {"type": "theseus", "replacing": "additive"},
+    "theseus-constant": {"type": "theseus", "replacing": "constant", "base": 0.5},
+}
+WIDE = ("mrpc", "sst2", "banking77")
+OTHERS = tuple(name for name in DATASETS if name not in WIDE)
+CURVES = ("sst2", "douban")
+SEEDS = (0, 1, 2)
+TEXTBREWER = ("textbrewer-kd", "textbrewer-hidden")
+#: The baseline of methods whose student starts from the teacher's first layers.
+FIRST = "none-first"
+_FIRST_LAYERS = ("theseus", "theseus-additive", "theseus-constant")
+#: The teacher's layers, and what a step costs beside those of the student, in student's layers; for the estimate.
+_DEEP = 6
+_MATCHING = {"patient", "distilbert", "tinybert", "minilm", "auto", "theseus", *VARIANTS}
+
+
+def methods() -> tuple[str, ...]:
+    """Every method that a configuration knows, by name: those that are added later are measured without a line here."""
+    union = get_args(get_args(limbeck_config.Method)[0])
+    names = [get_args(one)[0].model_fields["type"].default for one in union]
+    rest = [name for name in names if name not in BASICS]
+    return (*BASICS, *rest, *VARIANTS)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its measurement; a data set's teacher is a cell as well."""
+
+    dataset: str
+    method: str
+    layers: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """E.g. ``sst2/kd/3L/seed0``; what ``--only`` matches."""
+        return f"{self.dataset}/{self.method}/{self.layers}L/seed{self.seed}"
+
+    @property
+    def data(self) -> DataSet:
+        return DATASETS[self.dataset]
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.method == "teacher"
+
+    @property
+    def is_textbrewer(self) -> bool:
+        return self.method in TEXTBREWER
+
+    @property
+    def baseline(self) -> Cell | None:
+        """The cell of the same student without a teacher. ``self``, whose student is no cut of the teacher, measures
+        its own in the same job."""
+        if self.is_teacher or self.method in ("none", FIRST, "self"):
+            return None
+        return Cell(self.dataset, FIRST if self.method in _FIRST_LAYERS else "none", self.layers, self.seed)
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """Cells that have to be measured before this one."""
+        if self.is_teacher or self.method == "self":
+            return () if self.is_teacher else (teacher_of(self.dataset),)
+        baseline = self.baseline
+        return (teacher_of(self.dataset), *(() if baseline is None else (baseline,)))
+
+    def document(self) -> dict[str, Any]:
+        """The job's configuration but for where teacher and data lie."""
+        data = self.data
+        if self.is_teacher:
+            return {"finetune": dict(data.teacher), "training": dict(data.student), "layers": _DEEP}
+        method: Any = {FIRST: "none", **{name: dict(value) for name, value in VARIANTS.items()}}.get(
+            self.method, self.method
+        )
+        if self.is_textbrewer:
+            method = self.method
+        student: dict[str, Any] = {"layers": self.layers}
+        if self.method == FIRST:
+            student["init"] = "first"
+        return {
+            "method": method,
+            "student": student,
+            "training": {**data.student, "seed": self.seed},
+            "teacher": dict(data.teacher),
+        }
+
+    def cost(self) -> float:
+        """Work in millions of examples × tokens × layers; what a unit takes follows from the cells that are done.
+
+        Every epoch answers dev as well, forward only; what an example costs beside its tokens stands for ten of them.
+        """
+        data = self.data
+        held = data.held or min(2000, data.examples // 10)
+        each = (data.examples + held / 3) * (data.tokens + 10) / 1e6
+        if self.is_teacher:
+            return each * _DEEP * 1.2 * data.teacher["epochs"]
+        epochs = data.student["epochs"]
+        if self.method == "self":
+            return each * _DEEP * 1.2 * (2 * epochs + data.teacher["epochs"])
+        matching = _DEEP / 3 * epochs if self.method in _MATCHING or self.is_textbrewer else _DEEP / 3
+        return each * (1.2 * self.layers * epochs + (0 if self.method in ("none", FIRST) else matching))
+
+
+def teacher_of(dataset: str) -> Cell:
+    """The one teacher that all cells of a data set share."""
+    return Cell(dataset, "teacher", _DEEP, 0)
+
+
+def cells(*, textbrewer: bool = False) -> list[Cell]:
+    """The whole grid in the order in which it is measured: the cheapest and most telling first."""
+    wanted: list[Cell] = []
+
+    def add(dataset: str, names: Iterable[str], layers: int = 3, seeds: Iterable[int] = (0,)) -> None:
+        wanted.extend(Cell(dataset, name, layers, seed) for seed in seeds for name in names)
+
+    rest = [name for name in methods() if name not in (*BASICS, "self")]
+    add("mrpc", BASICS)
+    add("sst2", BASICS)
+    if textbrewer:
+        for dataset in ("mrpc", "sst2"):
+            add(dataset, TEXTBREWER, seeds=SEEDS)
+    add("mrpc", rest)
+    add("banking77", BASICS)
+    add("sst2", rest)
+    add("mrpc", BASICS, seeds=SEEDS[1:])
+    add("sst2", BASICS, seeds=SEEDS[1:])
+    add("banking77", rest)
+    add("banking77", BASICS, seeds=SEEDS[1:])
+    for dataset in WIDE:
+        add(dataset, BASICS, layers=2, seeds=SEEDS)
+    for dataset in OTHERS:
+        add(dataset, BASICS)
+    for dataset in CURVES:
+        wanted.append(Cell(dataset, "fastbert", _DEEP, 0))
+    for dataset in WIDE:
+        # Teacher and student have the same size: a student of 3 layers is none of self.
+        wanted.append(Cell(dataset, "self", _DEEP, 0))
+    return _with_needs(wanted)
+
+
+def _with_needs(wanted: Iterable[Cell]) -> list[Cell]:
+    ordered: dict[Cell, None] = {}
+
+    def place(cell: Cell) -> None:
+        for one in cell.needs:
+            place(one)
+        ordered.setdefault(cell)
+
+    for cell in wanted:
+        place(cell)
+    return list(ordered)
+
+
+def content_key(cell: Cell, data: str) -> str:
+    """Of everything that a cell is configured by: another key is another measurement."""
+    text = json.dumps({"cell": cell.name, "document": cell.document(), "data": data}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def method_version(name: str) -> str:
+    """Of a method's code and that of the methods that it is made of, without comments and docstrings."""
+    chosen = {FIRST: "none", **{key: str(value["type"]) for key, value in VARIANTS.items()}, "teacher": "none"}
+    method = "kd" if name in TEXTBREWER else chosen.get(name, name)
+    folder, seen = ROOT / "limbeck" / "methods", {}
+    todo = [path for path in sorted(folder.glob("*.py")) if _defines(path, method)]
+    while todo:
+        path = todo.pop()
+        if path.stem in seen or path.stem in ("base", "__init__"):
+            continue
+        tree = ast.parse(path.read_text())
+        seen[path.stem] = _code(tree)
+        todo += [folder / f"{stem}.py" for stem in _siblings(tree)]
+    return hashlib.sha256("\n".join(seen[stem] for stem in sorted(seen)).encode()).hexdigest()[:12]
+
+
+def _defines(path: Path, method: str) -> bool:
+    return f'type: Literal["{method}"]' in path.read_text()
+
+
+def _siblings(tree: ast.Module) -> list[str]:
+    found = (node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module)
+    return [module.rpartition(".")[2] for module in found if module.startswith("limbeck.methods.")]
+
+
+def _code(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,0 +1,214 @@
+"""``docs/results.md`` from the cells that are there; what is missing is shown as such."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.quality.datasets import DATASETS
+from benchmarks.quality.grid import BASICS, SEEDS, TEXTBREWER, WIDE, Cell, cells, teacher_of
+from benchmarks.quality.store import Store
+from benchmarks.report import ROOT, markdown_table, replace_part
+from limbeck.scorecard import NO_SHARES
+
+PAGE = ROOT / "docs" / "results.md"
+HEAD = (
+    "method",
+    "layers",
+    "teacher",
+    "baseline",
+    "student",
+    "retention",
+    "gap recovery",
+    "speed-up b1 / b32",
+    "minutes",
+)
+#: 97.5 % quantile of Student's t with n - 1 degrees of freedom, by n.
+_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+_INTRO = (
+    "Every row is one JSON in `benchmarks/results/quality`, measured by `python -m benchmarks.quality` and put here by "
+    "its `--page`. Figures are in per cent (correlations times 100) on the reported split, with the 95 % interval by "
+    "bootstrap over its examples; retention is student / teacher and gap recovery (student − baseline) / (teacher − "
+    "baseline), both paired. The baseline is the same student, cut from the same fine-tuned teacher, trained with as "
+    "many steps without a teacher. Every cell of a data set shares one teacher. † marks figures of an earlier version "
+    "of the method's code, ‡ a teacher whose weights are not those of the recorded one."
+)
+
+
+def write_page(store: Store, page: Path = PAGE) -> None:
+    """Replace the page's generated part.
+
+    Raises:
+        ValueError: the page has no such part.
+    """
+    replace_part(page, "quality", generated(store))
+
+
+def generated(store: Store) -> str:
+    """All tables, over the whole grid."""
+    grid = cells(textbrewer=True)
+    parts = [_INTRO]
+    for name, data in DATASETS.items():
+        chosen = [cell for cell in grid if cell.dataset == name and not cell.is_teacher and not cell.is_textbrewer]
+        parts += [f"### {name}", _about(store, name, data.note), _table(store, chosen)]
+    parts += ["### Over three seeds", _over_seeds(store)]
+    parts += ["### Early exit", _exits(store, [cell for cell in grid if cell.method == "fastbert"])]
+    brewer = [cell for cell in grid if cell.is_textbrewer]
+    parts += ["### Beside TextBrewer 0.2.1", _table(store, brewer), _against_textbrewer(store)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _about(store: Store, name: str, note: str) -> str:
+    found = store.read(teacher_of(name))
+    if found is None:
+        return f"{note[:1].upper()}{note[1:]}. Not run." if note else "Not run."
+    if "failure" in found:
+        return f"The teacher failed: {found['failure']}"
+    counts = found["examples"]
+    text = (
+        f"{found['metric'].replace('_', ' ')}; {counts['train']:,} training, {counts['validation']:,} dev and "
+        f"{counts['test']:,} reported examples{'; ' + note if note else ''}. Teacher: "
+        f"{_estimate(found['metric'], found['teacher'])}, fine-tuned in {found['total_minutes']:.1f} minutes; guessing "
+        f"gets {100 * found['majority']:.1f}. {_machine(found)}."
+    )
+    return text[0].upper() + text[1:]
+
+
+def _machine(found: dict[str, Any]) -> str:
+    host = found["machine"]
+    return f"{host['cores']} cores of {host['cpu']}, {host['date']}"
+
+
+def _table(store: Store, chosen: Sequence[Cell]) -> str:
+    rows = [_row(store, cell) for cell in sorted(chosen, key=lambda cell: (cell.layers != 3, cell.layers))]
+    return markdown_table(HEAD, rows)
+
+
+def _row(store: Store, cell: Cell) -> list[str]:
+    method = cell.method + (f", seed {cell.seed}" if cell.seed or cell.is_textbrewer else "")
+    found, state = store.read(cell), store.state(cell)
+    if found is None:
+        return [method, str(cell.layers), "not run", *[""] * 6]
+    if "failure" in found:
+        reason = " ".join(found["failure"].split()).replace("|", "\\|")
+        return [method, str(cell.layers), f"failed: {reason}", *[""] * 6]
+    metric, teacher = found["metric"], store.read(teacher_of(cell.dataset))
+    marks = "†" * (state == "earlier code")
+    marks += "‡" * (teacher is not None and teacher.get("sha256") != found["teacher_sha256"] and cell.method != "self")
+    speed = found["speedup"]
+    return [
+        method + marks,
+        str(cell.layers),
+        f"{100 * found['teacher']['value']:.1f}",
+        _estimate(metric, found["baseline"]) if found["baseline"] else "",
+        _estimate(metric, found["student"]),
+        _estimate("retention", found["retention"]),
+        _gap(found),
+        f"{speed['1']:.2f}× / {speed['32']:.2f}×" if speed else "",
+        f"{found['total_minutes']:.1f}",
+    ]
+
+
+def _gap(found: dict[str, Any]) -> str:
+    gap = found["gap_recovery"]
+    if gap is None:
+        return "– (no gap)" if found["baseline"] else ""
+    return _estimate("gap", gap) + (" *" if found["gap_note"] else "")
+
+
+def _estimate(metric: str, estimate: dict[str, float]) -> str:
+    sign = "" if metric not in NO_SHARES or metric != "rmse" else ""
+    return f"{sign}{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f}–{100 * estimate['high']:.1f})"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval (Student's t)."""
+    return mean(values), _T[len(values)] * stdev(values) / math.sqrt(len(values))
+
+
+def _seeds(store: Store, dataset: str, method: str, layers: int) -> list[dict[str, Any]]:
+    found = (store.read(Cell(dataset, method, layers, seed)) for seed in SEEDS)
+    return [one for one in found if one is not None and "failure" not in one]
+
+
+def _over_seeds(store: Store) -> str:
+    rows = []
+    for dataset in WIDE:
+        for layers in (3, 2):
+            none = [one["student"]["value"] for one in _seeds(store, dataset, "none", layers)]
+            for method in BASICS:
+                found = _seeds(store, dataset, method, layers)
+                if len(found) < 2:
+                    rows.append([dataset, method, str(layers), f"{len(found)} of {len(SEEDS)} seeds", "", "", ""])
+                    continue
+                student, retention = (
+                    _plus_minus([one[part]["value"] for one in found]) for part in ("student", "retention")
+                )
+                gap, teacher = "", found[0]["teacher"]["value"]
+                if method != "none" and len(none) == len(found):
+                    start = mean(none)
+                    won = [one["student"]["value"] - start for one in found]
+                    gap = f"{100 * mean(won) / (teacher - start):.0f}" if teacher - start > 0.005 else "– (no gap)"
+                    each = [one["student"]["value"] - b for one, b in zip(found, none, strict=True)]
+                    gap += f"; {_plus_minus(each)} points over the baseline"
+                rows.append([dataset, method, str(layers), f"{len(found)}", student, retention, gap])
+    head = ("data", "method", "layers", "seeds", "student", "retention", "gap recovery")
+    return (
+        "Mean ± half the 95 % interval over seeds (Student's t); gap recovery of the means, and beside it the paired "
+        "difference from the baseline of the same seed.\n\n" + markdown_table(head, rows)
+    )
+
+
+def _plus_minus(values: Sequence[float]) -> str:
+    centre, half = interval(values)
+    return f"{100 * centre:.1f} ± {100 * half:.1f}"
+
+
+def _exits(store: Store, chosen: Sequence[Cell]) -> str:
+    parts = []
+    for cell in chosen:
+        found = store.read(cell)
+        if found is None or "failure" in found or not found["exits"]:
+            parts.append(f"`{cell.name}`: {found['failure'] if found and 'failure' in found else 'not run'}.")
+            continue
+        exits = found["exits"]
+        rows = [_exit_row(point, exits["plain_latency"]) for point in exits["curve"]]
+        head = ("speed", "on the reported split", "mean layers", "FLOPs", "ms b1 (whole)", "ms b32 (whole)")
+        parts.append(
+            f"`{cell.name}`: the default speed, calibrated on dev, is {exits['speed']:g}.\n\n"
+            + markdown_table(head, rows)
+        )
+    return "\n\n".join(parts)
+
+
+def _exit_row(point: dict[str, Any], plain: Sequence[dict[str, Any]]) -> list[str]:
+    # Of a text, mean: texts leave at different layers, so that a median says little.
+    whole = {one["batch_size"]: 1000 / one["examples_per_second"] for one in plain}
+    each = {one["batch_size"]: 1000 / one["examples_per_second"] for one in point["latency"]}
+    seconds = [f"{each[size]:.2f} ({whole[size]:.2f})" if size in each else "" for size in (1, 32)]
+    return [
+        f"{point['speed']:g}",
+        _estimate("accuracy", point["metric"]),
+        f"{point['mean_layers']:.2f}",
+        f"{100 * point['flops']:.0f} %",
+        *seconds,
+    ]
+
+
+def _against_textbrewer(store: Store) -> str:
+    lines = []
+    for dataset in ("mrpc", "sst2"):
+        for method in TEXTBREWER:
+            theirs = {one["cell"].rpartition("/")[2]: one for one in _seeds(store, dataset, method, 3)}
+            for name in ("kd", "auto"):
+                ours = {one["cell"].rpartition("/")[2]: one for one in _seeds(store, dataset, name, 3)}
+                shared = sorted(theirs.keys() & ours.keys())
+                if len(shared) < 2:
+                    continue
+                each = [ours[seed]["student"]["value"] - theirs[seed]["student"]["value"] for seed in shared]
+                lines.append(f"- {dataset}: `{name}` − {method} = {_plus_minus(each)} points over {len(shared)} seeds.")
+    return "\n".join(lines)
