@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -70,10 +71,10 @@ def main() -> int:
             cards[name] = _measured(name, METHODS[name], teacher, data)
         except LimbeckError as error:
             failed[name] = f"{error.code}: {error.message}"
-    command = " ".join(("python -m benchmarks.methods", *sys.argv[1:]))
+    command = shlex.join(("python", "-m", "benchmarks.methods", *sys.argv[1:]))
     text = _report(cards, failed, command)
     print(text)
-    figures = {name: _figures(card, cards.get("none")) for name, card in cards.items()}
+    figures = {name: _figures(card, _baseline(name, cards)) for name, card in cards.items()}
     write_json("methods", {"command": command, "machine": machine(), "rows": figures, "failed": failed})
     if not chosen.no_page:
         replace_part(PAGE, "methods", text)
@@ -119,6 +120,11 @@ def _distilled(name: str, document: Mapping[str, Any], data: Path) -> Scorecard:
     return Scorecard.model_validate_json(done.read_text())
 
 
+def _baseline(name: str, cards: Mapping[str, Scorecard]) -> Scorecard | None:
+    """The same student without a teacher: of another size than the others', it was not trained."""
+    return None if "student" in METHODS[name] else cards.get("none")
+
+
 def _figures(card: Scorecard, baseline: Scorecard | None) -> dict[str, Any]:
     metric = card.main_metric
     teacher, student = card.teacher.metrics[metric], card.student.metrics[metric]
@@ -142,7 +148,7 @@ def _report(cards: Mapping[str, Scorecard], failed: Mapping[str, str], command: 
     teacher = any_card.teacher.metrics[any_card.main_metric]
     rows = []
     for name, card in cards.items():
-        found = _figures(card, cards.get("none"))
+        found = _figures(card, _baseline(name, cards))
         gap = "" if found["gap_recovery"] is None else f"{100 * found['gap_recovery']:.0f} %"
         rows.append(
             [

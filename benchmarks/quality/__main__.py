@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = Path(os.environ.get("LIMBECK_TEST_DATA", ROOT.parent / "shared" / "data")).absolute()
     store = Store(Path(chosen.results))
     only = _QUICK if chosen.quick else chosen.only
-    grid = cells(textbrewer=chosen.textbrewer)
+    grid = cells()
     wanted = [cell for cell in grid if only is None or fnmatch(cell.name, only)]
     if not wanted:
         print(f"No cell's name matches {only!r}; --list shows them all", file=sys.stderr)
@@ -55,7 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="measure at most so many cells")
     parser.add_argument("--minutes", type=float, help="begin no further cell after so many minutes")
     parser.add_argument("--list", action="store_true", help="show the cells, what is done, and what the rest may take")
-    parser.add_argument("--textbrewer", action="store_true", help="with the cells of TextBrewer 0.2.1")
     parser.add_argument("--retry", action="store_true", help="measure cells again that failed")
     parser.add_argument("--earlier", action="store_true", help="measure cells again whose method's code has changed")
     parser.add_argument("--page", action="store_true", help="write docs/results.md from the cells that are there")
@@ -102,10 +101,6 @@ def _one(bench: Bench, cell: Cell) -> bool:
     try:
         if cell.is_teacher:
             ensure_teacher(bench, cell)
-        elif cell.is_textbrewer:
-            from benchmarks.quality.textbrewer import measure_textbrewer
-
-            measure_textbrewer(bench, cell)
         else:
             measure(bench, cell)
     except LimbeckError as error:

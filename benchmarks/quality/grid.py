@@ -1,4 +1,4 @@
-"""Which cells there are, in which order they are measured, what each is configured as, and what it is likely to take."""
+"""Which cells there are, in which order they are measured, how each is configured, and what it is likely to take."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ WIDE = ("mrpc", "sst2", "banking77")
 OTHERS = tuple(name for name in DATASETS if name not in WIDE)
 CURVES = ("sst2", "douban")
 SEEDS = (0, 1, 2)
-TEXTBREWER = ("textbrewer-kd", "textbrewer-hidden")
 #: The baseline of methods whose student starts from the teacher's first layers.
 FIRST = "none-first"
 _FIRST_LAYERS = ("theseus", "theseus-additive", "theseus-constant")
@@ -64,10 +63,6 @@ class Cell:
         return self.method == "teacher"
 
     @property
-    def is_textbrewer(self) -> bool:
-        return self.method in TEXTBREWER
-
-    @property
     def baseline(self) -> Cell | None:
         """The cell of the same student without a teacher. ``self``, whose student is no cut of the teacher, measures
         its own in the same job."""
@@ -91,8 +86,6 @@ class Cell:
         method: Any = {FIRST: "none", **{name: dict(value) for name, value in VARIANTS.items()}}.get(
             self.method, self.method
         )
-        if self.is_textbrewer:
-            method = self.method
         student: dict[str, Any] = {"layers": self.layers}
         if self.method == FIRST:
             student["init"] = "first"
@@ -116,7 +109,7 @@ class Cell:
         epochs = data.student["epochs"]
         if self.method == "self":
             return each * _DEEP * 1.2 * (2 * epochs + data.teacher["epochs"])
-        matching = _DEEP / 3 * epochs if self.method in _MATCHING or self.is_textbrewer else _DEEP / 3
+        matching = _DEEP / 3 * epochs if self.method in _MATCHING else _DEEP / 3
         return each * (1.2 * self.layers * epochs + (0 if self.method in ("none", FIRST) else matching))
 
 
@@ -125,7 +118,7 @@ def teacher_of(dataset: str) -> Cell:
     return Cell(dataset, "teacher", _DEEP, 0)
 
 
-def cells(*, textbrewer: bool = False) -> list[Cell]:
+def cells() -> list[Cell]:
     """The whole grid in the order in which it is measured: the cheapest and most telling first."""
     wanted: list[Cell] = []
 
@@ -135,9 +128,6 @@ def cells(*, textbrewer: bool = False) -> list[Cell]:
     rest = [name for name in methods() if name not in (*BASICS, "self")]
     add("mrpc", BASICS)
     add("sst2", BASICS)
-    if textbrewer:
-        for dataset in ("mrpc", "sst2"):
-            add(dataset, TEXTBREWER, seeds=SEEDS)
     add("mrpc", rest)
     add("banking77", BASICS)
     add("sst2", rest)
@@ -179,7 +169,7 @@ def content_key(cell: Cell, data: str) -> str:
 def method_version(name: str) -> str:
     """Of a method's code and that of the methods that it is made of, without comments and docstrings."""
     chosen = {FIRST: "none", **{key: str(value["type"]) for key, value in VARIANTS.items()}, "teacher": "none"}
-    method = "kd" if name in TEXTBREWER else chosen.get(name, name)
+    method = chosen.get(name, name)
     folder, seen = ROOT / "limbeck" / "methods", {}
     todo = [path for path in sorted(folder.glob("*.py")) if _defines(path, method)]
     while todo:

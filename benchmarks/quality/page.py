@@ -9,10 +9,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.quality.datasets import DATASETS
-from benchmarks.quality.grid import BASICS, SEEDS, TEXTBREWER, WIDE, Cell, cells, teacher_of
+from benchmarks.quality.grid import BASICS, SEEDS, WIDE, Cell, cells, teacher_of
 from benchmarks.quality.store import Store
 from benchmarks.report import ROOT, markdown_table, replace_part
-from limbeck.scorecard import NO_SHARES
 
 PAGE = ROOT / "docs" / "results.md"
 HEAD = (
@@ -50,15 +49,13 @@ def write_page(store: Store, page: Path = PAGE) -> None:
 
 def generated(store: Store) -> str:
     """All tables, over the whole grid."""
-    grid = cells(textbrewer=True)
+    grid = cells()
     parts = [_INTRO]
     for name, data in DATASETS.items():
-        chosen = [cell for cell in grid if cell.dataset == name and not cell.is_teacher and not cell.is_textbrewer]
+        chosen = [cell for cell in grid if cell.dataset == name and not cell.is_teacher]
         parts += [f"### {name}", _about(store, name, data.note), _table(store, chosen)]
     parts += ["### Over three seeds", _over_seeds(store)]
     parts += ["### Early exit", _exits(store, [cell for cell in grid if cell.method == "fastbert"])]
-    brewer = [cell for cell in grid if cell.is_textbrewer]
-    parts += ["### Beside TextBrewer 0.2.1", _table(store, brewer), _against_textbrewer(store)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -72,7 +69,7 @@ def _about(store: Store, name: str, note: str) -> str:
     text = (
         f"{found['metric'].replace('_', ' ')}; {counts['train']:,} training, {counts['validation']:,} dev and "
         f"{counts['test']:,} reported examples{'; ' + note if note else ''}. Teacher: "
-        f"{_estimate(found['metric'], found['teacher'])}, fine-tuned in {found['total_minutes']:.1f} minutes; guessing "
+        f"{_estimate(found['teacher'])}, fine-tuned in {found['total_minutes']:.1f} minutes; guessing "
         f"gets {100 * found['majority']:.1f}. {_machine(found)}."
     )
     return text[0].upper() + text[1:]
@@ -89,14 +86,14 @@ def _table(store: Store, chosen: Sequence[Cell]) -> str:
 
 
 def _row(store: Store, cell: Cell) -> list[str]:
-    method = cell.method + (f", seed {cell.seed}" if cell.seed or cell.is_textbrewer else "")
+    method = cell.method + (f", seed {cell.seed}" if cell.seed else "")
     found, state = store.read(cell), store.state(cell)
     if found is None:
         return [method, str(cell.layers), "not run", *[""] * 6]
     if "failure" in found:
         reason = " ".join(found["failure"].split()).replace("|", "\\|")
         return [method, str(cell.layers), f"failed: {reason}", *[""] * 6]
-    metric, teacher = found["metric"], store.read(teacher_of(cell.dataset))
+    teacher = store.read(teacher_of(cell.dataset))
     marks = "†" * (state == "earlier code")
     marks += "‡" * (teacher is not None and teacher.get("sha256") != found["teacher_sha256"] and cell.method != "self")
     speed = found["speedup"]
@@ -104,9 +101,9 @@ def _row(store: Store, cell: Cell) -> list[str]:
         method + marks,
         str(cell.layers),
         f"{100 * found['teacher']['value']:.1f}",
-        _estimate(metric, found["baseline"]) if found["baseline"] else "",
-        _estimate(metric, found["student"]),
-        _estimate("retention", found["retention"]),
+        _estimate(found["baseline"]) if found["baseline"] else "",
+        _estimate(found["student"]),
+        _estimate(found["retention"]),
         _gap(found),
         f"{speed['1']:.2f}× / {speed['32']:.2f}×" if speed else "",
         f"{found['total_minutes']:.1f}",
@@ -117,12 +114,11 @@ def _gap(found: dict[str, Any]) -> str:
     gap = found["gap_recovery"]
     if gap is None:
         return "– (no gap)" if found["baseline"] else ""
-    return _estimate("gap", gap) + (" *" if found["gap_note"] else "")
+    return _estimate(gap) + (" *" if found["gap_note"] else "")
 
 
-def _estimate(metric: str, estimate: dict[str, float]) -> str:
-    sign = "" if metric not in NO_SHARES or metric != "rmse" else ""
-    return f"{sign}{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f}–{100 * estimate['high']:.1f})"
+def _estimate(estimate: dict[str, float]) -> str:
+    return f"{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f}–{100 * estimate['high']:.1f})"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -192,23 +188,8 @@ def _exit_row(point: dict[str, Any], plain: Sequence[dict[str, Any]]) -> list[st
     seconds = [f"{each[size]:.2f} ({whole[size]:.2f})" if size in each else "" for size in (1, 32)]
     return [
         f"{point['speed']:g}",
-        _estimate("accuracy", point["metric"]),
+        _estimate(point["metric"]),
         f"{point['mean_layers']:.2f}",
         f"{100 * point['flops']:.0f} %",
         *seconds,
     ]
-
-
-def _against_textbrewer(store: Store) -> str:
-    lines = []
-    for dataset in ("mrpc", "sst2"):
-        for method in TEXTBREWER:
-            theirs = {one["cell"].rpartition("/")[2]: one for one in _seeds(store, dataset, method, 3)}
-            for name in ("kd", "auto"):
-                ours = {one["cell"].rpartition("/")[2]: one for one in _seeds(store, dataset, name, 3)}
-                shared = sorted(theirs.keys() & ours.keys())
-                if len(shared) < 2:
-                    continue
-                each = [ours[seed]["student"]["value"] - theirs[seed]["student"]["value"] for seed in shared]
-                lines.append(f"- {dataset}: `{name}` − {method} = {_plus_minus(each)} points over {len(shared)} seeds.")
-    return "\n".join(lines)
