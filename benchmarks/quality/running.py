@@ -151,7 +151,7 @@ def prepared(config: DistillConfig, workdir: Path, name: str) -> Iterator[tuple[
     """The data as the engine sees it, for what is not one of its own phases."""
     run = Run(config, workdir, Teller(name), 60.0)
     job = prepare(run, {})
-    plan(run, job)
+    plan(run, job, {}, 0)
     yield run, job
 
 
