@@ -36,6 +36,10 @@ class DynaBERT(Method):
         "Hou et al. 2020, DynaBERT: Dynamic BERT with Adaptive Width and Depth, arXiv:2004.04037"
     )
     needs: ClassVar[frozenset[str]] = frozenset({"elastic"})
+    #: Sub-networks are compared by their answers to labels; the vectors of ``embeddings`` are none.
+    tasks: ClassVar[frozenset[str] | None] = frozenset(
+        {"sequence_classification", "multi_label", "regression", "token_classification", "question_answering"}
+    )
 
     type: Literal["dynabert"] = "dynabert"
     widths: tuple[_Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), min_length=1, max_length=8)
