@@ -37,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.list:
         _list(wanted, grid, store)
         return 0
+    if chosen.page:
+        write_page(store)
+        return 0
     if not data.is_dir():
         print(f"No data: LIMBECK_TEST_DATA names {data}, which is not a folder", file=sys.stderr)
         return 2
-    failed = _run(Bench(data, store), wanted, chosen)
-    if chosen.page:
-        write_page(store)
-    return 1 if failed else 0
+    return 1 if _run(Bench(data, store), wanted, chosen) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="show the cells, what is done, and what the rest may take")
     parser.add_argument("--retry", action="store_true", help="measure cells again that failed")
     parser.add_argument("--earlier", action="store_true", help="measure cells again whose method's code has changed")
-    parser.add_argument("--page", action="store_true", help="write docs/results.md from the cells that are there")
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing; write docs/results.md from the cells that are there"
+    )
     parser.add_argument("--results", default=str(FOLDER), help="the folder of finished cells")
     return parser
 

@@ -24,9 +24,8 @@ WIDE = ("mrpc", "sst2", "banking77")
 OTHERS = tuple(name for name in DATASETS if name not in WIDE)
 CURVES = ("sst2", "douban")
 SEEDS = (0, 1, 2)
-#: The baseline of methods whose student starts from the teacher's first layers.
-FIRST = "none-first"
-_FIRST_LAYERS = ("theseus", "theseus-additive", "theseus-constant")
+#: How baselines are named whose student starts from other layers than most, by what a configuration calls that start.
+STARTS: Mapping[str, str] = {"none-first": "first", "none-last": "last", "none-skip": "skip"}
 #: The teacher's layers, and what a step costs beside those of the student, in student's layers; for the estimate.
 _DEEP = 6
 _MATCHING = {"patient", "distilbert", "tinybert", "minilm", "auto", "theseus", *VARIANTS}
@@ -66,9 +65,14 @@ class Cell:
     def baseline(self) -> Cell | None:
         """The cell of the same student without a teacher. ``self``, whose student is no cut of the teacher, measures
         its own in the same job."""
-        if self.is_teacher or self.method in ("none", FIRST, "self"):
+        if self.is_teacher or self.is_baseline or self.method == "self":
             return None
-        return Cell(self.dataset, FIRST if self.method in _FIRST_LAYERS else "none", self.layers, self.seed)
+        names = {start: name for name, start in STARTS.items()}
+        return Cell(self.dataset, names.get(_start(self.method, self.layers), "none"), self.layers, self.seed)
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.method == "none" or self.method in STARTS
 
     @property
     def needs(self) -> tuple[Cell, ...]:
@@ -83,12 +87,10 @@ class Cell:
         data = self.data
         if self.is_teacher:
             return {"finetune": dict(data.teacher), "training": dict(data.student), "layers": _DEEP}
-        method: Any = {FIRST: "none", **{name: dict(value) for name, value in VARIANTS.items()}}.get(
-            self.method, self.method
-        )
+        method: Any = "none" if self.is_baseline else _options(self.method)
         student: dict[str, Any] = {"layers": self.layers}
-        if self.method == FIRST:
-            student["init"] = "first"
+        if self.method in STARTS:
+            student["init"] = STARTS[self.method]
         return {
             "method": method,
             "student": student,
@@ -110,7 +112,18 @@ class Cell:
         if self.method == "self":
             return each * _DEEP * 1.2 * (2 * epochs + data.teacher["epochs"])
         matching = _DEEP / 3 * epochs if self.method in _MATCHING else _DEEP / 3
-        return each * (1.2 * self.layers * epochs + (0 if self.method in ("none", FIRST) else matching))
+        return each * (1.2 * self.layers * epochs + (0 if self.is_baseline else matching))
+
+
+def _options(method: str) -> Any:
+    return dict(VARIANTS[method]) if method in VARIANTS else method
+
+
+def _start(method: str, layers: int) -> str:
+    """Which of the teacher's layers the method's student begins as: where it says nothing, evenly spread ones."""
+    document = {"teacher": "path:/", "dataset": "path:/", "method": _options(method), "student": layers}
+    config = limbeck_config.DistillConfig.parse(document)
+    return config.method.student(config.student, _DEEP).init or "uniform"
 
 
 def teacher_of(dataset: str) -> Cell:
@@ -136,7 +149,7 @@ def cells() -> list[Cell]:
     add("banking77", rest)
     add("banking77", BASICS, seeds=SEEDS[1:])
     for dataset in WIDE:
-        add(dataset, BASICS, layers=2, seeds=SEEDS)
+        add(dataset, BASICS, layers=2)
     for dataset in OTHERS:
         add(dataset, BASICS)
     for dataset in CURVES:
@@ -144,6 +157,8 @@ def cells() -> list[Cell]:
     for dataset in WIDE:
         # Teacher and student have the same size: a student of 3 layers is none of self.
         wanted.append(Cell(dataset, "self", _DEEP, 0))
+    for dataset in WIDE:
+        add(dataset, BASICS, layers=2, seeds=SEEDS[1:])
     return _with_needs(wanted)
 
 
@@ -168,7 +183,7 @@ def content_key(cell: Cell, data: str) -> str:
 
 def method_version(name: str) -> str:
     """Of a method's code and that of the methods that it is made of, without comments and docstrings."""
-    chosen = {FIRST: "none", **{key: str(value["type"]) for key, value in VARIANTS.items()}, "teacher": "none"}
+    chosen = {key: str(value["type"]) for key, value in VARIANTS.items()} | dict.fromkeys((*STARTS, "teacher"), "none")
     method = chosen.get(name, name)
     folder, seen = ROOT / "limbeck" / "methods", {}
     todo = [path for path in sorted(folder.glob("*.py")) if _defines(path, method)]

@@ -1,0 +1,257 @@
+"""The quality benchmark: its grid, what counts as measured, and the page of stored cells; nothing is trained."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.quality.__main__ import main
+from benchmarks.quality.datasets import DATASETS, DataSet, data_hash, folder_of
+from benchmarks.quality.grid import WIDE, Cell, cells, method_version, methods, teacher_of
+from benchmarks.quality.page import generated, interval, write_page
+from benchmarks.quality.running import Bench, against_baseline
+from benchmarks.quality.store import Store, packed, unpacked
+from limbeck.config import DistillConfig
+
+HASH = "0123456789abcdef"
+KD, NONE = Cell("sst2", "kd", 3, 0), Cell("sst2", "none", 3, 0)
+
+
+def estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+
+def teacher_result(**changes: Any) -> dict[str, Any]:
+    return {
+        "metric": "accuracy",
+        "teacher": estimate(0.9),
+        "majority": 0.5,
+        "examples": {"train": 8000, "validation": 2000, "test": 872},
+        "sha256": "t",
+        "total_minutes": 5.0,
+        "machine": {"cores": 2, "cpu": "a CPU", "date": "2026-11-24"},
+        **changes,
+    }
+
+
+def result(student: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "metric": "accuracy",
+        "teacher": estimate(0.9),
+        "teacher_sha256": "t",
+        "student": estimate(student),
+        "retention": estimate(student / 0.9),
+        "baseline": None,
+        "gap_recovery": None,
+        "gap_note": None,
+        "speedup": {"1": 1.9, "32": 2.0},
+        "total_minutes": 3.5,
+        "exits": None,
+        "machine": {"cores": 2, "cpu": "a CPU", "date": "2026-11-24"},
+        **changes,
+    }
+
+
+def test_the_grid_is_the_one_that_was_asked_for() -> None:
+    """A cell that is silently missing would be a method or a task that nobody notices was never measured."""
+    names = {cell.name for cell in cells()}
+    for dataset in WIDE:
+        for method in methods():
+            layers = 6 if method == "self" else 3
+            assert f"{dataset}/{method}/{layers}L/seed0" in names
+        for method in ("auto", "kd", "none"):
+            assert {f"{dataset}/{method}/{n}L/seed{seed}" for n in (2, 3) for seed in (0, 1, 2)} <= names
+    for dataset in ("rte", "stsb", "goemotions", "snips", "wnut17", "squad", "douban"):
+        assert {f"{dataset}/{method}/3L/seed0" for method in ("auto", "kd", "none")} <= names
+    assert {"sst2/fastbert/6L/seed0", "douban/fastbert/6L/seed0"} <= names
+
+
+def test_every_cell_stands_once_and_after_what_it_needs() -> None:
+    """A student before its baseline would have no gap recovery."""
+    order = [cell.name for cell in cells()]
+    assert len(order) == len(set(order))
+    place = {name: index for index, name in enumerate(order)}
+    for cell in cells():
+        assert all(place[needed.name] < place[cell.name] for needed in cell.needs)
+        assert cell.is_teacher or teacher_of(cell.dataset) in cell.needs
+
+
+def test_a_baseline_starts_from_the_layers_that_its_student_starts_from() -> None:
+    """Theseus' student is cut from other layers: against the usual baseline its start would count as its merit."""
+    for cell in cells():
+        baseline = cell.baseline
+        if baseline is None:
+            continue
+        chosen, plain = (_config(one) for one in (cell, baseline))
+        student = chosen.method.student(chosen.student, 6)
+        assert (student.init or "uniform") == (plain.student.init or "uniform"), cell.name
+        assert plain.method.type == "none"
+        assert (plain.student.layers, plain.training) == (student.layers, chosen.training)
+
+
+def _config(cell: Cell) -> DistillConfig:
+    parts = {name: value for name, value in cell.document().items() if name in ("method", "student", "training")}
+    return DistillConfig.parse({"teacher": "path:/t", "dataset": "path:/d", **parts})
+
+
+def test_a_result_counts_for_its_configuration_and_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure of other data or other epochs would be shown as this cell's."""
+    store = Store(tmp_path)
+    assert store.state(KD, HASH) == "not run"
+    store.write(KD, HASH, result(0.88))
+    assert store.state(KD, HASH) == store.state(KD) == "done"
+    assert store.state(KD, "other data") == "not run"
+    assert store.state(Cell("sst2", "kd", 3, 1), HASH) == "not run"
+    monkeypatch.setitem(DATASETS["sst2"].student, "epochs", 7)  # type: ignore[arg-type]
+    assert store.state(KD) == "not run"
+
+
+def test_changed_code_of_the_method_is_told(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(KD, HASH, result(0.88))
+    found = json.loads(store.path(KD).read_text())
+    store.path(KD).write_text(json.dumps({**found, "method_version": "older"}))
+    assert store.state(KD, HASH) == "earlier code"
+
+
+def test_versions_are_of_the_methods_own_code() -> None:
+    """auto is built of kd: where kd changes, auto's figures are of earlier code as well; none's are not."""
+    versions = {name: method_version(name) for name in methods()}
+    assert versions["theseus"] == versions["theseus-additive"]
+    assert len({versions[name] for name in ("none", "kd", "auto", "theseus", "minilm")}) == 5
+    assert method_version("none-first") == versions["none"]
+    empty = method_version("there is no such method")
+    assert empty not in versions.values()
+
+
+def test_a_run_leaves_alone_what_is_done_and_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resuming: a second run over finished cells trains nothing; here it could not, for there is not even a text."""
+    data, results = tmp_path / "data", tmp_path / "results"
+    (data / "sst2_glue").mkdir(parents=True)
+    store, found = Store(results), data_hash(DATASETS["sst2"], data)
+    store.write(teacher_of("sst2"), found, teacher_result())
+    store.write(NONE, found, result(0.86))
+    store.write(KD, found, {"failure": "diverged: NaN", "machine": {}})
+    before = {path.name: path.read_bytes() for path in results.iterdir()}
+    monkeypatch.setenv("LIMBECK_TEST_DATA", str(data))
+    for only in ("sst2/none/3L/seed0", "sst2/kd/3L/seed0", "sst2/teacher/*"):
+        assert main(["--results", str(results), "--only", only]) == 0
+    assert {path.name: path.read_bytes() for path in results.iterdir()} == before
+    # Time that is over begins nothing, and --limit 0 neither.
+    for stop in (["--minutes", "-1"], ["--limit", "0"]):
+        assert main(["--results", str(results), "--only", "sst2/auto/3L/seed0", *stop]) == 0
+    assert {path.name for path in results.iterdir()} == before.keys()
+    assert main(["--results", str(results), "--only", "sst2/kd/3L/*", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "failed" in listed
+    assert "not run" in listed
+
+
+def test_a_student_is_not_measured_where_its_teacher_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every student would train the failing teacher again."""
+    data, results = tmp_path / "data", tmp_path / "results"
+    (data / "sst2_glue").mkdir(parents=True)
+    store, found = Store(results), data_hash(DATASETS["sst2"], data)
+    store.write(teacher_of("sst2"), found, {"failure": "teacher_unfit: guesses", "machine": {}})
+    monkeypatch.setenv("LIMBECK_TEST_DATA", str(data))
+    assert main(["--results", str(results), "--only", "sst2/none/3L/seed0"]) == 1
+    assert store.state(NONE, found) == "not run"
+
+
+def test_unknown_cells_and_missing_data_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_TEST_DATA", str(tmp_path / "none"))
+    assert main(["--only", "sst2/no-such-method/*", "--results", str(tmp_path)]) == 2
+    assert main(["--only", "sst2/kd/*", "--results", str(tmp_path)]) == 2
+
+
+def test_gap_recovery_is_paired_with_the_recorded_answers(tmp_path: Path) -> None:
+    """Ten right of ten by the teacher, 6 by the baseline, 9 by the student: three of the four points are won back."""
+    (tmp_path / "sst2_glue").mkdir()
+    bench = Bench(tmp_path, Store(tmp_path / "results"))
+    truth = [0, 1] * 5
+    baseline, student = [1 - one for one in truth[:4]] + truth[4:], [1 - truth[0], *truth[1:]]
+    found = bench.hash_of(KD)
+    bench.store.write(teacher_of("sst2"), found, teacher_result(predictions=packed(truth)))
+    bench.store.write(NONE, found, result(0.6, predictions=packed(baseline)))
+    gap = against_baseline(bench, KD, "accuracy", student, truth)
+    assert gap["gap_recovery"]["value"] == pytest.approx(0.75)
+    assert gap["baseline"] == estimate(0.6)
+    assert unpacked(packed([["B-x", "O"], ["O"]])) == [["B-x", "O"], ["O"]]
+
+
+def test_the_page_shows_what_is_there_what_failed_and_what_was_not_run(tmp_path: Path) -> None:
+    """A failure or a gap that the page leaves out would read as if all had gone well."""
+    store = Store(tmp_path / "results")
+    assert "not run" in generated(store)
+    store.write(teacher_of("sst2"), HASH, teacher_result())
+    store.write(NONE, HASH, result(0.84))
+    store.write(KD, HASH, result(0.87, baseline=estimate(0.84), gap_recovery=estimate(0.5), gap_note="care"))
+    store.write(Cell("sst2", "minilm", 3, 0), HASH, {"failure": "invalid_config: a | in it", "machine": {}})
+    page = tmp_path / "results.md"
+    page.write_text("before\n<!-- quality:begin -->\nold\n<!-- quality:end -->\nafter\n")
+    write_page(store, page)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert (
+        "| kd | 3 | 90.0 | 84.0 (82.0–86.0) | 87.0 (85.0–89.0) | 96.7 (94.7–98.7) | 50.0 (48.0–52.0) * "
+        "| 1.90× / 2.00× | 3.5 |" in text
+    )
+    assert "| minilm | 3 | failed: invalid_config: a \\| in it |" in text
+    sst2 = text[text.index("### sst2") : text.index("### banking77")]
+    assert "| auto | 3 | not run |" in sst2
+
+
+def test_another_teachers_figures_are_marked(tmp_path: Path) -> None:
+    """After a lost cache the teacher is trained anew; students of the old one do not quite belong to it."""
+    store = Store(tmp_path)
+    store.write(teacher_of("sst2"), HASH, teacher_result(sha256="new"))
+    store.write(KD, HASH, result(0.87))
+    assert "| kd‡ | 3 |" in generated(store)
+
+
+def test_intervals_over_seeds_are_students() -> None:
+    """0.1, 0.2, 0.3: mean 0.2, s = 0.1, half = 4.303 · 0.1 / √3."""
+    centre, half = interval([0.1, 0.2, 0.3])
+    assert centre == pytest.approx(0.2)
+    assert half == pytest.approx(0.24843, abs=1e-4)
+
+
+def test_splits_are_the_same_each_time_and_share_no_group(tmp_path: Path) -> None:
+    """Articles on both sides of SQuAD's cut would make memory look like reading."""
+    rows = [{"title": f"t{i % 20}", "question": f"q{i}"} for i in range(400)]
+    one = DataSet("x", "raw", tokens=1, student={}, teacher={}, test="dev", by="title", train=100, held=20, tested=50)
+    (tmp_path / "raw").mkdir()
+    with gzip.open(tmp_path / "raw" / "dev.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    found = [_splits(folder_of(one, tmp_path, tmp_path / cache)) for cache in ("a", "b")]
+    assert found[0] == found[1]
+    assert {name: len(split) for name, split in found[0].items()} == {"train": 100, "validation": 20, "test": 50}
+    titles = [{row["title"] for row in split} for split in found[0].values()]
+    assert sum(map(len, titles)) == len(set.union(*titles))
+
+
+def test_dev_of_a_limited_set_has_no_text_that_is_trained_on(tmp_path: Path) -> None:
+    one = DataSet("x", "raw", tokens=1, student={}, teacher={}, test="test", train=30, held=10)
+    (tmp_path / "raw").mkdir()
+    for name in ("train", "test"):
+        with gzip.open(tmp_path / "raw" / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps({"text": f"text {i % 45}", "label": "a"}) + "\n" for i in range(60))
+    found = _splits(folder_of(one, tmp_path, tmp_path))
+    assert len(found["train"]) == 30
+    assert not {row["text"] for row in found["train"]} & {row["text"] for row in found["validation"]}
+
+
+def _splits(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        with gzip.open(path, "rt") as file:
+            found[path.name.removesuffix(".jsonl.gz")] = [json.loads(line) for line in file]
+    return found
