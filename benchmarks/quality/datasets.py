@@ -164,7 +164,8 @@ DATASETS: Mapping[str, DataSet] = {
             chinese=True,
             teacher={"epochs": 4, "learning_rate": 3e-4},
             student={"epochs": 2, "learning_rate": 1e-4, "max_length": 64},
-            note="12,000 training and 4,000 test reviews; the teacher (6 layers of width 256) is trained from scratch with BERT's Chinese vocabulary",
+            note="12,000 training and 4,000 test reviews; the teacher (6 layers of width 256)"
+            " is trained from scratch with BERT's Chinese vocabulary",
         ),
     )
 }
