@@ -225,8 +225,10 @@ class Student(Spec):
     architecture: Literal["transformer", "bilstm", "bigru"] = "transformer"
     """What the student is built of: layers as the teacher's, or a recurrent network over the teacher's word table."""
     source: str | None = None
-    """Another model as the student: a hub name, ``model:mdl_…``, or (library only) ``path:/folder``, with the teacher's
-    own tokenizer."""
+    """Another model as the student: a hub name, ``model:mdl_…``, or (library only) ``path:/folder``. Its tokenizer may
+    be another than the teacher's where the method takes nothing but the teacher's answers to whole texts: ``kd``,
+    ``noise`` and ``none``, for ``sequence_classification``, ``multi_label`` and ``regression``, without
+    ``training.augmentation``."""
     revision: str | None = None
     """A commit, tag or branch of ``source`` on the hub."""
 

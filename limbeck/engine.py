@@ -95,7 +95,7 @@ def distill(
         try:
             job = prepare(run, sources, expected)
             plan(run, job, *planned(run, job))
-            teacher = ready_teacher(run, job)
+            teacher = ready_teacher(run, job.for_teacher)
             job = judged_by(run, job, teacher)
             job, method = settle(run, job, teacher)
             models = {"teacher": teacher, "student": _student(run, job, "distilling", method, teacher)}
@@ -152,7 +152,8 @@ def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[st
         if name in done:
             continue
         run.meter.begin(f"evaluate-{name}")
-        done[name] = evaluate_model(name, run.device.place(job.build(name, weights)), job, run).as_json()
+        reads = job.for_teacher if name == "teacher" else job
+        done[name] = evaluate_model(name, run.device.place(job.build(name, weights)), reads, run).as_json()
         run.meter.finish(f"evaluate-{name}")
         run.commit()
     return {name: Evaluation(**done[name]) for name in models}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.batches import Collator, Encoded, forward_batches
-from limbeck.cache import kept_logits
+from limbeck.cache import kept_logits, predict
 from limbeck.difficulty import entropies, example_means, right_rows
 from limbeck.scorecard import HARD_SAMPLES, ClassAnswers, Difficulty, HardSample
 from limbeck.texts import Shown, shorten
@@ -216,9 +216,13 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
     def teacher() -> PreTrainedModel:
         return run.device.place(job.build("teacher", weights["teacher"]))
 
+    answers = None
+    if job.teachers is not None:
+        # The teacher reads other tokens than the batches that the student answers.
+        answers = torch.from_numpy(predict(teacher(), job.for_teacher.validation, job.task, run))
     splits = {
         "train": (job.train, job.card.train, kept_logits(run)),
-        "validation": (job.validation, job.validation.examples, None),
+        "validation": (job.validation, job.validation.examples, answers),
     }
     examples = sum(count for _, count, _ in splits.values())
     tensors: dict[str, Tensor] = {}

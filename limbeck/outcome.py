@@ -20,10 +20,11 @@ from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
 from limbeck.latency import measure_latency
 from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
-from limbeck.preparation import Prepared, below, load_tokenizer
+from limbeck.preparation import Prepared, below
 from limbeck.run import Run
 from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
 from limbeck.students import read_config
+from limbeck.tokenizing import load_tokenizer
 from limbeck.trimming import name_for_all, trimmed
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
     job.student.save(model, folder)
     # safetensors keeps it to the owner; whoever may read the folder may read all of it.
     (folder / "model.safetensors").chmod(0o644)
-    tokenizer = load_tokenizer(job.blueprint.folder, read_config(job.blueprint.folder), job.task)
+    tokenizer = load_tokenizer(job.reader.folder, read_config(job.reader.folder), job.task)
     if job.student.trimmed:
-        tokenizer = trimmed(tokenizer, job.blueprint.vocabulary.kept)
+        tokenizer = trimmed(tokenizer, job.reader.vocabulary.kept)
     tokenizer.model_max_length = config.training.max_length
     tokenizer.save_pretrained(folder)
     if job.student.trimmed:
@@ -126,11 +127,11 @@ def export(
     for name in written:
         run.poll()
         write_folder(models[name], output / name, job, run.config)
-    student, pad_id = output / "student", job.blueprint.config.pad_token_id or 0
+    student, pad_id = output / "student", job.reader.config.pad_token_id or 0
     # The ids of texts are those of the student's folder, compact ones where it is trimmed.
-    kept = None if job.student.trimmed else job.blueprint.vocabulary.kept
+    kept = None if job.student.trimmed else job.reader.vocabulary.kept
     if job.student.trimmed:
-        pad_id = job.blueprint.vocabulary.place(pad_id)
+        pad_id = job.reader.vocabulary.place(pad_id)
     rows = rows_of(job.test, kept)
     exports = export_onnx(
         student,
@@ -157,7 +158,15 @@ def export(
         for name, model in models.items()
     }
     runners |= {card.format: onnx_runner(student, card.format) for card in exports}
-    latency = measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=run.poll)
+    latency: dict[str, tuple[Latency, ...]] = {}
+    if job.teachers is not None:
+        # The same texts in other tokens, so that the teacher cannot take turns with the rest in one measurement.
+        own, pad = job.blueprint.vocabulary.kept, job.blueprint.config.pad_token_id or 0
+        alone = {"teacher": torch_runner(models["teacher"], job.task, kept=own, autocast=run.device.autocast)}
+        read = rows_of(job.for_teacher.test, own)
+        latency |= measure_latency(alone, read, pad_id=pad, seconds=_TIMED, poll=run.poll)
+        runners.pop("teacher")
+    latency |= measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=run.poll)
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
     scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update={"exits": measured})
     if run.store.has("difficulty"):

@@ -55,24 +55,25 @@ def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) 
         return forward_work(config, int(config.num_hidden_layers), data.lengths)
 
     def learn(config: Any, data: Encoded, epochs: int) -> float:
-        return epochs * (once(config, data) * TRAINING + once(config, job.validation))
+        checked = read.validation if config is deep else job.validation
+        return epochs * (once(config, data) * TRAINING + once(config, checked))
 
-    deep, shallow = job.blueprint.config, job.student.config()
+    deep, shallow, read = job.blueprint.config, job.student.config(), job.for_teacher
     items = {
         **trials,
         "teacher": Item(
             Stage.TEACHER,
-            learn(deep, job.own, tune.epochs) if tune else once(deep, job.validation),
+            learn(deep, read.own, tune.epochs) if tune else once(deep, read.validation),
         ),
         "distilling": Item(Stage.DISTILLING, learn(shallow, job.train, training.epochs)),
-        "evaluate-teacher": Item(Stage.EVALUATING, once(deep, job.test)),
+        "evaluate-teacher": Item(Stage.EVALUATING, once(deep, read.test)),
         "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
     if asks_teacher(run.config, job, "distilling"):
-        items["cache"] = Item(Stage.DISTILLING, once(deep, job.train))
+        items["cache"] = Item(Stage.DISTILLING, once(deep, read.train))
     if measures_hard_samples(run.config, job):
-        answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, job.validation)
+        answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, read.validation)
         items["difficulty"] = Item(Stage.EVALUATING, answered)
     if wants_baseline(run.config, job):
         items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, epochs_of(run.config, job, "baseline")))
@@ -140,7 +141,8 @@ def answers_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> 
     if not asks_teacher(run.config, job, "distilling"):
         return None
     key = cache_key(run, job.teacher_sha256, job.card.sha256)
-    return teacher_logits(load, job.train, job.task, key, job.task.width(job.blueprint.config), run)
+    width = job.task.width(job.blueprint.config)
+    return teacher_logits(load, job.for_teacher.train, job.task, key, width, run)
 
 
 def models_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Models:

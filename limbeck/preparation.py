@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck import copies, data, evaluate, preflight, sources, texts
@@ -27,6 +28,7 @@ from limbeck.scorecard import DatasetCard
 from limbeck.student_plan import StudentPlan
 from limbeck.students import Blueprint, label_order, read_config
 from limbeck.tasks.base import Task
+from limbeck.tokenizing import load_tokenizer, other_tokenizer
 from limbeck.trimming import kept_ids, trimmed
 from limbeck.vocabulary import Vocabulary
 
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from limbeck.sources import LocalModel, ModelFacts
 
 _SPLITS = ("train", "validation", "test")
-#: Texts on which two tokenizers of the same tokens are compared.
-_COMPARED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,20 @@ class Prepared:
     teacher_revision: str | None
     teacher_sha256: str
     texts: Tensor  #: of training and validation examples, as ``limbeck.texts`` packs them
+    teachers: tuple[Encoded, Encoded, Encoded] | None = None  #: the splits in the teacher's tokens, if those are others
+
+    @property
+    def for_teacher(self) -> Prepared:
+        """The same job with its splits as the teacher reads them; rows are the same examples in the same order."""
+        if self.teachers is None:
+            return self
+        train, validation, test = self.teachers
+        return replace(self, train=train, validation=validation, test=test)
+
+    @property
+    def reader(self) -> Blueprint:
+        """The model whose tokenizer is the student's."""
+        return self.blueprint if self.teachers is None else self.student.origin
 
     @property
     def own(self) -> Encoded:
@@ -110,12 +124,13 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     task = chosen.for_data(pair=stored["pair"])
     vocabulary = Vocabulary(tensors["vocabulary"].numpy(), int(read_config(teacher.path).vocab_size))
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
-    plan = _student_plan(run, blueprint, card.labels, source, about)
+    others = tensors.get("student_vocabulary")
+    plan = _student_plan(run, blueprint, card.labels, source, about, None if others is None else others.numpy())
     finetune = _finetune(run, facts, task)
     sha256 = _weights_sha256(teacher.path)
     _require_same(expected, {"dataset": card.sha256, "teacher": sha256})
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
-    train, validation, test = (Encoded.from_tensors(below(tensors, split)) for split in _SPLITS)
+    train, validation, test = _read_splits(tensors)
     return Prepared(
         task=task,
         blueprint=blueprint,
@@ -131,6 +146,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         teacher_revision=teacher.revision,
         teacher_sha256=sha256,
         texts=tensors["texts"],
+        teachers=None if others is None else _read_splits(tensors, "teacher."),
     )
 
 
@@ -145,38 +161,22 @@ def _student_source(run: Run, given: Mapping[str, Path]) -> LocalModel | None:
 
 
 def _student_plan(
-    run: Run, teacher: Blueprint, labels: tuple[str, ...], source: LocalModel | None, about: ModelFacts | None
+    run: Run,
+    teacher: Blueprint,
+    labels: tuple[str, ...],
+    source: LocalModel | None,
+    about: ModelFacts | None,
+    kept: NDArray[np.int64] | None,
 ) -> StudentPlan:
     spec = run.config.method.student(run.config.student, teacher.layers)
     seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)
-    vocabulary = replace(teacher.vocabulary, full_size=int(read_config(source.path).vocab_size))
+    full_size = int(read_config(source.path).vocab_size)
+    vocabulary = Vocabulary(teacher.vocabulary.kept if kept is None else kept, full_size)
     own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
     keep = about.has_head_for(teacher.task) and _labels_agree(source.path, teacher.task, labels, must=False)
     return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
-
-
-def _require_same_tokenizer(tokenizer: Any, source: LocalModel, texts: Sequence[str], *, pair: bool) -> None:
-    """
-    Raises:
-        InvalidConfig: the student's own model does not read texts as the teacher does.
-    """
-    config = read_config(source.path)
-    own = load_tokenizer(source.path, config)
-    same = (
-        own.get_vocab() == tokenizer.get_vocab()
-        and own(list(texts))["input_ids"] == tokenizer(list(texts))["input_ids"]
-    )
-    if not same:
-        detail = (
-            f"found a model whose tokenizer ({len(own):,} tokens) is not the teacher's ({len(tokenizer):,} tokens): it "
-            "reads texts as other tokens; allowed: a model with the teacher's own tokenizer"
-        )
-        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
-    if pair and (getattr(config, "type_vocab_size", 0) > 1) != ("token_type_ids" in tokenizer.model_input_names):
-        detail = "found a model that tells the two texts of a pair apart otherwise than the teacher (by token types)"
-        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
 
 
 def _encode(
@@ -196,8 +196,7 @@ def _encode(
     task = chosen.for_data(pair=pair)
     config = read_config(teacher)
     tokenizer = load_tokenizer(teacher, config, task)
-    if source is not None:
-        _require_same_tokenizer(tokenizer, source, corpus.train.texts[:_COMPARED], pair=pair and task.joined)
+    other = None if source is None else other_tokenizer(run.config, tokenizer, source, corpus, task)
     length = run.config.training.max_length
     whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
     card, cut = _card(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
@@ -210,6 +209,19 @@ def _encode(
         full_size=int(config.vocab_size),
         offset=any(FAMILIES[one.model_type].offset for one in (facts, about) if one is not None),
     )
+    tensors: dict[str, Tensor] = {}
+    if other is not None and source is not None and about is not None:
+        # What follows is the student's; the teacher's splits are set aside.
+        tensors |= {"vocabulary": torch.from_numpy(vocabulary.kept)} | _split_tensors(whole, vocabulary, "teacher.")
+        tokenizer, config = other, read_config(source.path)
+        whole = {name: task.encode(other, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
+        vocabulary = Vocabulary.of(
+            whole.values(),
+            special=other.all_special_ids,
+            pad_id=other.pad_token_id,
+            full_size=int(config.vocab_size),
+            offset=FAMILIES[about.model_type].offset,
+        )
     if run.config.student.vocabulary == "trimmed":
         vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, vocabulary.kept))
         small = trimmed(tokenizer, vocabulary.kept)
@@ -221,9 +233,9 @@ def _encode(
                 )
                 raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
     readable = {name: _shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
-    tensors = {"vocabulary": torch.from_numpy(vocabulary.kept), "texts": texts.pack(readable)}
-    for name, split in whole.items():
-        tensors |= {f"{name}.{part}": value for part, value in vocabulary.compact(split).tensors().items()}
+    kept = torch.from_numpy(vocabulary.kept)
+    tensors |= {"vocabulary" if other is None else "student_vocabulary": kept, "texts": texts.pack(readable)}
+    tensors |= _split_tensors(whole, vocabulary)
     card = card.model_copy(
         update={
             "copies": enlarged.labelled - enlarged.originals,
@@ -253,6 +265,20 @@ def _encode(
         _say_enlarged(run, enlarged)
 
 
+def _split_tensors(whole: Mapping[str, Encoded], vocabulary: Vocabulary, prefix: str = "") -> dict[str, Tensor]:
+    """The splits in compact ids, by ``{prefix}{split}.{part}``."""
+    return {
+        f"{prefix}{name}.{part}": value
+        for name, split in whole.items()
+        for part, value in vocabulary.compact(split).tensors().items()
+    }
+
+
+def _read_splits(tensors: Mapping[str, Tensor], prefix: str = "") -> tuple[Encoded, Encoded, Encoded]:
+    train, validation, test = (Encoded.from_tensors(below(tensors, f"{prefix}{split}")) for split in _SPLITS)
+    return train, validation, test
+
+
 def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
     added = ", ".join(f"{count:,} by {name}" for name, count in enlarged.counts.items())
     left_out = f"; {enlarged.held_out:,} more stand in validation or test and are left out" * bool(enlarged.held_out)
@@ -269,40 +295,6 @@ def _shown(task: Task, split: Split, labels: Sequence[str]) -> list[texts.Shown]
     if task.kind == "vector":
         return []
     return texts.shown(split.texts, split.pairs, split.labels, labels)
-
-
-def load_tokenizer(folder: Path, config: Any, task: Task | None = None) -> Any:
-    """The teacher's tokenizer, which is the student's as well.
-
-    Raises:
-        InvalidModel: there is none, it has no Rust form (which the exported student needs), or it is another model's.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, **(task.tokenizer_options(config.model_type) if task else {})
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidModel(f"The teacher has no tokenizer that transformers can read: {error}") from error
-    if not tokenizer.is_fast:
-        raise InvalidModel("The teacher's tokenizer has no tokenizer.json form, which the exported student needs.")
-    if len(tokenizer) > config.vocab_size:
-        raise InvalidModel(
-            f"The tokenizer knows {len(tokenizer)} tokens, the teacher only {config.vocab_size}: "
-            "they do not belong together."
-        )
-    if tokenizer.pad_token_id is None or config.pad_token_id not in (None, tokenizer.pad_token_id):
-        raise InvalidModel(
-            f"The tokenizer pads with the token {tokenizer.pad_token_id}, the teacher with {config.pad_token_id}: "
-            "they do not belong together."
-        )
-    # What a tokenizer tells of by itself is its class's affair, and of some (ALBERT's) not what the model reads.
-    names = ["input_ids", "token_type_ids", "attention_mask"]
-    if getattr(config, "type_vocab_size", 0) < 2:
-        names.remove("token_type_ids")
-    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
-    return tokenizer
 
 
 def _card(corpus: Corpus, task: Task, test: Encoded) -> DatasetCard:

@@ -149,6 +149,9 @@ class Method(Spec, ABC):
     paper: ClassVar[str | None] = None
     #: What the student has to offer, of ``limbeck.shapes.OFFERS``.
     needs: ClassVar[frozenset[str]] = frozenset()
+    #: Whether all that it takes from the teacher is its answers to whole texts, so that the student may read the texts
+    #: as other tokens.
+    any_tokenizer: ClassVar[bool] = False
     #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
 

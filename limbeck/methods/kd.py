@@ -20,6 +20,7 @@ class KnowledgeDistillation(Method):
     """``alpha · T² · KL(teacher ‖ student) + (1 - alpha) · cross-entropy``."""
 
     paper: ClassVar[str | None] = "Hinton et al. 2015, Distilling the Knowledge in a Neural Network, arXiv:1503.02531"
+    any_tokenizer: ClassVar[bool] = True
 
     type: Literal["kd"] = "kd"
     temperature: float = Field(default=4.0, ge=0.1, le=100)

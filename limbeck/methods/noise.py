@@ -28,6 +28,7 @@ class NoisyLabels(Method):
     paper: ClassVar[str | None] = (
         "Yuan et al. 2020, Revisiting Knowledge Distillation via Label Smoothing Regularization, arXiv:1909.11723"
     )
+    any_tokenizer: ClassVar[bool] = True
 
     type: Literal["noise"] = "noise"
     kind: Literal["permuted", "random"] = "permuted"

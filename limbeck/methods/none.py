@@ -19,6 +19,7 @@ class FineTuning(Method):
 
     uses_teacher: ClassVar[bool] = False
     labels_alone: ClassVar[bool] = True
+    any_tokenizer: ClassVar[bool] = True
 
     type: Literal["none"] = "none"
 

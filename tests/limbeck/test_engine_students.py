@@ -18,6 +18,7 @@ from limbeck.errors import Interrupted, InvalidConfig
 from limbeck.runtime import Predictor
 from limbeck.scorecard import ModelCard
 from tests.limbeck.bench import Recorder
+from tests.limbeck.task_data import write
 from tests.tiny import vocabulary, write_tiny_bert, write_tiny_dataset
 
 LABELS = ("gui", "networking")
@@ -147,11 +148,102 @@ def test_a_student_may_be_another_model(place: Path, tmp_path: Path) -> None:
     assert result.provenance["student"]["source"] == f"path:{tmp_path}/own"
 
 
-def test_a_student_with_another_tokenizer_is_refused(place: Path, tmp_path: Path) -> None:
+def other_reader(folder: Path) -> Path:
+    """A model whose tokenizer knows single characters and the rarer half of the words, in another order."""
+    from transformers import BertConfig, BertModel
+
+    pieces = [*vocabulary()[:5], *reversed(vocabulary()[5:700])]
+    BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, do_lower_case=True).save_pretrained(folder)
+    torch.manual_seed(3)
+    BertModel(
+        BertConfig(
+            vocab_size=len(pieces),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"method": "minilm"}, "the method 'minilm' may take more"),
+        ({"method": "kd", "training": {"augmentation": "sentence_shuffle", "max_length": 32}}, "augmentation"),
+    ],
+)
+def test_a_student_with_another_tokenizer_is_refused(
+    place: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
     """Guards against a student that learns the teacher's answers to other words than it reads."""
-    own = write_tiny_bert(tmp_path / "own", layers=2)
-    pieces = [*vocabulary()[:-2], vocabulary()[-1], vocabulary()[-2]]
-    BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(own)
-    with pytest.raises(InvalidConfig, match="is not the teacher's") as caught:
-        distill(config(place, {"source": f"path:{own}"}), tmp_path / "job")
+    own = other_reader(tmp_path / "own")
+    with pytest.raises(InvalidConfig, match=reason) as caught:
+        distill(config(place, {"source": f"path:{own}"}, **changes), tmp_path / "job")
     assert caught.value.problems[0].pointer == "/student/source"
+
+
+def teacher_losses(result: DistillResult) -> dict[tuple[str, str], float]:
+    """The teacher's loss by split and text, from the table of hard samples."""
+    (path,) = (one for one in result.hard_samples if one.suffix == ".parquet")
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    return {(row["split"], row["text"]): row["teacher_loss"] for row in rows}
+
+
+@pytest.mark.parametrize("words", ["full", "trimmed"])
+def test_teacher_and_student_read_the_same_texts_as_other_tokens(place: Path, tmp_path: Path, words: str) -> None:
+    """Guards ids: with one's tokens in the other's table nothing fails, and both only answer worse. The teacher is
+    worth and answers what it does in a job without the other tokenizer; the folders answer as the scorecard says."""
+    own = other_reader(tmp_path / "own")
+    wanted = config(place, {"source": f"path:{own}", "vocabulary": words}, method="kd", export=["onnx"])
+    result = distill(wanted, tmp_path / "job")
+    check(place, result)
+    alone = distill(config(place, {"layers": 1}, method="none"), tmp_path / "alone")
+    assert result.scorecard.teacher.metrics == alone.scorecard.teacher.metrics
+    assert result.scorecard.teacher.parameters == alone.scorecard.teacher.parameters
+    # Of each training text, whose logits the student learned from, and of each validation text.
+    losses, wanted_losses = teacher_losses(result), teacher_losses(alone)
+    assert {split for split, _ in losses} == {"train", "validation"}
+    assert losses == pytest.approx(wanted_losses, abs=1e-5)
+    table = "bert.embeddings.word_embeddings.weight"
+    rows = len(load_file(result.student / "model.safetensors")[table])
+    assert rows == 700 if words == "full" else rows < 700
+    asked = texts(place)
+    model = AutoModelForSequenceClassification.from_pretrained(result.student).eval()
+    coded = AutoTokenizer.from_pretrained(result.student)(asked, truncation=True, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        plain = [LABELS[i] for i in model(**coded).logits.argmax(dim=1)]
+    answers = Predictor.load(result.student, threads=1).predict(asked)
+    assert [answer["label"] for answer in answers] == plain
+    with pytest.raises(Interrupted):
+        distill(wanted, tmp_path / "parts", callbacks=Recorder(stop_after=34), checkpoint_seconds=0)
+    again = distill(wanted, tmp_path / "parts", checkpoint_seconds=0)
+    for folder in ("student", "baseline"):
+        one, other = (load_file(getattr(found, folder) / "model.safetensors") for found in (result, again))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression", "token_classification"])
+def test_whole_texts_of_every_task_may_be_read_as_other_tokens(tmp_path: Path, task: str) -> None:
+    """Guards against logits of tokens that are held against those of other tokens. Regression's texts are pairs."""
+    teacher, data = write_tiny_bert(tmp_path / "teacher"), write(task, tmp_path / "data")
+    own = other_reader(tmp_path / "own")
+    document = {
+        "teacher": {"source": f"path:{teacher}", "finetune": {"epochs": 12, "learning_rate": 5e-3}},
+        "dataset": f"path:{data}",
+        "student": {"source": f"path:{own}"},
+        "method": "kd",
+        "training": {"epochs": 1, "batch_size": 16, "learning_rate": 5e-3, "max_length": 32},
+    }
+    wanted = DistillConfig.parse(document)
+    if task == "token_classification":
+        with pytest.raises(InvalidConfig, match="does not answer each text as a whole") as caught:
+            distill(wanted, tmp_path / "job")
+        assert caught.value.problems[0].pointer == "/student/source"
+        return
+    result = distill(wanted, tmp_path / "job")
+    (exported,) = result.scorecard.exports
+    assert exported.label_agreement == 1
+    assert (result.student / "tokenizer.json").read_bytes() != (teacher / "tokenizer.json").read_bytes()

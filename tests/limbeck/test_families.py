@@ -22,12 +22,12 @@ from limbeck.export import export_onnx, onnx_runner, rows_of
 from limbeck.families import family_of
 from limbeck.loop import train
 from limbeck.methods.base import Method
-from limbeck.preparation import load_tokenizer
 from limbeck.runtime.encoding import Encoder, pad
 from limbeck.runtime.student import StudentFacts
 from limbeck.sources import model_facts
 from limbeck.students import Blueprint, read_config
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.tokenizing import load_tokenizer
 from limbeck.vocabulary import Vocabulary
 from tests.families import FAMILIES, LABELS, LENGTH, texts, write_tiny
 from tests.limbeck.bench import Bench

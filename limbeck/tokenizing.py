@@ -1,0 +1,91 @@
+"""The tokenizers of a job: the teacher's, and that of a student which is a model of its own and reads other tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import InvalidConfig, InvalidModel, Problem
+from limbeck.students import read_config
+from limbeck.tasks.base import Task
+
+if TYPE_CHECKING:
+    from limbeck.config import DistillConfig
+    from limbeck.data import Corpus
+    from limbeck.sources import LocalModel
+
+#: Tasks with one row of logits for each example, whatever tokens it is cut into.
+_BY_TEXT = ("sequence_classification", "multi_label", "regression")
+#: Texts on which two tokenizers of the same tokens are compared.
+_COMPARED = 200
+
+
+def other_tokenizer(config: DistillConfig, tokenizer: Any, source: LocalModel, corpus: Corpus, task: Task) -> Any:
+    """The tokenizer of the student's own model where it does not read texts as the teacher's does, else None.
+
+    Raises:
+        InvalidConfig: this job needs student and teacher to read the same tokens.
+    """
+    own = load_tokenizer(source.path, read_config(source.path), task, "student")
+    texts = list(corpus.train.texts[:_COMPARED])
+    same = own.get_vocab() == tokenizer.get_vocab() and own(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+    # Of a pair, models tell the two texts apart by token types or not at all.
+    if same and (corpus.train.pairs is None or not task.joined or own.model_input_names == tokenizer.model_input_names):
+        return None
+    reason = _needs_same_tokens(config, task)
+    if reason is not None:
+        detail = (
+            f"found a model whose tokenizer ({len(own):,} tokens) is not the teacher's ({len(tokenizer):,} tokens): it "
+            f"reads texts as other tokens or token types, and {reason}; allowed: a model with the teacher's own "
+            "tokenizer"
+        )
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
+    return own
+
+
+def _needs_same_tokens(config: DistillConfig, task: Task) -> str | None:
+    """Why student and teacher have to read the same tokens; None where they need not."""
+    if not config.method.any_tokenizer:
+        return (
+            f"the method {config.method.type!r} may take more from the teacher than its answers to whole texts, which "
+            "kd, noise and none do not"
+        )
+    if task.type not in _BY_TEXT:
+        return f"the task {task.type} does not answer each text as a whole, as {', '.join(_BY_TEXT)} do"
+    if config.training.augmentation:
+        return "training.augmentation makes its texts from the teacher's tokens"
+    return None
+
+
+def load_tokenizer(folder: Path, config: Any, task: Task | None = None, who: str = "teacher") -> Any:
+    """The tokenizer of the teacher, which is the student's as well, or of the student that has its own.
+
+    Raises:
+        InvalidModel: there is none, it has no Rust form (which the exported student needs), or it is another model's.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, **(task.tokenizer_options(config.model_type) if task else {})
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidModel(f"The {who} has no tokenizer that transformers can read: {error}") from error
+    if not tokenizer.is_fast:
+        raise InvalidModel(f"The {who}'s tokenizer has no tokenizer.json form, which the exported student needs.")
+    if len(tokenizer) > config.vocab_size:
+        raise InvalidModel(
+            f"The tokenizer knows {len(tokenizer)} tokens, the {who} only {config.vocab_size}: "
+            "they do not belong together."
+        )
+    if tokenizer.pad_token_id is None or config.pad_token_id not in (None, tokenizer.pad_token_id):
+        raise InvalidModel(
+            f"The tokenizer pads with the token {tokenizer.pad_token_id}, the {who} with {config.pad_token_id}: "
+            "they do not belong together."
+        )
+    # What a tokenizer tells of by itself is its class's affair, and of some (ALBERT's) not what the model reads.
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    if getattr(config, "type_vocab_size", 0) < 2:
+        names.remove("token_type_ids")
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+    return tokenizer
