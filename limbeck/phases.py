@@ -142,7 +142,7 @@ def answers_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> 
         return None
     key = cache_key(run, job.teacher_sha256, job.card.sha256)
     width = job.task.width(job.blueprint.config)
-    return teacher_logits(load, job.for_teacher.train, job.task, key, width, run)
+    return run.ranks.first(lambda: teacher_logits(load, job.for_teacher.train, job.task, key, width, run))
 
 
 def models_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Models:
