@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _JUDGE = "judge"
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherFacts:
-    """What is known of the teacher."""
-
-    source: str
-    revision: str | None  #: the hub's commit
-    sha256: str  #: of its weights as they came
-    finetuned: bool
-    epoch: int | None  #: the fine-tuning epoch whose weights were kept
-    validation: float  #: main metric on validation
 
 
 def ready_teacher(run: Run, job: Prepared) -> Weights:

@@ -29,8 +29,9 @@ from typing import Any
 
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
+from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, LimbeckError
-from worker.death import die_with_parent
+from limbeck.result import DistillResult
 
 ORDER = "attempt.json"
 EXIT_ERROR = 1
@@ -117,15 +118,14 @@ def read_order(workdir: Path) -> dict[str, Any]:
 def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
     """Run the engine; the exit code."""
     try:
-        from limbeck.engine import distill
-
-        result = distill(
-            DistillConfig.parse(order["config"]),
+        config = DistillConfig.parse(order["config"])
+        result = _engine(config)(
+            config,
             workdir,
-            callbacks=pipe,
-            sources={reference: Path(folder) for reference, folder in order["sources"].items()},
-            checkpoint_seconds=order["checkpoint_seconds"],
-            expected=order["expected"],
+            pipe,
+            {reference: Path(folder) for reference, folder in order["sources"].items()},
+            order["checkpoint_seconds"],
+            order["expected"],
         )
     except Interrupted:
         pipe.send("interrupted")
@@ -145,6 +145,17 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
         provenance=result.provenance,
     )
     return 0
+
+
+def _engine(config: DistillConfig) -> Callable[..., DistillResult]:
+    """The engine in this process; or what starts it in others, and has no need of torch itself."""
+    if config.training.devices > 1:
+        from limbeck.launching import distill_in_ranks
+
+        return distill_in_ranks
+    from limbeck.engine import distill_here
+
+    return distill_here
 
 
 def _say_error(pipe: Pipe, code: str, message: str, retryable: bool) -> int:
