@@ -99,7 +99,13 @@ class House:
         file.write_text(json.dumps(json.loads(file.read_text()) | off))
         self.data = write_tiny_dataset(folder / "data", rows=ROWS, labels=LABELS)
 
-    def config(self, devices: int, *, training: Mapping[str, Any] = {}, **changes: Any) -> DistillConfig:
+    @staticmethod
+    def tuned(teacher: Path) -> dict[str, Any]:
+        return {"source": f"path:{teacher}", "finetune": {"epochs": 2, "learning_rate": 3e-3}}
+
+    def config(
+        self, devices: int, *, training: Mapping[str, Any] = MappingProxyType({}), **changes: Any
+    ) -> DistillConfig:
         document = {
             "teacher": self.tuned(self.teacher),
             "dataset": f"path:{self.data}",
