@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from limbeck.result import DistillResult
     from limbeck.runtime import Predictor
     from limbeck.scorecard import Scorecard
+    from limbeck.teacher_cache import TeacherCache
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOMES = {
     "Progress": "limbeck.callbacks",
     "Scorecard": "limbeck.scorecard",
     "Stage": "limbeck.callbacks",
+    "TeacherCache": "limbeck.teacher_cache",
     "distill": "limbeck.engine",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "Progress",
     "Scorecard",
     "Stage",
+    "TeacherCache",
     "distill",
 ]
 

@@ -48,6 +48,7 @@ from limbeck.ranks import ALONE, Ranks
 from limbeck.result import DistillResult, TeacherFacts
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES
+from limbeck.teacher_cache import TeacherCache
 from limbeck.teaching import judged_by, ready_teacher
 from limbeck.trials import planned, settle
 
@@ -63,6 +64,7 @@ def distill(
     sources: Mapping[str, Path] = MappingProxyType({}),
     checkpoint_seconds: float = 60.0,
     expected: Mapping[str, str] = MappingProxyType({}),
+    teacher_cache: TeacherCache | None = None,
 ) -> DistillResult:
     """Distil a student as ``config`` says, in ``workdir``.
 
@@ -74,6 +76,7 @@ def distill(
         checkpoint_seconds: between two checkpoints within a phase.
         expected: sha256 that the ``dataset`` and the ``teacher`` have to have, as an earlier run's provenance has them;
             what has another is refused before anything is trained.
+        teacher_cache: where teachers' answers are looked for and left to other jobs; it changes nothing but time.
 
     Raises:
         InvalidInput: the configuration, the data set or the teacher cannot be used.
@@ -84,8 +87,9 @@ def distill(
     """
     callbacks = callbacks or Callbacks()
     if config.training.devices > 1:
-        return distill_in_ranks(config, workdir, callbacks, sources, checkpoint_seconds, expected)
-    return distill_here(config, workdir, callbacks, sources, checkpoint_seconds, expected)
+        answers = None if teacher_cache is None else teacher_cache.place
+        return distill_in_ranks(config, workdir, callbacks, sources, checkpoint_seconds, expected, answers)
+    return distill_here(config, workdir, callbacks, sources, checkpoint_seconds, expected, teacher_cache)
 
 
 def distill_here(
@@ -95,11 +99,12 @@ def distill_here(
     sources: Mapping[str, Path],
     checkpoint_seconds: float,
     expected: Mapping[str, str],
+    teacher_cache: TeacherCache | None = None,
     ranks: Ranks = ALONE,
 ) -> DistillResult:
     """The same within this process, which may be one of several ranks; those that do not lead do not return."""
     with failures_named():
-        run = Run(config, workdir, callbacks, checkpoint_seconds, ranks)
+        run = Run(config, workdir, callbacks, checkpoint_seconds, teacher_cache, ranks)
         try:
             job = run.in_turn(lambda: prepare(run, sources, expected))
             plan(run, job, *planned(run, job))
@@ -125,7 +130,7 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         return run.store.read_tensors(name)[0]
 
     load = teacher_of(run, job, teacher)
-    logits = answers_of(run, job, load) if name == "distilling" else None
+    logits = answers_of(run, job, teacher, load) if name == "distilling" else None
     models = models_of(run, job, teacher, load)
     if name == "distilling":
         _say_remarks(run, job, models.student)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -37,6 +37,16 @@ _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
+class AnswersPlace:
+    """The folder in which jobs share teachers' answers, as ``limbeck.teacher_cache.TeacherCache`` has it."""
+
+    folder: Path
+    limit: int | None
+    fetch: Callable[[str], None]
+    used: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """What every rank is told first."""
 
@@ -47,6 +57,7 @@ class Order:
     expected: dict[str, str]
     meeting: Path  #: a file that does not exist yet; the ranks find each other by it
     threads: int  #: of all ranks together
+    answers: tuple[Path, int | None] | None = None  #: the folder of teachers' answers, and the bytes that it may take
 
 
 @dataclass(slots=True)
@@ -77,6 +88,7 @@ def distill_in_ranks(
     sources: Mapping[str, Path],
     checkpoint_seconds: float,
     expected: Mapping[str, str],
+    answers: AnswersPlace | None = None,
 ) -> DistillResult:
     """``limbeck.engine.distill`` by as many processes as ``training.devices`` says, which end with this call.
 
@@ -97,10 +109,11 @@ def distill_in_ranks(
                 expected=dict(expected),
                 meeting=Path(place).resolve() / "ranks",
                 threads=_threads(),
+                answers=None if answers is None else (answers.folder, answers.limit),
             )
             try:
                 with _started(order, count) as ranks:
-                    return _Crew(ranks, callbacks).watch()
+                    return _Crew(ranks, callbacks, answers).watch()
             except RankLost as loss:
                 if callbacks.should_stop():
                     raise Interrupted("The run was asked to stop; it goes on from its last checkpoint.") from loss
@@ -114,9 +127,10 @@ def distill_in_ranks(
 class _Crew:
     """The ranks that run, and what they have said."""
 
-    def __init__(self, ranks: list[_Rank], callbacks: Callbacks) -> None:
+    def __init__(self, ranks: list[_Rank], callbacks: Callbacks, answers: AnswersPlace | None) -> None:
         self._ranks = ranks
         self._callbacks = callbacks
+        self._answers = answers
         self._result: DistillResult | None = None
         self._alone = False  #: the others are done, rank 0 goes on by itself
 
@@ -141,7 +155,7 @@ class _Crew:
             if not stopping and self._callbacks.should_stop():
                 stopping = True
                 with suppress(OSError):
-                    self._ranks[0].connection.send("stop")
+                    self._ranks[0].connection.send(("stop",))
 
     @property
     def _watched(self) -> list[_Rank]:
@@ -156,6 +170,12 @@ class _Crew:
         match message:
             case ("call", str(name), tuple(arguments)):
                 getattr(self._callbacks, name)(*arguments)
+            case ("answers wanted", str(key)) if self._answers is not None:
+                self._answers.fetch(key)
+                with suppress(OSError):
+                    rank.connection.send(("answers", key))
+            case ("answers used", str(key)) if self._answers is not None:
+                self._answers.used(key)
             case ("parted",):
                 self._alone = True
                 for one in self._ranks[1:]:

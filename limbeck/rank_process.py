@@ -1,8 +1,9 @@
 """One rank: ``python -m limbeck.rank_process NUMBER COUNT DESCRIPTOR PARENT``, started by ``limbeck/launching.py``.
 
-It gets its order through the descriptor and tells on it: ``("call", method of Callbacks, arguments)``, ``("parted",)``
-when rank 0 goes on alone, and at the end ``("result", DistillResult)`` or ``("failed", Exception)``. Whatever comes in
-after the order means stop; the end of the input means that the launcher has gone, and this process goes too.
+It gets its order through the descriptor and tells on it: ``("call", method of Callbacks, arguments)``, ``("answers
+wanted", key)`` and ``("answers used", key)`` of a teacher's, ``("parted",)`` when rank 0 goes on alone, and at the end
+``("result", DistillResult)`` or ``("failed", Exception)``. It hears ``("stop",)`` and ``("answers", key)``: those that
+it wanted have come, or there are none. At the end of the input the launcher has gone, and this process goes too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
+from queue import Queue
 from typing import Any
 
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
@@ -31,8 +34,29 @@ _EXIT_ABANDONED = 75
 class _Told(Callbacks):
     """The engine's callbacks on the other side of a connection."""
 
-    def __init__(self, send: Callable[[Any], None], stop: threading.Event) -> None:
-        self._send, self._stop = send, stop
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        self._connection = connection
+        self._stop = threading.Event()
+        self._answers: Queue[str] = Queue()
+
+    def listen(self) -> None:
+        """Hear the launcher, in a thread of its own; ends the process when the launcher has gone."""
+        with suppress(EOFError, OSError):
+            while True:
+                match self._connection.recv():
+                    case ("stop",):
+                        self._stop.set()
+                    case ("answers", str(key)):
+                        self._answers.put(key)
+        os._exit(_EXIT_ABANDONED)
+
+    def send(self, *message: Any) -> None:
+        self._connection.send(message)
+
+    def fetch_answers(self, key: str) -> None:
+        """Have the launcher bring a teacher's answers to the folder; return when it has, or has none."""
+        self.send("answers wanted", key)
+        self._answers.get()
 
     def on_stage(self, stage: Stage) -> None:
         self._call("on_stage", stage)
@@ -56,33 +80,31 @@ class _Told(Callbacks):
         return self._stop.is_set()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        self._send(("call", name, arguments))
+        self.send("call", name, arguments)
 
 
-def _listen(connection: Connection[Any, Any], stop: threading.Event) -> None:
-    with suppress(EOFError, OSError):
-        while True:
-            connection.recv()
-            stop.set()
-    os._exit(_EXIT_ABANDONED)
-
-
-def _work(number: int, count: int, order: Order, send: Callable[[Any], None], stop: threading.Event) -> Any:
+def _work(number: int, count: int, order: Order, told: _Told) -> Any:
     from limbeck.engine import distill_here, failures_named
     from limbeck.ranks import Group
+    from limbeck.teacher_cache import TeacherCache
 
-    callbacks = _Told(send, stop) if number == 0 else Callbacks()
     with failures_named():
-        ranks = Group(number, count, order.meeting, order.threads, lambda: send(("parted",)))
+        ranks = Group(number, count, order.meeting, order.threads, lambda: told.send("parted"))
+    teacher_cache = None
+    if order.answers is not None:
+        folder, limit = order.answers
+        used = partial(told.send, "answers used")
+        teacher_cache = TeacherCache(folder, limit=limit, fetch=told.fetch_answers, used=used)
     if ranks.leads:
-        callbacks.on_event("ranks.met", f"{count} ranks share every batch.", {"ranks": count})
+        told.on_event("ranks.met", f"{count} ranks share every batch.", {"ranks": count})
     return distill_here(
         DistillConfig.parse(order.config),
         order.workdir,
-        callbacks,
+        told if ranks.leads else Callbacks(),
         order.sources,
         order.checkpoint_seconds,
         order.expected,
+        teacher_cache,
         ranks,
     )
 
@@ -104,15 +126,15 @@ def main(number: int, count: int, descriptor: int, parent: int) -> int:
     # Ctrl-C in a terminal is for the launcher.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(descriptor)
-    order, stop = connection.recv(), threading.Event()
-    threading.Thread(target=_listen, args=(connection, stop), name="listen", daemon=True).start()
+    order, told = connection.recv(), _Told(connection)
+    threading.Thread(target=told.listen, name="listen", daemon=True).start()
     try:
-        result = _work(number, count, order, connection.send, stop)
+        result = _work(number, count, order, told)
     except Exception as error:  # the boundary: what went wrong is said on the other side
         traceback.print_exc()
-        connection.send(("failed", _portable(error)))
+        told.send("failed", _portable(error))
         return _EXIT_FAILED
-    connection.send(("result", result))
+    told.send("result", result)
     return 0
 
 

@@ -14,6 +14,7 @@ from limbeck.device import Device
 from limbeck.errors import Conflict, Interrupted
 from limbeck.progress import Meter
 from limbeck.ranks import ALONE, Ranks
+from limbeck.teacher_cache import TeacherCache
 
 JOURNAL = "journal"
 T = TypeVar("T")
@@ -28,10 +29,12 @@ class Run:
         workdir: Path,
         callbacks: Callbacks,
         checkpoint_seconds: float,
+        teacher_cache: TeacherCache | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.callbacks = callbacks
+        self.teacher_cache = teacher_cache
         self.ranks = ranks
         self.store = self._open(workdir / "state")
         self.meter = Meter(callbacks)
