@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.limits import allow_many_connections
 from api.logs import configure_logging
 from models.settings import Settings
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = Settings()
     configure_logging(settings)
+    allow_many_connections()
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -12,6 +12,7 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
+from api.limits import allow_many_connections
 from api.logs import configure_logging
 from api.serve.app import create_app
 from api.serve.folder import FolderShelf
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse(error.message)
     if options.check:
         return 0
+    allow_many_connections()
     service = create_app(settings)
     running = server(service, host=options.host, port=options.port, drain=settings.serve_drain_seconds)
     log.info(said)
