@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     """Told to end (SIGTERM), ``limbeck serve`` says for so long that it is not ready, and answers all the same."""
     download_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
     """Packed ``.tar.gz`` downloads kept in ``scratch_dir`` take at most about this much; the oldest goes first."""
+    teacher_cache_gb: float = Field(default=8, ge=0)
+    """Teachers' answers that jobs share take at most so much in ``scratch_dir``, where the least recently used goes
+    first, and after ``limbeck gc`` in the storage. 0: each job asks its teacher anew."""
     keep_jobs_days: float | None = Field(default=None, gt=0)
     """``limbeck gc`` removes ended jobs, and their artifacts, that are older."""
     max_storage_gb: float | None = Field(default=None, gt=0)
