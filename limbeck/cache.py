@@ -39,17 +39,19 @@ def predict(
     run: Run,
     done: Callable[[int], None] = lambda examples: None,
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
-    """The model's logits for every row of the split; leaves the model in ``eval()``."""
+    """The model's logits for every row of the split, on every rank; leaves the model in ``eval()``."""
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    logits = np.empty((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
-    for rows in forward_batches(data.lengths):
+    logits = np.zeros((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
+    for number, rows in enumerate(forward_batches(data.lengths)):
         run.poll()
-        with run.device.autocast():
-            places, answers = _answers(model, collate, rows, task)
-            logits[places] = answers.numpy()
+        if number % run.ranks.count == run.ranks.number:
+            with run.device.autocast():
+                places, answers = _answers(model, collate, rows, task)
+                logits[places] = answers.numpy()
         done(len(rows))
-    return logits
+    whole: NDArray[np.float32] = run.ranks.sum(torch.from_numpy(logits)).numpy()
+    return whole
 
 
 def _answers(

@@ -143,7 +143,7 @@ def answers_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], Pre
         return None
     config, data = job.blueprint.config, job.for_teacher.train
     key = answers_key(run, config, teacher, data, job.task)
-    return teacher_logits(load, data, job.task, key, job.task.width(config), run)
+    return run.ranks.first(lambda: teacher_logits(load, data, job.task, key, job.task.width(config), run))
 
 
 def models_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Models:
