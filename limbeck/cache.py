@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,38 +70,55 @@ def cache_key(run: Run, teacher_weights: str, data_sha256: str) -> str:
 
 @torch.inference_mode()
 def teacher_logits(
-    load: Callable[[], PreTrainedModel], data: Encoded, task: Task, key: str, classes: int, run: Run
+    load: Callable[[], PreTrainedModel],
+    data: Encoded,
+    task: Task,
+    key: str,
+    classes: int,
+    run: Run,
+    role: str = _ROLE,
 ) -> Tensor:
     """The teacher's logits over the training split, float32, from the state or computed: (rows, classes), and where
     each token is answered (tokens, classes).
 
     An interrupted pass goes on where it stopped.
 
+    Args:
+        role: where the state keeps them, and the item of the plan.
+
     Raises:
         Diverged: a logit is NaN or infinite.
         Interrupted: the part that was done is staged in the run's state.
     """
     logits, done = torch.zeros(len(data.ids) if data.per_token else len(data), classes), 0
-    if run.store.has(_ROLE):
-        tensors, facts = run.store.read_tensors(_ROLE)
+    if run.store.has(role):
+        tensors, facts = run.store.read_tensors(role)
         if facts["key"] == key:
             logits, done = tensors["logits"], facts["batches"]
     hits = sum(len(rows) for rows in forward_batches(data.lengths)[:done])
     started = time.monotonic()
-    run.meter.begin("cache")
+    run.meter.begin(role)
     if hits < len(data):
-        _fill(load(), data, task, logits, done, key, run)
+        _fill(load(), data, task, logits, done, key, run, role)
         require_finite(logits, "the teacher's logits")
-        _stage(run, logits, len(forward_batches(data.lengths)), key)
+        _stage(run, logits, len(forward_batches(data.lengths)), key, role)
         run.commit()
         _say_built(run, logits, len(data), hits, time.monotonic() - started)
-    run.meter.finish("cache")
+    run.meter.finish(role)
     return logits
 
 
-def kept_logits(run: Run) -> Tensor | None:
-    """The teacher's finished logits over the training split, where the state still has them."""
-    return run.store.read_tensors(_ROLE)[0]["logits"] if run.store.has(_ROLE) else None
+def cache_role(teacher: str) -> str:
+    """Where the logits of a teacher are kept, by the name of its phase: ``teacher-2`` -> ``cache-2``."""
+    return teacher.replace("teacher", _ROLE, 1)
+
+
+def kept_logits(run: Run, teachers: Sequence[str] = ("teacher",)) -> Tensor | None:
+    """The finished logits over the training split of these teachers, side by side, where the state still has them."""
+    roles = [cache_role(teacher) for teacher in teachers]
+    if not all(run.store.has(role) for role in roles):
+        return None
+    return torch.cat([run.store.read_tensors(role)[0]["logits"] for role in roles], dim=-1)
 
 
 def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
@@ -117,7 +134,9 @@ def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: floa
     )
 
 
-def _fill(model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, done: int, key: str, run: Run) -> None:
+def _fill(
+    model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, done: int, key: str, run: Run, role: str
+) -> None:
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
     tokens = data.lengths
@@ -125,10 +144,10 @@ def _fill(model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, don
         try:
             run.poll()
         except Interrupted:
-            _stage(run, logits, number, key)
+            _stage(run, logits, number, key, role)
             raise
         if run.save_due():
-            _stage(run, logits, number, key)
+            _stage(run, logits, number, key, role)
             run.commit()
         with run.device.autocast():
             places, answers = _answers(model, collate, rows, task)
@@ -136,6 +155,6 @@ def _fill(model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, don
         run.meter.advance(float(tokens[rows].sum() / tokens.sum()), examples=len(rows))
 
 
-def _stage(run: Run, logits: Tensor, batches: int, key: str) -> None:
+def _stage(run: Run, logits: Tensor, batches: int, key: str, role: str) -> None:
     facts: dict[str, Any] = {"key": key, "batches": batches}
-    run.store.write_tensors(_ROLE, {"logits": logits}, facts)
+    run.store.write_tensors(role, {"logits": logits}, facts)

@@ -153,7 +153,7 @@ def model_card(
     """The model card, in Markdown, of the scorecard's ``name``: ``student`` or ``baseline``.
 
     Args:
-        teacher: the source that the job named, e.g. a hub name.
+        teacher: the source that the job named, e.g. a hub name; of several the first one's.
         dataset: likewise.
         pair: whether an example is two texts.
         pooling: of a student that gives vectors.
@@ -161,7 +161,7 @@ def model_card(
     is_student = name == "student"
     parts = [
         _front_matter(card, teacher, dataset),
-        f"# A {card.student.layers}-layer {name} of `{teacher}`",
+        f"# A {card.student.layers}-layer {name} of {_teachers(card, teacher)}",
         _origin(card, is_student, teacher, dataset),
         "## What it is worth",
         _quality(card, name),
@@ -177,20 +177,27 @@ def model_card(
 
 def _front_matter(card: Scorecard, teacher: str, dataset: str) -> str:
     lines = ["library_name: transformers", f"pipeline_tag: {_TASKS[card.task].tag}"]
-    if _HUB_NAME.fullmatch(teacher):
-        lines += [f"base_model: {teacher}"]
+    named = [one.name for one in card.teachers] or [teacher]
+    bases = [one for one in dict.fromkeys(named) if _HUB_NAME.fullmatch(one)]
+    if bases:
+        lines += [f"base_model: {bases[0] if len(bases) == 1 else '[' + ', '.join(bases) + ']'}"]
     if _HUB_NAME.fullmatch(dataset):
         lines += [f"datasets: [{dataset}]"]
     return "\n".join(["---", *lines, "tags: [limbeck, distillation]", "---"])
 
 
+def _teachers(card: Scorecard, teacher: str) -> str:
+    """The one, or all of several: `` `a` and `b` ``."""
+    return " and ".join(f"`{one.name}`" for one in card.teachers) or f"`{teacher}`"
+
+
 def _origin(card: Scorecard, is_student: bool, teacher: str, dataset: str) -> str:
     how = (
-        f"Distilled from `{teacher}` by Limbeck with the method `{card.method}`."
+        f"Distilled from {_teachers(card, teacher)} by Limbeck with the method `{card.method}`."
         if is_student
-        else f"The baseline of a distillation from `{teacher}`: the student's twin, from the same start, with the same "
-        "steps and data, trained without the teacher's answers. It is here to be compared with; the student is the one "
-        "to use, where it is better."
+        else f"The baseline of a distillation from {_teachers(card, teacher)}: the student's twin, from the same "
+        "start, with the same steps and data, trained without the teacher's answers. It is here to be compared with; "
+        "the student is the one to use, where it is better."
     )
     labels = [f"`{label}`" for label in card.dataset.labels[:_LABELS_SHOWN]]
     if len(card.dataset.labels) > _LABELS_SHOWN:
@@ -213,7 +220,12 @@ def _more(card: Scorecard, is_student: bool) -> str:
 
 
 def _quality(card: Scorecard, name: str) -> str:
-    rows = {"teacher": card.teacher, "student": card.student, "baseline": card.baseline}
+    rows = {
+        "teacher": card.teacher,
+        **{f"— `{one.name}` alone": one for one in card.teachers},
+        "student": card.student,
+        "baseline": card.baseline,
+    }
     metrics = list(card.student.metrics)
     batches = [latency.batch_size for latency in card.student.latency]
     head = ["", "layers", "parameters", *(_words(metric) for metric in metrics), *(f"ms for {n}" for n in batches)]

@@ -193,6 +193,10 @@ class Scorecard(Spec):
     dataset: DatasetCard
     hardware: Hardware
     teacher: ModelCard
+    """What the student has learned from: one model, or several together, whose ``layers``, ``parameters``, ``bytes``
+    and latencies are then the sums of theirs."""
+    teachers: tuple[ModelCard, ...] = ()
+    """Each of several teachers alone, by its source; empty where there is one."""
     student: ModelCard
     baseline: ModelCard | None
     """The same student fine-tuned without a teacher: same start, same steps, same data."""

@@ -63,7 +63,8 @@ def hard_samples_table(rows: Iterable[Mapping[str, str]]) -> Table:
 
 
 def _models(card: Scorecard) -> list[tuple[str, ModelCard]]:
-    rows = (("teacher", card.teacher), ("baseline", card.baseline), ("student", card.student))
+    alone = ((f"  {one.name} alone", one) for one in card.teachers)
+    rows = (("teacher", card.teacher), *alone, ("baseline", card.baseline), ("student", card.student))
     return [(name, model) for name, model in rows if model is not None]
 
 

@@ -41,6 +41,8 @@ class DynaBERT(Method):
         {"sequence_classification", "multi_label", "regression", "token_classification", "question_answering"}
     )
 
+    one_teacher: ClassVar[str | None] = "the network that is trained at many sizes is its own"
+
     type: Literal["dynabert"] = "dynabert"
     widths: tuple[_Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), min_length=1, max_length=8)
     """Shares of the neurons that are trained, the most important ones each; the student's own is always among them."""

@@ -27,6 +27,8 @@ class MiniLM(Method):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "relations"})
 
+    looks_inside: ClassVar[bool] = True
+
     type: Literal["minilm"] = "minilm"
     relation_heads: int | None = Field(default=None, ge=1, le=256)
     """Heads that the relations are computed in; divides the widths of teacher and student. Default: the teacher's own
