@@ -77,17 +77,17 @@ _WITH_TORCH = """\
 ```python
 ${first}from transformers import pipeline
 
-ask = pipeline("$pipeline", model="this/folder"$setting)
+ask = pipeline("$pipeline", model=$model$setting)
 print(ask($question$options))
 ```"""
 
 _QUESTIONS_WITH_TORCH = """\
 ```python
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+${first}from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("this/folder")
-model = AutoModelForQuestionAnswering.from_pretrained("this/folder")
+model = $asked
 tokens = tokenizer($texts, return_tensors="pt", truncation="only_second")
 with torch.inference_mode():
     found = model(**tokens)
@@ -113,6 +113,8 @@ print(torch.nn.functional.normalize(pooled, dim=-1))
 The package sentence-transformers reads the folder as well."""
 _POOLED = {"mean": "(states * mask).sum(dim=1) / mask.sum(dim=1)", "cls": "states[:, 0]"}
 
+#: What reads a student without some of its heads.
+_LOADED = "from fewer_heads import load  # the file beside the weights: transformers has no such shape\n"
 #: What transformers has to be told of before it reads a recurrent student.
 _KNOWN_TO_LIMBECK = "import limbeck.recurrent  # tells transformers of this kind of model (pip install limbeck)\n"
 
@@ -327,12 +329,17 @@ def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
         "question": question,
         "texts": texts,
         "first": _KNOWN_TO_LIMBECK if card.student.architecture.startswith("Recurrent") else "",
+        "model": '"this/folder"',
+        "asked": 'AutoModelForQuestionAnswering.from_pretrained("this/folder")',
         "graph": FILES[card.exports[0].format] if card.exports else "",
         "pipeline": task.pipeline,
         "options": task.options,
         "pooled": _POOLED[pooling],
         "setting": ', aggregation_strategy="first"' if card.task == "token_classification" else "",
     }
+    if card.student.kept_heads is not None:
+        loaded = 'load("this/folder")'
+        names |= {"first": _LOADED, "model": f'{loaded}, tokenizer="this/folder"', "asked": loaded}
     with_torch = _WITH_TORCH if task.pipeline else _QUESTIONS_WITH_TORCH
     if card.task == "embeddings":
         with_torch = _VECTORS_WITH_TORCH

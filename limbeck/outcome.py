@@ -19,6 +19,7 @@ from limbeck.config import DistillConfig, Gate
 from limbeck.errors import Diverged
 from limbeck.exit_card import measure_exits
 from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
+from limbeck.fewer_heads import kept_heads
 from limbeck.latency import measure_latency, one_after_the_other
 from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
@@ -49,6 +50,7 @@ class Evaluation:
     parameters: int
     predictions: list[Any]  #: of each test example, as the task's metrics take them
     validation: dict[str, float]
+    kept_heads: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +89,7 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
         parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
         predictions=predictions.tolist() if isinstance(predictions, np.ndarray) else list(predictions),
         validation=evaluate.scores(job.task.metrics, answers, job.task.truth(job.validation)),
+        kept_heads=kept_heads(model.config),
     )
 
 
@@ -306,6 +309,7 @@ def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepa
         architecture=found.architecture,
         layers=found.layers,
         hidden_size=found.hidden_size,
+        kept_heads=found.kept_heads,
         parameters=found.parameters,
         bytes=found.parameters * 4,
         metrics=evaluate.estimates(job.task.metrics, found.predictions, job.task.truth(job.test), seed=seed),

@@ -22,7 +22,7 @@ from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
 from limbeck.preparation import Prepared, special_tokens
 from limbeck.progress import TRAINING, Item, forward_work
-from limbeck.pruning import importance_of, kept_neurons
+from limbeck.pruning import PARTS, importance_of, kept_parts
 from limbeck.run import Run
 from limbeck.students import renew_head
 
@@ -174,7 +174,8 @@ def first_of(teachers: Teachers) -> Weights:
 def models_of(run: Run, job: Prepared, teacher: Weights) -> Models:
     """The student at step 0, and the teacher that it starts from."""
     load = teacher_of(run, job, teacher)
-    student = run.device.place(job.student.start(_start(run, job, teacher), kept_neurons(run, job, load)))
+    neurons, heads = (kept_parts(run, job, load, part) for part in PARTS)
+    student = run.device.place(job.student.start(_start(run, job, teacher), neurons, heads))
     return Models(
         student,
         load,

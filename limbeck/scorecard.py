@@ -40,6 +40,8 @@ class ModelCard(Spec):
     """As in its config.json, e.g. ``BertForSequenceClassification``."""
     layers: int
     hidden_size: int
+    kept_heads: int | None = None
+    """Attention heads that each layer has, where pruning took some."""
     parameters: int
     bytes: int
     """Of its weights in float32, whole vocabulary included: about the size of the safetensors file."""

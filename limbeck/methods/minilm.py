@@ -124,7 +124,9 @@ def relation_heads(wanted: int | None, *configs: object) -> int:
     """
     import math
 
-    widths = [int(config.hidden_size) for config in configs]  # type: ignore[attr-defined]
+    from limbeck.fewer_heads import attention_width
+
+    widths = [attention_width(config) for config in configs]
     most = math.gcd(*widths)
     if wanted is None:
         own = int(configs[-1].num_attention_heads)  # type: ignore[attr-defined]

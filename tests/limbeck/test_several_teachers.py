@@ -363,7 +363,11 @@ def test_tasks_whose_answers_have_a_mean_are_served(tmp_path: Path, task: str) -
     [
         ({"source": "org/a", "combine": "confidence"}, "/teacher", "name the others in more"),
         ({"source": "org/a", "more": ["org/b", "org/a"]}, "/teacher", "name each teacher once"),
-        ({"source": "org/a", "more": ["builtin:none"]}, "/teacher/more/0/source", "there is no such built-in teacher"),
+        (
+            {"source": "org/a", "more": [{"source": "builtin:none"}]},
+            "/teacher/more/0/source",
+            "no such built-in teacher",
+        ),
         ({"source": "org/a", "more": ["b"], "combine": "sum"}, "/teacher/combine", "confidence"),
     ],
 )
