@@ -173,6 +173,8 @@ def model_card(
         parts += [_exports(card)]
     if is_student and card.exits:
         parts += ["## Early exit", _exits(card.exits, card.main_metric)]
+    if is_student and card.sub_networks:
+        parts += ["## Other sizes", _sizes(card)]
     parts += ["## How to use it", _usage(card, is_student, pair, pooling), "## What to mind", _limits(card)]
     return "\n\n".join(parts) + "\n"
 
@@ -302,6 +304,21 @@ def _exits(exits: ExitsCard, metric: str) -> str:
         "second against the same student in one piece, as ONNX:\n\n" + "\n".join(lines) + "\n\n"
         "`student.predict(…, speed=0.3)` names a speed of your own. In torch: `from early_exit import answer, load` "
         "(the file lies beside this one), then `answer(load(folder), inputs, speed=0.3)`."
+    )
+
+
+def _sizes(card: Scorecard) -> str:
+    metric = card.main_metric
+    lines = [_line(["layers", "neurons", "parameters", "operations", f"{_words(metric)} on validation"])]
+    lines.append(_line(["---"] * 5))
+    for one in card.sub_networks:
+        layers = f"**{one.layers}** (this)" if one.student else str(one.layers)
+        shown = f"{one.validation:.3f}" if metric in NO_SHARES else f"{one.validation:.1%}"
+        lines.append(_line([layers, f"{one.neurons:,}", f"{one.parameters:,}", f"{one.flops:.0%}", shown]))
+    return (
+        "It was cut from one network that was trained at all these sizes. On validation after the last step, with the "
+        "operations of the layers as a share of the whole network's (counted, not timed); a job whose `student` names "
+        "another size makes that one:\n\n" + "\n".join(lines)
     )
 
 

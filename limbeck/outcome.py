@@ -27,6 +27,7 @@ from limbeck.phases import ensemble_of
 from limbeck.preparation import Prepared, below
 from limbeck.run import Run
 from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
+from limbeck.size_card import sub_networks
 from limbeck.students import read_config
 from limbeck.tokenizing import load_tokenizer
 from limbeck.trimming import name_for_all, trimmed
@@ -217,7 +218,8 @@ def export(
     if job.more:
         latency["teacher"] = one_after_the_other([latency[name] for name in job.members])
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
-    scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update={"exits": measured})
+    beside = {"exits": measured, "sub_networks": sub_networks(run, job)}
+    scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update=beside)
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:

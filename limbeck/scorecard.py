@@ -103,6 +103,28 @@ class ExitsCard(Spec):
     """From speed 0 (all layers) on, the default among them."""
 
 
+class SubNetwork(Spec):
+    """One size of a network that was trained at many (``dynabert``), as it was after the last step.
+
+    Another job whose ``student`` names this size makes it the student.
+    """
+
+    layers: int
+    neurons: int
+    """In the feed-forward part of each layer."""
+    width: float
+    """The same as a share of the whole network's."""
+    parameters: int
+    """Whole vocabulary included, as in a :class:`ModelCard`."""
+    validation: float
+    """The main metric on the validation split."""
+    flops: float
+    """Floating-point operations of its layers on the test split, as a share of the whole network's; counted, not
+    timed."""
+    student: bool
+    """Whether it is the job's student; the best epoch of that one was kept, not the last step."""
+
+
 class DatasetCard(Spec):
     """What was measured on."""
 
@@ -216,6 +238,8 @@ class Scorecard(Spec):
     exports: tuple[ExportCard, ...]
     exits: ExitsCard | None = None
     """Of a student that the method ``fastbert`` trained."""
+    sub_networks: tuple[SubNetwork, ...] = ()
+    """Of the method ``dynabert``: every size that it trained, the largest first."""
     minutes: dict[str, float]
     """Wall-clock minutes by stage."""
     verdict: Verdict
