@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.batches import Encoded
-from limbeck.cache import cache_key, cache_role, teacher_logits
+from limbeck.cache import answers_key, cache_role, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
@@ -153,15 +153,19 @@ def teacher_of(run: Run, job: Prepared, weights: Weights) -> Callable[[], PreTra
 
 
 def answers_of(run: Run, job: Prepared, teachers: Teachers) -> Tensor | None:
-    """The teacher's answers to the training split, where something asks for them: from the state, or computed; those of
-    several teachers side by side, (rows, teachers · classes)."""
+    """The teacher's answers to the training split, where something asks for them: from the state, from the folder that
+    jobs share, or computed; those of several teachers side by side, (rows, teachers · classes)."""
     if not asks_teacher(run.config, job, "distilling"):
         return None
+    return run.ranks.first(lambda: _all_answers(run, job, teachers))
+
+
+def _all_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     found = []
     for name, read in job.members.items():
-        key = cache_key(run, read.teacher_sha256, job.card.sha256)
-        width = job.task.width(read.blueprint.config)
-        load = teacher_of(run, read, teachers[name])
+        config, weights = read.blueprint.config, teachers[name]
+        key = answers_key(run, config, weights, read.train, job.task)
+        load, width = teacher_of(run, read, weights), job.task.width(config)
         found.append(teacher_logits(load, read.train, job.task, key, width, run, cache_role(name)))
     return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 _JUDGE = "judge"
 #: Where the state keeps what several teachers answer together to validation.
 _PANEL = "panel"
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherFacts:
-    """What is known of the teacher."""
-
-    source: str
-    revision: str | None  #: the hub's commit
-    sha256: str  #: of its weights as they came
-    finetuned: bool
-    epoch: int | None  #: the fine-tuning epoch whose weights were kept
-    validation: float  #: main metric on validation
 
 
 def ready_teachers(run: Run, job: Prepared) -> Teachers:
@@ -102,6 +90,10 @@ def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     Returns:
         Logits at temperature 1, (rows, classes); where each token is answered (tokens, classes).
     """
+    return run.ranks.first(lambda: _panel(run, job, teachers))
+
+
+def _panel(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     if not run.store.has(_PANEL):
         each = {
             name: torch.from_numpy(predict(_placed(run, read, teachers[name]), read.validation, job.task, run))
@@ -142,7 +134,9 @@ def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
     """The job with the teacher's answers to validation and test, where they are the only truth; asked once."""
     if job.task.labelled:
         return job
-    if not run.store.has(_JUDGE):
+    if run.store.has(_JUDGE):
+        found = run.store.read_tensors(_JUDGE)[0]
+    else:
         model = _placed(run, job, weights)
         splits = {"validation": job.validation, "test": job.test}
         found = {name: torch.from_numpy(predict(model, data, job.task, run)) for name, data in splits.items()}
@@ -150,11 +144,10 @@ def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
             require_finite(vectors, f"the teacher's answers to the {name} split")
         run.store.write_tensors(_JUDGE, found, {})
         run.commit()
-    kept = run.store.read_tensors(_JUDGE)[0]
     return replace(
         job,
-        validation=job.task.judged(job.validation, kept["validation"].numpy()),
-        test=job.task.judged(job.test, kept["test"].numpy()),
+        validation=job.task.judged(job.validation, found["validation"].numpy()),
+        test=job.task.judged(job.test, found["test"].numpy()),
     )
 
 
