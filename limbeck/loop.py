@@ -21,6 +21,7 @@ from limbeck.errors import Diverged, Interrupted
 from limbeck.methods.base import Method, Models, Objective
 from limbeck.ranks import Ranks, sum_values
 from limbeck.run import Run
+from limbeck.size_card import shape_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -288,20 +289,12 @@ def _validate_variants(objective: Objective, phase: Phase, position: Position, r
             position.variants[label] = _score(model, phase, position, run)
     if models:
         run.facts["variants"] = {
-            label: {**_shape(model), "validation": position.variants[label]} for label, model in models.items()
+            label: {**shape_of(model), "validation": position.variants[label]} for label, model in models.items()
         }
         name = phase.task.main_metric
         shown = ", ".join(f"{label} {evaluate.shown(name, score)}" for label, score in position.variants.items())
         scores = dict(position.variants)
         run.event("variants.validated", f"After the last step, on validation: {shown}", phase=phase.name, scores=scores)
-
-
-def _shape(model: PreTrainedModel) -> dict[str, int]:
-    """Of a variant; its parameters over the compact vocabulary."""
-    config: Any = model.config
-    neurons = getattr(config, "hidden_dim", None) or config.intermediate_size
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"layers": int(config.num_hidden_layers), "neurons": int(neurons), "parameters": parameters}
 
 
 def _validate(objective: Objective, phase: Phase, position: Position, run: Run) -> float:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from limbeck.preparation import Prepared
 from limbeck.progress import forward_work
-from limbeck.run import Run
 from limbeck.scorecard import SubNetwork
 from limbeck.students import config_facts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from limbeck.preparation import Prepared
+    from limbeck.run import Run
+
+
+def shape_of(model: PreTrainedModel) -> dict[str, int]:
+    """``layers``, ``neurons`` and ``parameters`` of one size, these over the compact vocabulary."""
+    config: Any = model.config
+    neurons = getattr(config, "hidden_dim", None) or config.intermediate_size
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"layers": int(config.num_hidden_layers), "neurons": int(neurons), "parameters": parameters}
 
 
 def sub_networks(run: Run, job: Prepared) -> tuple[SubNetwork, ...]:
