@@ -33,6 +33,8 @@ from limbeck.result import DistillResult
 from tests.limbeck.bench import TASK, Bench, Recorder
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 
+#: Each job starts two processes that import torch, three times where ranks are killed: minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
 LABELS = ("gui", "networking")
 #: A multiple of neither the batch size nor the number of ranks: the last batch has an example for one rank alone.
 ROWS = 85
