@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -49,7 +49,7 @@ class _Known:
     """What answers under a name."""
 
     key: tuple[str, Format]
-    since: float  #: on the monotonic clock
+    since: float  #: on the clock of :class:`Students`
     asked: bool = False  #: whether somebody looks it up again
 
 
@@ -60,12 +60,13 @@ class Students:
     the limit is loaded all the same, alone.
     """
 
-    def __init__(self, storage: Storage, settings: Settings) -> None:
+    def __init__(self, storage: Storage, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         assert settings.scratch_dir is not None  # Settings fills it in
         self._files = LocalFiles(storage, settings.scratch_dir / "students", settings.predict_cache_bytes)
         self._limit = settings.predict_memory_bytes
         self._lock = threading.Lock()
         self._places: OrderedDict[tuple[str, Format], _Place] = OrderedDict()
+        self._clock = clock
         self._providers = settings.predict_providers
         choose(self._providers)  # a server that cannot compute so does not start
         self._known: dict[str, _Known] = {}
@@ -105,7 +106,7 @@ class Students:
             place = self._places.get(known.key) if known is not None else None
             if known is None or place is None or not place.predictor.done():
                 return None
-            age = time.monotonic() - known.since
+            age = self._clock() - known.since
             if age > 2 * _TRUSTED_SECONDS or (age > _TRUSTED_SECONDS and not known.asked):
                 known.asked = True
                 return None
@@ -122,7 +123,7 @@ class Students:
     def know(self, name: str, model_id: str, predictor: Predictor) -> None:
         """Let :meth:`at_hand` find a student under the ``name`` by which the database was just asked for it."""
         with self._lock:
-            self._known[name] = _Known((model_id, predictor.format), time.monotonic())
+            self._known[name] = _Known((model_id, predictor.format), self._clock())
 
     def forget_name(self, name: str) -> None:
         """An alias means another model now."""
