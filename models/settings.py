@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -100,3 +100,9 @@ class Settings(BaseSettings):
                 "heartbeat_seconds has to be at most half of lease_seconds, so that one beat may be missed"
             )
         return self
+
+
+def complaint(error: ValidationError) -> str:
+    """One line for whoever set what :class:`Settings` refuses."""
+    found = (f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors())
+    return f"the settings cannot be used: {'; '.join(found)}"
