@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -107,3 +107,9 @@ class Settings(BaseSettings):
                 "heartbeat_seconds has to be at most half of lease_seconds, so that one beat may be missed"
             )
         return self
+
+
+def complaint(error: ValidationError) -> str:
+    """One line for whoever set what :class:`Settings` refuses."""
+    found = (f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors())
+    return f"the settings cannot be used: {'; '.join(found)}"
