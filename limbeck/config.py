@@ -34,7 +34,7 @@ from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.tasks.token_classification import TokenClassification
-from limbeck.teacher_spec import FineTune, Teacher
+from limbeck.teacher_spec import FineTune, Teacher, TeacherModel
 from limbeck.weighting import SampleWeighting
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "Student",
     "Task",
     "Teacher",
+    "TeacherModel",
     "TextColumns",
     "Training",
     "Unlabelled",
@@ -307,6 +308,11 @@ class DistillConfig(Spec):
     export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)
     """Forms beside safetensors."""
     gate: Gate = Gate()
+
+    def model_sources(self) -> dict[str, str]:
+        """Every model that is named, by the JSON pointer of the field that names it."""
+        found = {f"{at}/source": one.source for at, one in zip(self.teacher.pointers, self.teacher.models, strict=True)}
+        return found if self.student.source is None else {**found, "/student/source": self.student.source}
 
     def data_sources(self) -> dict[str, str]:
         """Every source of texts, by the JSON pointer of the field that names it."""

@@ -30,6 +30,8 @@ class DistilBERT(Method):
     paper: ClassVar[str | None] = "Sanh et al. 2019, DistilBERT, a distilled version of BERT, arXiv:1910.01108"
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "same_width"})
 
+    looks_inside: ClassVar[bool] = True
+
     type: Literal["distilbert"] = "distilbert"
     temperature: float = Field(default=2.0, ge=0.1, le=100)
     """T of the soft loss."""
