@@ -108,7 +108,7 @@ class House:
 
     @staticmethod
     def tuned(teacher: Path) -> dict[str, Any]:
-        return {"source": f"path:{teacher}", "finetune": {"epochs": 2, "learning_rate": 3e-3}}
+        return {"source": f"path:{teacher}", "finetune": {"epochs": 4, "learning_rate": 3e-3}}
 
     def config(
         self, devices: int, *, training: Mapping[str, Any] = MappingProxyType({}), **changes: Any
