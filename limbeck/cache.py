@@ -139,7 +139,7 @@ def teacher_logits(
         require_finite(logits, "the teacher's logits")
         _stage(run, logits, batches, key, seconds, role)
         run.commit()
-        _say_built(run, logits, len(data), hits, seconds)
+        _say_built(run, role, logits, len(data), hits, seconds)
         _keep(run, key, logits, seconds)
     run.meter.finish(role)
     return logits
@@ -194,11 +194,12 @@ def _say_used(run: Run, known: Known, examples: int) -> None:
     )
 
 
-def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
+def _say_built(run: Run, role: str, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
+    who = "The teacher" if role == _ROLE else role.replace(f"{_ROLE}-", "Teacher ")
     size, misses = logits.numel() * logits.element_size(), examples - hits
     run.event(
         "cache.built",
-        f"The teacher answered {misses:,} training examples ({hits:,} were known), {seconds:.1f} s for all; "
+        f"{who} answered {misses:,} training examples ({hits:,} were known), {seconds:.1f} s for all; "
         f"its answers, {size:,} bytes, serve every epoch.",
         hits=hits,
         misses=misses,
