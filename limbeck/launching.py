@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -232,15 +233,18 @@ def _start(number: int, count: int, order: Order) -> _Rank:
 def _environment(threads: int) -> dict[str, str]:
     """A rank's: its share of the threads, and gloo on the interface that every machine has."""
     home = str(Path(__file__).resolve().parents[1])
+    found_anyway = home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     ours = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     ours |= os.environ
     ours |= {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
-    ours["PYTHONPATH"] = os.pathsep.join(part for part in (home, ours.get("PYTHONPATH")) if part)
+    if not found_anyway:
+        ours["PYTHONPATH"] = os.pathsep.join(part for part in (home, ours.get("PYTHONPATH")) if part)
     return ours
 
 
 def _threads() -> int:
     """Of this process, as torch would count them."""
-    if given := os.environ.get("OMP_NUM_THREADS"):
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdigit():
         return max(1, int(given))
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

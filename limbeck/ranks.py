@@ -94,9 +94,9 @@ class Group(Ranks):
             detail = f"found {count}; this machine offers {gpus} GPU{'s' * (gpus > 1)}, and each device is one"
             raise InvalidConfig(f"/training/devices: {detail}", [Problem("/training/devices", detail)])
         with _peers():
-            dist.init_process_group(
-                "gloo", init_method=meeting.as_uri(), rank=number, world_size=count, timeout=_PATIENCE
-            )
+            store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]
+            store.set_timeout(_PATIENCE)
+            dist.init_process_group("gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE)
             self._host: Any = dist.group.WORLD
             self._device = self._host
             if gpus:

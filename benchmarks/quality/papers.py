@@ -145,7 +145,7 @@ def _gain(found: dict[str, Any]) -> float:
 
 
 def _direction(published: float | None, found: dict[str, Any]) -> str:
-    """Whether our difference goes where theirs does; what half of our student's own interval holds is not told apart."""
+    """Whether our difference goes where theirs does; half of our student's own interval is the noise."""
     if found["baseline"] is None:
         return ""
     half = 100 * (found["student"]["high"] - found["student"]["low"]) / 2 / found["teacher"]["value"]

@@ -66,7 +66,7 @@ def _side_by_side(options: argparse.Namespace) -> tuple[list[Load], list[Start]]
     texts = {kind: texts_of(kind) for kind in options.texts}
     # "infinity" must not stand for "infinity-optimum" as well.
     chosen = [one for one in servers(PARTS) if one.name.split(" ")[0] in options.only]
-    for layers in options.layers:
+    for layers in options.layers if chosen or "in-process" in options.only else ():
         student = student_folder(layers)
         for repeat in range(options.repeats):
             for server in chosen:

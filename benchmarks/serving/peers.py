@@ -75,23 +75,35 @@ class Peer:
                 yield found
 
 
-def _infinity(engine: str, *options: str) -> tuple[str, ...]:
-    given = ("--model-id", "{student}", "--served-model-name", "student", "--device", "cpu", "--port", "{port}")
-    return ("infinity_emb", "v2", *given, "--engine", engine, *options)
+_SCRIPTS = Path(__file__).parent / "peer_servers"
+#: Behind infinity's own command.
+_INFINITY_OPTIONS = ("v2", "--model-id", "{student}", "--served-model-name", "student", "--device", "cpu")
+_INFINITY_OPTIONS += ("--port", "{port}", "--engine")
 
 
-_OPTIMUM = ("infinity-emb[torch,server,optimum]==0.0.78", "optimum==1.27.0", "onnx==1.23.2", "onnxruntime==1.32.0")
+_OPTIMUM = (
+    "infinity-emb[torch,server,optimum]==0.0.78",
+    "optimum==1.27.0",
+    "onnx==1.23.2",
+    "onnxruntime==1.32.0",
+    "pyarrow==21.0.0",  # a later one wants the numpy 2 that infinity refuses
+)
 #: The graph is fused already; what optimum would make of it is no better, and it writes into the student's folder.
 _AS_IT_IS = "--onnx-disable-optimize"
-_SCRIPTS = Path(__file__).parent / "peer_servers"
 
 PEERS = (
-    Peer("infinity", (*_INFINITY_PINS, "transformers==4.57.6"), _infinity("torch"), "/classify", "/health"),
+    Peer(
+        "infinity",
+        (*_INFINITY_PINS, "transformers==4.57.6"),
+        ("infinity_emb", *_INFINITY_OPTIONS, "torch"),
+        "/classify",
+        "/health",
+    ),
     *(
         Peer(
             f"infinity-optimum {form}",
             (*_INFINITY_PINS[1:], *_OPTIMUM, "transformers==4.53.3"),
-            _infinity("optimum", _AS_IT_IS),
+            ("python", str(_SCRIPTS / "infinity_optimum.py"), *_INFINITY_OPTIONS, "optimum", _AS_IT_IS),
             "/classify",
             "/health",
             form,

@@ -83,6 +83,10 @@ def _has_card() -> bool:
 
 
 def _measured(files: Files, workers: Workers, cells: Sequence[Cell], chosen: argparse.Namespace) -> dict[str, Any]:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     device = "cuda" if chosen.gpu else "cpu"
     losses = {} if chosen.gpu else _fair(files, workers, cells)
     found: dict[str, list[dict[str, Any]]] = {cell.name: [] for cell in cells}

@@ -16,6 +16,7 @@ from benchmarks.training.systems import SYSTEMS, System, Workers
 from benchmarks.training.workloads import Workload
 
 STEPS = 3
+_EXAMPLES = 8
 #: Sums in another order differ by some 1e-6; another loss, rate or mask by far more.
 TOLERANCE = 2e-4
 
@@ -30,7 +31,7 @@ def check(files: Files, workers: Workers, workload: Workload, systems: Sequence[
     Raises:
         Unfair: they differ.
     """
-    training = Training(epochs=STEPS, warmup_ratio=0.4)
+    training = Training(epochs=STEPS, batch_size=_EXAMPLES, warmup_ratio=0.4)
     part, teacher = files.part(workload, training.batch_size, draw=1), files.teacher(workload, dropout=False)
     losses: dict[str, list[float]] = {}
     for name in systems:

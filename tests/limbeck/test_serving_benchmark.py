@@ -58,6 +58,7 @@ def test_a_run_that_reaches_everything_misses_nothing() -> None:
         (changed("limbeck onnx", 64, requests_per_second=940.0), "throughput never falls as clients grow"),
         (changed("limbeck onnx", 64, p99_ms=26.0), "p99 at 64 clients ≤ 2.5 × p50"),
         (changed("litserve", 32, errors=1), "no request fails"),
+        (changed("litserve", 1, requests_per_second=0.0), "no request fails"),
     ],
 )
 def test_each_goal_that_is_missed_is_named(loads: list[Load], said: str) -> None:

@@ -84,12 +84,12 @@ def trainers_of_attempt(database: Database, job: Job, number: int) -> list[psuti
     return trainers() if read(database, job.id).fence == number else []
 
 
-def wait_for_event(database: Database, job: Job, kind: str) -> None:
+def wait_for_event(database: Database, job: Job, kind: str, seconds: float = 60) -> None:
     def told() -> bool:
         with database.reading() as session:
             return kind in [event.kind for event in telemetry.events_after(session, job.id, 0, 1000)]
 
-    until(told, 60)
+    until(told, seconds)
 
 
 def test_a_students_own_model_is_fetched_as_the_teacher_is(
@@ -202,6 +202,7 @@ def ranks_below(trainer: psutil.Process) -> dict[int, psutil.Process]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_a_job_on_two_devices_outlives_its_ranks_its_pause_and_its_trainer(
     engine_worker: Worker, database: Database, config: dict[str, Any]
 ) -> None:
@@ -214,14 +215,14 @@ def test_a_job_on_two_devices_outlives_its_ranks_its_pause_and_its_trainer(
     job = submit(database, config=config)
     running = in_background(engine_worker)
     (trainer,) = until(partial(trainers_of_attempt, database, job, 1), 60)
-    wait_for_event(database, job, "checkpoint.saved")
+    wait_for_event(database, job, "checkpoint.saved", 120)
     first = ranks_below(trainer)
     assert set(first) == {0, 1}
     first[1].kill()
-    wait_for_event(database, job, "rank.lost")
+    wait_for_event(database, job, "rank.lost", 120)
     with database.session() as session:
         jobs.request_pause(session, job.id)
-    running.join(120)
+    running.join(240)
     assert read(database, job.id).status is JobStatus.PAUSED
     assert alive([trainer, *first.values()]) == []
 
@@ -229,12 +230,12 @@ def test_a_job_on_two_devices_outlives_its_ranks_its_pause_and_its_trainer(
         jobs.resume(session, job.id)
     running = in_background(engine_worker)
     (trainer,) = until(partial(trainers_of_attempt, database, job, 2), 60)
-    wait_for_event(database, job, "teacher.evaluated")
+    wait_for_event(database, job, "teacher.evaluated", 120)
     second = ranks_below(trainer)
     trainer.kill()
     gone, left = psutil.wait_procs(list(second.values()), timeout=10)
     assert (len(gone), left) == (2, [])
-    running.join(120)
+    running.join(240)
     ended = read(database, job.id)
     assert ended.status is JobStatus.SUCCEEDED, ended.error
     with database.reading() as session:
