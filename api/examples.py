@@ -282,6 +282,8 @@ TEACHER: dict[str, Any] = MODEL | {
 }
 
 #: For ``Body(openapi_examples=…)``.
+#: Four grey pixels as a PNG.
+IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNgCGVY9R8AA60B/2f7ygkAAAAASUVORK5CYII="
 PREDICT_REQUESTS: dict[str, Any] = {
     "one": {"summary": "One text", "value": {"inputs": "Open a socket and listen on it."}},
     "many": {
@@ -296,6 +298,7 @@ PREDICT_REQUESTS: dict[str, Any] = {
         "summary": "A question about a text",
         "value": {"inputs": {"question": "What is parsed?", "context": "Parse a date in ISO format."}},
     },
+    "image": {"summary": "An image in base64", "value": {"inputs": IMAGE}},
     "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
 }
 PREDICTION = [{"label": "networking", "score": 0.9731}]

@@ -85,6 +85,24 @@ class Encoded:
         """The places of the rows' tokens."""
         return _places(self.starts, rows)
 
+    def inputs(
+        self, rows: NDArray[np.int64], mask: NDArray[np.bool_], places: NDArray[np.int64], pad_id: int
+    ) -> dict[str, NDArray[Any]]:
+        """What a model reads of these rows, by name.
+
+        Args:
+            mask: (rows, tokens of the longest): where there is a token.
+            places: of the rows' tokens, as :meth:`tokens_of` has them.
+        """
+        ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        ids[mask] = self.ids[places]
+        found = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        if self.segments is not None:
+            segments = np.zeros(mask.shape, dtype=np.int64)
+            segments[mask] = self.segments[places]
+            found["token_type_ids"] = segments
+        return found
+
     def take(self, examples: Sequence[int] | NDArray[np.int64]) -> Encoded:
         """These examples alone, whole and in this order."""
         rows = self.rows_of(examples)
@@ -155,13 +173,23 @@ class Encoded:
 class Batch:
     """Some examples on the device."""
 
-    inputs: dict[str, Tensor]  # input_ids, attention_mask, perhaps token_type_ids: each (examples, tokens)
+    inputs: dict[str, Tensor]  # input_ids, attention_mask, perhaps token_type_ids: each (examples, tokens); or
+    # pixel_values: (examples, channels, height, width)
     labels: Tensor  # (examples,), or what the task has; (examples, tokens) where each token has one
     teacher_logits: Tensor | None = None  # (examples, classes), or (examples, tokens, classes)
     counts: Mapping[str, int] = field(default_factory=dict)  #: how many units a loss term may be the mean of
     places: NDArray[np.int64] | None = None  # (examples,): where in the split they stand
     labelled: Tensor | None = None  # (examples,) of bool: which have a label; None: all
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
+
+    @property
+    def mask(self) -> Tensor:  # (examples, tokens)
+        """1 where there is a token; the patches of an image all are."""
+        found = self.inputs.get("attention_mask")
+        if found is not None:
+            return found
+        examples = self.counts["examples"]
+        return torch.ones((examples, self.counts["tokens"] // examples), device=self.labels.device)
 
 
 def encode(
@@ -243,13 +271,8 @@ class Collator:
         lengths = self.data.lengths[rows]
         mask = np.arange(lengths.max())[None, :] < lengths[:, None]
         places = self.data.tokens_of(rows)
-        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
-        ids[mask] = self.data.ids[places]
-        inputs = {"input_ids": self._on_device(ids), "attention_mask": self._on_device(mask.astype(np.int64))}
-        if self.data.segments is not None:
-            segments = np.zeros(mask.shape, dtype=np.int64)
-            segments[mask] = self.data.segments[places]
-            inputs["token_type_ids"] = self._on_device(segments)
+        found = self.data.inputs(rows, mask, places, self.pad_id)
+        inputs = {name: self._on_device(values) for name, values in found.items()}
         counts = {"examples": len(rows), "tokens": int(lengths.sum()), "pairs": int((lengths**2).sum())}
         labels, labelled = self.data.labels, None
         if self.data.tagged:

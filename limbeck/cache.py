@@ -15,6 +15,7 @@ from torch import Tensor
 
 from limbeck.batches import Collator, Encoded, forward_batches
 from limbeck.errors import Interrupted
+from limbeck.families import pad_id_of
 from limbeck.losses import require_finite
 from limbeck.run import Run
 
@@ -36,7 +37,7 @@ def predict(
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
     """The model's logits for every row of the split; leaves the model in ``eval()``."""
     model.train(False)
-    collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
+    collate = Collator(data, pad_id_of(model.config), run.device.torch)
     logits = np.empty((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
     for rows in forward_batches(data.lengths):
         run.poll()
@@ -119,7 +120,7 @@ def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: floa
 
 def _fill(model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, done: int, key: str, run: Run) -> None:
     model.train(False)
-    collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
+    collate = Collator(data, pad_id_of(model.config), run.device.torch)
     tokens = data.lengths
     for number, rows in enumerate(forward_batches(tokens)[done:], start=done):
         try:

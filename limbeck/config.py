@@ -28,6 +28,7 @@ from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
 from limbeck.spec import Spec, invalid_config, type_tag
 from limbeck.tasks.embeddings import Embeddings
+from limbeck.tasks.image_classification import ImageClassification
 from limbeck.tasks.multi_label import MultiLabel
 from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
@@ -35,8 +36,9 @@ from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.tasks.token_classification import TokenClassification
 from limbeck.weighting import SampleWeighting
 
-BUILTIN_TEACHERS = ("builtin:minilm-l6",)
-BUILTIN_DATASETS = ("builtin:stdlib-docstrings",)
+BUILTIN_TEACHERS = ("builtin:minilm-l6", "builtin:vit-digits")
+BUILTIN_TEXTS = ("builtin:stdlib-docstrings",)
+BUILTIN_DATASETS = (*BUILTIN_TEXTS, "builtin:digits")
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -62,13 +64,18 @@ class FineTune(Spec):
     """Peak learning rate of AdamW."""
 
 
+#: What a teacher that has learned nothing needs where the user does not say.
+FROM_SCRATCH = {"builtin:vit-digits": FineTune(epochs=40, learning_rate=1e-3)}
+
+
 class Teacher(Spec):
     """The model whose knowledge is passed on."""
 
     shorthand: ClassVar[str | None] = "source"
 
     source: str
-    """A hub name, ``builtin:minilm-l6``, ``model:mdl_…``, or (library only) ``path:/folder``."""
+    """A hub name, ``builtin:minilm-l6``, ``builtin:vit-digits`` (an untrained ViT of 6 layers for images of 8 × 8,
+    which the job trains from scratch), ``model:mdl_…``, or (library only) ``path:/folder``."""
     revision: str | None = None
     """A commit, tag or branch of the hub; the commit that it meant is recorded."""
     finetune: FineTune | bool | None = None
@@ -97,6 +104,8 @@ class Columns(Spec):
     """The text that holds the answers."""
     answers: str | None = None
     """``{"text": […], "answer_start": […]}``, or a list of ``{"text", "answer_start"}``."""
+    image: str | None = None
+    """Encoded images (PNG, JPEG, WebP, BMP, GIF): bytes, ``{"bytes", "path"}`` as the hub has them, or base64."""
 
 
 class Splits(Spec):
@@ -114,7 +123,8 @@ class Dataset(Spec):
     shorthand: ClassVar[str | None] = "source"
 
     source: str
-    """A hub name, ``builtin:stdlib-docstrings``, ``dataset:ds_…``, or (library only) ``path:/folder``."""
+    """A hub name, ``builtin:stdlib-docstrings``, ``builtin:digits`` (scikit-learn's images of digits),
+    ``dataset:ds_…``, or (library only) ``path:/folder``: of split files, or of images as ``train/<label>/*.png``."""
     subset: str | None = None
     """The hub data set's configuration name."""
     revision: str | None = None
@@ -174,7 +184,7 @@ class Unlabelled(BaseAugmentation):
     @field_validator("source")
     @classmethod
     def _known_source(cls, value: str) -> str:
-        return _source(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
+        return _source(value, what="data set", builtins=BUILTIN_TEXTS, reference="dataset:ds_")
 
     def problems(self, *, at: str, task: str, reads_logits: bool, method: str) -> Iterator[Problem]:
         yield from super().problems(at=at, task=task, reads_logits=reads_logits, method=method)
@@ -199,8 +209,9 @@ class Student(Spec):
     shorthand: ClassVar[str | None] = "layers"
 
     layers: int | tuple[int, ...] | None = None
-    """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them (all
-    of those of ``source``, and with ``self`` and ``fastbert``; one for ``bilstm`` and ``bigru``)."""
+    """How many layers, or which teacher layers (0-based, in order) the student starts from; of a ResNet its residual
+    blocks, counted through its stages, the first of each among them. Default: half of them (all of those of ``source``,
+    and with ``self`` and ``fastbert``; one for ``bilstm`` and ``bigru``)."""
     init: Literal["first", "last", "uniform", "skip"] | None = None
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
     every n-th from the first on; default: what the method asks for, which is ``uniform`` for most."""
@@ -391,14 +402,23 @@ Task = Annotated[
     | Annotated[Regression, Tag("regression")]
     | Annotated[TokenClassification, Tag("token_classification")]
     | Annotated[QuestionAnswering, Tag("question_answering")]
-    | Annotated[Embeddings, Tag("embeddings")],
+    | Annotated[Embeddings, Tag("embeddings")]
+    | Annotated[ImageClassification, Tag("image_classification")],
     Discriminator(type_tag),
 ]
 """What is learned. A new task is one file in ``limbeck/tasks/``, a form in ``limbeck/data/forms.py``, one line here."""
 
 TASKS = {
     task.model_fields["type"].default: task
-    for task in (SequenceClassification, MultiLabel, Regression, TokenClassification, QuestionAnswering, Embeddings)
+    for task in (
+        SequenceClassification,
+        MultiLabel,
+        Regression,
+        TokenClassification,
+        QuestionAnswering,
+        Embeddings,
+        ImageClassification,
+    )
 }
 """The same by name."""
 

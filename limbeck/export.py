@@ -25,9 +25,13 @@ from numpy.typing import NDArray
 from limbeck.batches import Encoded
 from limbeck.errors import ExportFailed
 from limbeck.evaluate import Resamples
+from limbeck.families import pad_id_of
 from limbeck.graph import input_names, write_graph
 from limbeck.latency import Runner
-from limbeck.runtime.encoding import Feeds, Row, chunks, pad
+from limbeck.pictures import Pictures
+from limbeck.runtime.encoding import Feeds, Row, chunks
+from limbeck.runtime.feeding import feeds_of
+from limbeck.runtime.images import Picture
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import FILES, Format
 from limbeck.scorecard import ExportCard
@@ -55,7 +59,7 @@ _LARGEST_FILE = 2**31
 def export_onnx(
     folder: Path,
     formats: Sequence[Format],
-    rows: Sequence[Row],
+    rows: Sequence[Row] | Sequence[Picture],
     data: Encoded,
     *,
     task: Task,
@@ -86,7 +90,7 @@ def export_onnx(
     chosen = _drawn(rows, data, seed)
     checked = data.take(chosen)
     feeds = [
-        (places, pad([rows[i] for i in data.rows_of(chosen)[places]], int(model.config.pad_token_id or 0)))
+        (places, feeds_of([rows[i] for i in data.rows_of(chosen)[places]], pad_id_of(model.config)))
         for places in _batches(checked.lengths)
     ]
     expected = _answer(torch_runner(model, task), checked, feeds, poll)
@@ -102,11 +106,13 @@ def export_onnx(
     return tuple(cards)
 
 
-def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row]:
+def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row] | list[Picture]:
     """A split as the rows that this module and ``limbeck.latency`` take.
 
     ``kept`` are the original ids of a compact vocabulary (``limbeck.vocabulary.Vocabulary.kept``).
     """
+    if isinstance(data, Pictures):
+        return data.rows()
     ids = data.ids if kept is None else kept[data.ids]
     types = np.zeros(len(ids), dtype=np.int64) if data.segments is None else data.segments
     spans = [slice(start, end) for start, end in zip(data.starts[:-1], data.starts[1:], strict=True)]
@@ -129,7 +135,7 @@ def torch_runner(
 
     @torch.inference_mode()
     def run(feeds: Feeds) -> NDArray[np.float32]:
-        if kept is not None:
+        if kept is not None and "input_ids" in feeds:
             feeds = {**feeds, "input_ids": np.searchsorted(kept, feeds["input_ids"])}
         inputs = {name: torch.from_numpy(feeds[name]).to(model.device) for name in names}
         with autocast():
@@ -167,16 +173,18 @@ def _write(
     write_graph(model, task, whole)
     if "onnx-int8" in formats:
         poll()
-        _quantise(whole, folder / FILES["onnx-int8"])
+        _quantise(whole, folder / FILES["onnx-int8"], task)
     if "onnx" not in formats:
         whole.unlink()
 
 
-def _quantise(whole: Path, target: Path) -> None:
+def _quantise(whole: Path, target: Path, task: Task) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    # Convolutions stay as they are: ONNX Runtime has none for activations that are quantised as they come.
+    only = ["MatMul", "Gemm"] if task.reads == "image" else None
     with _quiet_quantiser():
-        quantize_dynamic(whole, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(whole, target, only, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
 
 
 @contextmanager
@@ -196,13 +204,13 @@ class _Advice(logging.Filter):
         return "pre-processing before quantization" not in record.getMessage()
 
 
-def check_batches(rows: Sequence[Row], seed: int) -> list[NDArray[np.int64]]:
+def check_batches(rows: Sequence[Row] | Sequence[Picture], seed: int) -> list[NDArray[np.int64]]:
     """Places of the rows to compare, batch by batch, where every example is one row."""
     order = _within_tokens(np.random.default_rng(seed).permutation(len(rows)), [len(row) for row in rows])
     return [order[places] for places in _batches(np.array([len(rows[place]) for place in order]))]
 
 
-def _drawn(rows: Sequence[Row], data: Encoded, seed: int) -> NDArray[np.int64]:
+def _drawn(rows: Sequence[Row] | Sequence[Picture], data: Encoded, seed: int) -> NDArray[np.int64]:
     """The examples to compare: drawn at random where there are many."""
     lengths = [sum(len(rows[row]) for row in data.rows_of([one])) for one in range(data.examples)]
     return _within_tokens(np.random.default_rng(seed).permutation(data.examples), lengths)

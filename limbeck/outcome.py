@@ -7,28 +7,33 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from limbeck import evaluate, hard_samples, texts
 from limbeck.cache import predict
 from limbeck.config import DistillConfig, Gate
+from limbeck.data.corpus import LABELLED_ONCE
 from limbeck.errors import Diverged
 from limbeck.exit_card import measure_exits
 from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
+from limbeck.families import depth_of, pad_id_of, width_of
 from limbeck.latency import measure_latency
 from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
 from limbeck.preparation import Prepared, below
 from limbeck.run import Run
+from limbeck.runtime import images
 from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
-from limbeck.students import read_config
+from limbeck.students import has_words, read_config, word_table
 from limbeck.tokenizing import load_tokenizer
 from limbeck.trimming import name_for_all, trimmed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from limbeck.runtime.encoding import Row
 
 #: Seconds that each model is timed at each batch size.
 _TIMED = 1.0
@@ -72,15 +77,14 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     quality = evaluate.scores(job.task.metrics, predictions, job.task.truth(job.test))
     shown = ", ".join(f"{one.replace('_', ' ')} {evaluate.shown(one, value)}" for one, value in quality.items())
     run.event(f"{name}.tested", f"{name.capitalize()} on the test split: {shown}", **quality)
-    table: Any = model.get_input_embeddings().weight
     of = job.blueprint if name == "teacher" else job.student.origin
     whole = name == "teacher" or not job.student.trimmed
-    unused = of.vocabulary.full_size - len(of.vocabulary) if whole else 0
+    unused = of.vocabulary.full_size - len(of.vocabulary) if whole and has_words(model) else 0
     return Evaluation(
         architecture=type(model).__name__,
-        layers=int(model.config.num_hidden_layers),
-        hidden_size=int(model.config.hidden_size),
-        parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
+        layers=depth_of(model.config),
+        hidden_size=width_of(model.config),
+        parameters=sum(p.numel() for p in model.parameters()) + unused * (word_table(model).shape[1] if unused else 0),
         predictions=predictions.tolist() if isinstance(predictions, np.ndarray) else list(predictions),
         validation=evaluate.scores(job.task.metrics, answers, job.task.truth(job.validation)),
     )
@@ -93,13 +97,11 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
     job.student.save(model, folder)
     # safetensors keeps it to the owner; whoever may read the folder may read all of it.
     (folder / "model.safetensors").chmod(0o644)
-    tokenizer = load_tokenizer(job.reader.folder, read_config(job.reader.folder), job.task)
-    if job.student.trimmed:
-        tokenizer = trimmed(tokenizer, job.reader.vocabulary.kept)
-    tokenizer.model_max_length = config.training.max_length
-    tokenizer.save_pretrained(folder)
-    if job.student.trimmed:
-        name_for_all(folder)
+    if job.task.reads == "image":
+        document = images.document_of(job.reader.folder)
+        (folder / images.FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    else:
+        _write_tokenizer(folder, job, config.training.max_length)
     described = {
         "version": 1,
         "task": job.task.type,
@@ -110,6 +112,16 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
     }
     job.task.write_beside(folder, model.config, config.training.max_length)
     (folder / "limbeck.json").write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(folder: Path, job: Prepared, max_length: int) -> None:
+    tokenizer = load_tokenizer(job.reader.folder, read_config(job.reader.folder), job.task)
+    if job.student.trimmed:
+        tokenizer = trimmed(tokenizer, job.reader.vocabulary.kept)
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(folder)
+    if job.student.trimmed:
+        name_for_all(folder)
 
 
 def export(
@@ -127,7 +139,7 @@ def export(
     for name in written:
         run.poll()
         write_folder(models[name], output / name, job, run.config)
-    student, pad_id = output / "student", job.reader.config.pad_token_id or 0
+    student, pad_id = output / "student", pad_id_of(job.reader.config)
     # The ids of texts are those of the student's folder, compact ones where it is trimmed.
     kept = None if job.student.trimmed else job.reader.vocabulary.kept
     if job.student.trimmed:
@@ -152,7 +164,9 @@ def export(
         )
     measured = None
     if isinstance(run.config.method, FastBert):
-        measured = measure_exits(run, job, run.config.method, models["student"], student, rows, pad_id)
+        measured = measure_exits(
+            run, job, run.config.method, models["student"], student, cast("list[Row]", rows), pad_id
+        )
     runners = {
         name: torch_runner(run.device.place(model), job.task, kept=kept, autocast=run.device.autocast)
         for name, model in models.items()
@@ -161,7 +175,7 @@ def export(
     latency: dict[str, tuple[Latency, ...]] = {}
     if job.teachers is not None:
         # The same texts in other tokens, so that the teacher cannot take turns with the rest in one measurement.
-        own, pad = job.blueprint.vocabulary.kept, job.blueprint.config.pad_token_id or 0
+        own, pad = job.blueprint.vocabulary.kept, pad_id_of(job.blueprint.config)
         alone = {"teacher": torch_runner(models["teacher"], job.task, kept=own, autocast=run.device.autocast)}
         read = rows_of(job.for_teacher.test, own)
         latency |= measure_latency(alone, read, pad_id=pad, seconds=_TIMED, poll=run.poll)
@@ -230,7 +244,7 @@ def _difficulty(run: Run, job: Prepared, output: Path, evaluations: Mapping[str,
     measured = {split: below(columns, split) for split in hard_samples.SPLITS}
     shown = texts.unpack(job.texts)
     hard_samples.write(output, measured, shown)
-    one_class = job.task.type == "sequence_classification"
+    one_class = job.task.type in LABELLED_ONCE
     found = hard_samples.summary(
         measured,
         shown,
@@ -286,5 +300,5 @@ def _verdict(gate: Gate, retention: Estimate, latency: Sequence[Latency]) -> Ver
         reasons.append(f"The student keeps {retention.value:.1%} of its teacher; asked for: {gate.min_retention:.1%}.")
     single = next(found.p95_ms for found in latency if found.batch_size == 1)
     if gate.max_p95_ms is not None and single > gate.max_p95_ms:
-        reasons.append(f"One text takes {single:.1f} ms at the 95th percentile; allowed: {gate.max_p95_ms:g} ms.")
+        reasons.append(f"One example takes {single:.1f} ms at the 95th percentile; allowed: {gate.max_p95_ms:g} ms.")
     return Verdict(passed=not reasons, reasons=tuple(reasons))

@@ -16,6 +16,7 @@ from limbeck.cache import cache_key, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
+from limbeck.families import depth_of
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
 from limbeck.preparation import Prepared, special_tokens
@@ -52,7 +53,7 @@ def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) 
     training, tune = run.config.training, job.finetune
 
     def once(config: Any, data: Encoded) -> float:
-        return forward_work(config, int(config.num_hidden_layers), data.lengths)
+        return forward_work(config, depth_of(config), data.lengths)
 
     def learn(config: Any, data: Encoded, epochs: int) -> float:
         checked = read.validation if config is deep else job.validation

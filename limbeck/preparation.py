@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limbeck import copies, data, evaluate, preflight, sources, texts
+from limbeck import copies, data, preflight, sources, texts
 from limbeck.batches import Encoded
 from limbeck.callbacks import Stage
-from limbeck.config import TASKS, FineTune
+from limbeck.cards import card_of, shown
+from limbeck.config import FROM_SCRATCH, TASKS, FineTune
 from limbeck.device import installed
 from limbeck.errors import InvalidConfig, InvalidDataset, InvalidModel, Problem
 from limbeck.families import FAMILIES
 from limbeck.methods.base import SpecialTokens
+from limbeck.picture_data import keep_pictures
+from limbeck.pictures import Pictures
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
 from limbeck.student_plan import StudentPlan
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.copies import Enlarged
-    from limbeck.data import Corpus, Split
     from limbeck.sources import LocalModel, ModelFacts
 
 _SPLITS = ("train", "validation", "test")
@@ -122,7 +124,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     card = DatasetCard.model_validate(stored["card"])
     chosen: Task = run.config.task or TASKS[stored["task"]]()
     task = chosen.for_data(pair=stored["pair"])
-    vocabulary = Vocabulary(tensors["vocabulary"].numpy(), int(read_config(teacher.path).vocab_size))
+    vocabulary = Vocabulary(tensors["vocabulary"].numpy(), _full_size(teacher.path))
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
     others = tensors.get("student_vocabulary")
     plan = _student_plan(run, blueprint, card.labels, source, about, None if others is None else others.numpy())
@@ -130,7 +132,8 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     sha256 = _weights_sha256(teacher.path)
     _require_same(expected, {"dataset": card.sha256, "teacher": sha256})
     _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
-    train, validation, test = _read_splits(tensors)
+    kind = Pictures if task.reads == "image" else Encoded
+    train, validation, test = _read_splits(kind, tensors)
     return Prepared(
         task=task,
         blueprint=blueprint,
@@ -146,7 +149,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         teacher_revision=teacher.revision,
         teacher_sha256=sha256,
         texts=tensors["texts"],
-        teachers=None if others is None else _read_splits(tensors, "teacher."),
+        teachers=None if others is None else _read_splits(kind, tensors, "teacher."),
     )
 
 
@@ -172,8 +175,7 @@ def _student_plan(
     seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)
-    full_size = int(read_config(source.path).vocab_size)
-    vocabulary = Vocabulary(teacher.vocabulary.kept if kept is None else kept, full_size)
+    vocabulary = Vocabulary(teacher.vocabulary.kept if kept is None else kept, _full_size(source.path))
     own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
     keep = about.has_head_for(teacher.task) and _labels_agree(source.path, teacher.task, labels, must=False)
     return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
@@ -194,12 +196,15 @@ def _encode(
     _preflight(run, facts, corpus.labels, about, corpus.task, pair)
     chosen: Task = wanted or TASKS[corpus.task]()
     task = chosen.for_data(pair=pair)
+    if task.reads == "image":
+        keep_pictures(run, corpus, task, teacher, source)
+        return
     config = read_config(teacher)
     tokenizer = load_tokenizer(teacher, config, task)
     other = None if source is None else other_tokenizer(run.config, tokenizer, source, corpus, task)
     length = run.config.training.max_length
     whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
-    card, cut = _card(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
+    card, cut = card_of(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
     enlarged = copies.enlarge(run, corpus, whole, teacher, tokenizer, given)
     whole["train"] = enlarged.train
     vocabulary = Vocabulary.of(
@@ -232,7 +237,7 @@ def _encode(
                     f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
                 )
                 raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
-    readable = {name: _shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
+    readable = {name: shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
     kept = torch.from_numpy(vocabulary.kept)
     tensors |= {"vocabulary" if other is None else "student_vocabulary": kept, "texts": texts.pack(readable)}
     tensors |= _split_tensors(whole, vocabulary)
@@ -265,6 +270,11 @@ def _encode(
         _say_enlarged(run, enlarged)
 
 
+def _full_size(folder: Path) -> int:
+    """Of a model's vocabulary; 0 where it reads no tokens."""
+    return int(getattr(read_config(folder), "vocab_size", 0))
+
+
 def _split_tensors(whole: Mapping[str, Encoded], vocabulary: Vocabulary, prefix: str = "") -> dict[str, Tensor]:
     """The splits in compact ids, by ``{prefix}{split}.{part}``."""
     return {
@@ -274,8 +284,10 @@ def _split_tensors(whole: Mapping[str, Encoded], vocabulary: Vocabulary, prefix:
     }
 
 
-def _read_splits(tensors: Mapping[str, Tensor], prefix: str = "") -> tuple[Encoded, Encoded, Encoded]:
-    train, validation, test = (Encoded.from_tensors(below(tensors, f"{prefix}{split}")) for split in _SPLITS)
+def _read_splits(
+    kind: type[Encoded], tensors: Mapping[str, Tensor], prefix: str = ""
+) -> tuple[Encoded, Encoded, Encoded]:
+    train, validation, test = (kind.from_tensors(below(tensors, f"{prefix}{split}")) for split in _SPLITS)
     return train, validation, test
 
 
@@ -287,26 +299,6 @@ def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
         f"The student learns from {len(enlarged.train) - enlarged.originals:,} more examples: {added}{left_out}",
         **enlarged.counts,
         held_out=enlarged.held_out,
-    )
-
-
-def _shown(task: Task, split: Split, labels: Sequence[str]) -> list[texts.Shown]:
-    """For the table of hard samples, which vectors do not have."""
-    if task.kind == "vector":
-        return []
-    return texts.shown(split.texts, split.pairs, split.labels, labels)
-
-
-def _card(corpus: Corpus, task: Task, test: Encoded) -> DatasetCard:
-    truth = task.truth(test)
-    return DatasetCard(
-        source=corpus.source,
-        sha256=corpus.sha256,
-        train=len(corpus.train),
-        validation=len(corpus.validation),
-        test=len(corpus.test),
-        labels=corpus.labels,
-        majority=evaluate.score(task.main_metric, task.guess(truth), truth),
     )
 
 
@@ -330,7 +322,7 @@ def _finetune(run: Run, facts: ModelFacts, task: Task) -> FineTune | None:
     if wanted is False and not has_head:
         detail = f"found false; this teacher has no head for {task.type}, so that it has to be fine-tuned: true"
         raise InvalidConfig(f"/teacher/finetune: {detail}", [Problem("/teacher/finetune", detail)])
-    return FineTune() if wanted or not has_head else None
+    return FROM_SCRATCH.get(run.config.teacher.source, FineTune()) if wanted or not has_head else None
 
 
 def _labels_agree(teacher: Path, task: Task, labels: tuple[str, ...], *, must: bool) -> bool:

@@ -43,6 +43,20 @@ def other_tokenizer(config: DistillConfig, tokenizer: Any, source: LocalModel, c
     return own
 
 
+def require_answers_alone(config: DistillConfig) -> None:
+    """For a student that reads images in another size or range than its teacher.
+
+    Raises:
+        InvalidConfig: the method may take more from the teacher than its answers.
+    """
+    if not config.method.any_tokenizer:
+        detail = (
+            f"found a model that prepares images otherwise than the teacher does, and the method "
+            f"{config.method.type!r} may take more from the teacher than its answers, which kd, noise and none do not"
+        )
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
+
+
 def _needs_same_tokens(config: DistillConfig, task: Task) -> str | None:
     """Why student and teacher have to read the same tokens; None where they need not."""
     if not config.method.any_tokenizer:

@@ -13,7 +13,7 @@ from api.inference.files import FileFacts, LocalFiles
 from limbeck.errors import Conflict
 from limbeck.runtime import Format, Predictor
 from limbeck.runtime.exits import FOLDER as EXITS
-from limbeck.runtime.student import FILES, SIDE_FILES
+from limbeck.runtime.student import FILES, IMAGE_SIDE_FILES, SIDE_FILES
 from models.settings import Settings
 from models.storage import Storage
 
@@ -140,7 +140,8 @@ def files_of(
     """
     by_path = {file.path: file for file in files}
     forms = [form for form, path in FILES.items() if path in by_path]
-    if not forms or not all(path in by_path for path in SIDE_FILES):
+    sides = next((sides for sides in (SIDE_FILES, IMAGE_SIDE_FILES) if all(path in by_path for path in sides)), None)
+    if not forms or sides is None:
         raise Conflict(
             f"Model {model_id} cannot answer: only students that a job exported (`export: [onnx]` or [onnx-int8]) can."
         )
@@ -148,7 +149,7 @@ def files_of(
         raise Conflict(f"Model {model_id} has no form {wanted}; it has: {', '.join(forms)}.")
     form = wanted or forms[0]
     layers = sorted(path for path in by_path if path.startswith(f"{EXITS}/")) if form == "onnx" else []
-    return form, tuple(by_path[path] for path in (*SIDE_FILES, *(layers or [FILES[form]])))
+    return form, tuple(by_path[path] for path in (*sides, *(layers or [FILES[form]])))
 
 
 def _estimate(needed: Sequence[FileFacts]) -> int:

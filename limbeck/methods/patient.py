@@ -26,6 +26,7 @@ class Patient(Method):
         "Sun et al. 2019, Patient Knowledge Distillation for BERT Model Compression, arXiv:1908.09355"
     )
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "same_width"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     type: Literal["patient"] = "patient"
     temperature: float = Field(default=4.0, ge=0.1, le=100)

@@ -19,12 +19,15 @@ TASKS = (
     "token_classification",
     "question_answering",
     "embeddings",
+    "image_classification",
 )
 
 #: Where a student's folder has which exported form, the preferred one first.
 FILES: Mapping[Format, str] = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
 #: The files beside it that a :class:`~limbeck.runtime.Predictor` reads.
 SIDE_FILES = ("limbeck.json", "config.json", "tokenizer.json")
+#: The same of a student of images.
+IMAGE_SIDE_FILES = ("limbeck.json", "config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
