@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from limbeck.errors import LimbeckError
     from limbeck.runtime import Predictor
     from limbeck.scorecard import Scorecard
+    from limbeck.teacher_cache import TeacherCache
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _HOMES = {
     "Progress": "limbeck.callbacks",
     "Scorecard": "limbeck.scorecard",
     "Stage": "limbeck.callbacks",
+    "TeacherCache": "limbeck.teacher_cache",
     "distill": "limbeck.engine",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "Progress",
     "Scorecard",
     "Stage",
+    "TeacherCache",
     "distill",
 ]
 

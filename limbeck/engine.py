@@ -46,6 +46,7 @@ from limbeck.phases import (
 from limbeck.preparation import Prepared, prepare
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES, Scorecard
+from limbeck.teacher_cache import TeacherCache
 from limbeck.teaching import TeacherFacts, judged_by, ready_teacher
 from limbeck.trials import planned, settle
 
@@ -73,6 +74,7 @@ def distill(
     sources: Mapping[str, Path] = MappingProxyType({}),
     checkpoint_seconds: float = 60.0,
     expected: Mapping[str, str] = MappingProxyType({}),
+    teacher_cache: TeacherCache | None = None,
 ) -> DistillResult:
     """Distil a student as ``config`` says, in ``workdir``.
 
@@ -84,6 +86,7 @@ def distill(
         checkpoint_seconds: between two checkpoints within a phase.
         expected: sha256 that the ``dataset`` and the ``teacher`` have to have, as an earlier run's provenance has them;
             what has another is refused before anything is trained.
+        teacher_cache: where teachers' answers are looked for and left to other jobs; it changes nothing but time.
 
     Raises:
         InvalidInput: the configuration, the data set or the teacher cannot be used.
@@ -91,7 +94,7 @@ def distill(
         Interrupted: ``callbacks.should_stop()`` said so; call again to go on.
     """
     with failures_named():
-        run = Run(config, workdir, callbacks or Callbacks(), checkpoint_seconds)
+        run = Run(config, workdir, callbacks or Callbacks(), checkpoint_seconds, teacher_cache)
         try:
             job = prepare(run, sources, expected)
             plan(run, job, *planned(run, job))
@@ -116,7 +119,7 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         return run.store.read_tensors(name)[0]
 
     load = teacher_of(run, job, teacher)
-    logits = answers_of(run, job, load) if name == "distilling" else None
+    logits = answers_of(run, job, teacher, load) if name == "distilling" else None
     models = models_of(run, job, teacher, load)
     if name == "distilling":
         _say_remarks(run, job, models.student)

@@ -19,7 +19,7 @@ from limbeck import copies, data, preflight, sources, texts
 from limbeck.batches import Encoded
 from limbeck.callbacks import Stage
 from limbeck.cards import card_of, shown
-from limbeck.config import FROM_SCRATCH, TASKS, FineTune
+from limbeck.config import TASKS, FineTune
 from limbeck.device import installed
 from limbeck.errors import InvalidConfig, InvalidDataset, InvalidModel, Problem
 from limbeck.families import FAMILIES
@@ -31,6 +31,7 @@ from limbeck.scorecard import DatasetCard
 from limbeck.student_plan import StudentPlan
 from limbeck.students import Blueprint, label_order, read_config
 from limbeck.tasks.base import Task
+from limbeck.teacher_spec import FROM_SCRATCH
 from limbeck.tokenizing import load_tokenizer, other_tokenizer
 from limbeck.trimming import kept_ids, trimmed
 from limbeck.vocabulary import Vocabulary

@@ -13,6 +13,7 @@ from limbeck.config import DistillConfig
 from limbeck.device import Device
 from limbeck.errors import Conflict, Interrupted
 from limbeck.progress import Meter
+from limbeck.teacher_cache import TeacherCache
 
 JOURNAL = "journal"
 
@@ -20,9 +21,17 @@ JOURNAL = "journal"
 class Run:
     """One attempt at a job, going on from what earlier attempts left in ``workdir/state``."""
 
-    def __init__(self, config: DistillConfig, workdir: Path, callbacks: Callbacks, checkpoint_seconds: float) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        workdir: Path,
+        callbacks: Callbacks,
+        checkpoint_seconds: float,
+        teacher_cache: TeacherCache | None = None,
+    ) -> None:
         self.config = config
         self.callbacks = callbacks
+        self.teacher_cache = teacher_cache
         self.store = CheckpointStore(workdir / "state")
         self.meter = Meter(callbacks)
         self.device = Device.choose(config.training.precision)

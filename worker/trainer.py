@@ -2,11 +2,13 @@
 
 It reads ``WORKDIR/attempt.json`` (:func:`read_order`) and imports nothing of the database. What happens goes out on the
 pipe, one JSON object a line; its ``type`` is ``stage``, ``progress``, ``metrics``, ``event``, ``checkpoint`` or
-``provenance``, and the last one ``result``, ``interrupted`` or ``error``. What it prints is its log.
+``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), and the last one ``result``,
+``interrupted`` or ``error``. What it prints is its log.
 
-On its standard input it hears ``{"type": "lease", "seconds": N}`` and ``{"type": "stop"}``; the end of the input, and
-SIGTERM, mean stop as well. When its lease runs out unrenewed it ends at once: its worker was stopped or cut off, and
-somebody else may have the job by now.
+On its standard input it hears ``{"type": "lease", "seconds": N}``, ``{"type": "answers", "key": …}`` (those that it
+wanted have come, or there are none) and ``{"type": "stop"}``; the end of the input, and SIGTERM, mean stop as well.
+When its lease runs out unrenewed it ends at once: its worker was stopped or cut off, and somebody else may have the job
+by now.
 """
 
 from __future__ import annotations
@@ -25,18 +27,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.errors import Interrupted, LimbeckError
 from worker.death import die_with_parent
 
+if TYPE_CHECKING:
+    from limbeck.teacher_cache import TeacherCache
+
 ORDER = "attempt.json"
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 3
 EXIT_LEASE_OVER = 75
 _WATCH_SECONDS = 0.2
+#: That fetching a teacher's answers from the storage may take; computing them is not endless either.
+_ANSWERS_SECONDS = 60.0
 
 
 class Pipe(Callbacks):
@@ -46,6 +53,8 @@ class Pipe(Callbacks):
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._arrived: set[str] = set()
+        self._something_arrived = threading.Condition()
 
     def send(self, line_type: str, /, **facts: Any) -> None:
         line = json.dumps({"type": line_type, **_finite(facts)}, ensure_ascii=False).encode() + b"\n"
@@ -55,6 +64,22 @@ class Pipe(Callbacks):
 
     def stop(self) -> None:
         self._stop.set()
+
+    def fetch_answers(self, key: str) -> None:
+        """Have the worker bring a teacher's answers to the folder; return when it has, or has none, or takes long."""
+        self.send("answers_wanted", key=key)
+        end = time.monotonic() + _ANSWERS_SECONDS
+        with self._something_arrived:
+            while key not in self._arrived and not self.should_stop() and time.monotonic() < end:
+                self._something_arrived.wait(_WATCH_SECONDS)
+
+    def answers_arrived(self, key: str) -> None:
+        with self._something_arrived:
+            self._arrived.add(key)
+            self._something_arrived.notify_all()
+
+    def answers_used(self, key: str) -> None:
+        self.send("answers_used", key=key)
 
     def on_stage(self, stage: Stage) -> None:
         self.send("stage", stage=stage)
@@ -94,6 +119,8 @@ class Leash:
             order = json.loads(line)
             if order["type"] == "lease":
                 self._deadline = time.monotonic() + order["seconds"]
+            elif order["type"] == "answers":
+                self._pipe.answers_arrived(order["key"])
             elif order["type"] == "stop":
                 self._pipe.stop()
         self._pipe.stop()
@@ -108,8 +135,9 @@ class Leash:
 
 
 def read_order(workdir: Path) -> dict[str, Any]:
-    """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``, and
-    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find)."""
+    """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``,
+    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), and ``teacher_cache`` (``folder``
+    and ``bytes``) where jobs share teachers' answers."""
     order: dict[str, Any] = json.loads((workdir / ORDER).read_text(encoding="utf-8"))
     return order
 
@@ -126,6 +154,7 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
             sources={reference: Path(folder) for reference, folder in order["sources"].items()},
             checkpoint_seconds=order["checkpoint_seconds"],
             expected=order["expected"],
+            teacher_cache=_teacher_cache(order.get("teacher_cache"), pipe),
         )
     except Interrupted:
         pipe.send("interrupted")
@@ -145,6 +174,15 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
         provenance=result.provenance,
     )
     return 0
+
+
+def _teacher_cache(place: Mapping[str, Any] | None, pipe: Pipe) -> TeacherCache | None:
+    from limbeck.teacher_cache import TeacherCache
+
+    if place is None:
+        return None
+    fetch, used = pipe.fetch_answers, pipe.answers_used
+    return TeacherCache(Path(place["folder"]), limit=place["bytes"], fetch=fetch, used=used)
 
 
 def _say_error(pipe: Pipe, code: str, message: str, retryable: bool) -> int:

@@ -139,6 +139,33 @@ def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
     assert weights(database, disturbed.id, "hard_samples.csv") == weights(database, undisturbed.id, "hard_samples.csv")
 
 
+def test_another_machine_takes_the_teachers_answers_from_the_storage(
+    settings: Settings,
+    database: Database,
+    storage: Storage,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards the way there and back: a second machine, with an empty folder of its own, has to end with the same
+    student without asking its teacher."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = {**config, "teacher": {**config["teacher"], "finetune": {**config["teacher"]["finetune"], "epochs": 3}}}
+    config["training"]["epochs"] = 1
+    said, done = [], []
+    for number in range(2):
+        job = submit(database, config=config)
+        machine = settings.model_copy(update={"scratch_dir": tmp_path / f"machine-{number}", "lease_seconds": 20})
+        Worker(machine, database, storage, Bell(machine), Slots(1), command=TRAINER).drain()
+        done.append(job.id)
+        assert read(database, job.id).status is JobStatus.SUCCEEDED, read(database, job.id).error
+        with database.reading() as session:
+            said.append([event.kind for event in telemetry.events_after(session, job.id, 0, 1000)])
+    assert [("cache.built" in kinds, "cache.used" in kinds) for kinds in said] == [(1, 0), (0, 1)]
+    assert len(list(storage.list("cache/teacher"))) == 1
+    assert weights(database, done[0]) == weights(database, done[1])
+
+
 def test_a_rerun_whose_data_set_has_changed_says_so_and_trains_nothing(
     engine_worker: Worker, database: Database, config: dict[str, Any]
 ) -> None:
