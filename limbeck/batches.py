@@ -85,6 +85,11 @@ class Encoded:
         """The places of the rows' tokens."""
         return _places(self.starts, rows)
 
+    def read(self) -> dict[str, NDArray[Any]]:
+        """Everything that a model's answers hang on, by name."""
+        arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "starts": self.starts}
+        return arrays | ({} if self.segments is None else {"segments": self.segments})
+
     def inputs(
         self, rows: NDArray[np.int64], mask: NDArray[np.bool_], places: NDArray[np.int64], pad_id: int
     ) -> dict[str, NDArray[Any]]:

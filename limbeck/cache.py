@@ -82,8 +82,7 @@ def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor
         "layout": [data.per_token, data.together],
     }
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
-    arrays: dict[str, NDArray[Any]] = {"ids": data.ids, "starts": data.starts}
-    arrays |= {} if data.segments is None else {"segments": data.segments}
+    arrays = data.read()
     # Seen as bytes: numpy has no bfloat16.
     arrays |= {f"weights.{name}": _as_bytes(value) for name, value in sorted(weights.items())}
     for name, array in arrays.items():

@@ -45,6 +45,9 @@ class Pictures(Encoded):
         starts = np.arange(len(pixels) + 1, dtype=np.int64) * places
         return cls(np.empty(0, np.int32), None, starts, labels, pixels=pixels, table=table)
 
+    def read(self) -> dict[str, NDArray[Any]]:
+        return {"pixels": self.pixels, "table": self.table, "starts": self.starts}
+
     def inputs(
         self, rows: NDArray[np.int64], mask: NDArray[np.bool_], places: NDArray[np.int64], pad_id: int
     ) -> dict[str, NDArray[Any]]:

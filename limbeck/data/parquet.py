@@ -86,7 +86,7 @@ def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> lis
 
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return _strings(file, name, where, limit)
-    if types.is_list(kind) or types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+    if types.is_list(kind) or types.is_struct(kind) or _is_image(kind):
         return _nested(file, name, kind, where, limit)
     known = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
     if not known:
@@ -99,8 +99,8 @@ def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> lis
 
 
 def _nested(file: Any, name: str, kind: Any, where: str, limit: int) -> list[Any]:
-    """Lists and objects of texts, numbers and bytes (images), to any depth that Parquet has."""
-    if not _decodable(kind):
+    """Lists and objects of texts and numbers, to any depth that Parquet has; and images."""
+    if not (_decodable(kind) or _is_image(kind)):
         return [Foreign(str(kind))] * file.metadata.num_rows
     found: list[Any] = []
     size = 0
@@ -126,8 +126,18 @@ def _decodable(kind: Any) -> bool:
     if types.is_struct(kind):
         return kind.num_fields > 0 and all(_decodable(field.type) for field in kind)
     plain = _plain(kind)
-    known = (types.is_string, types.is_integer, types.is_floating, types.is_boolean, types.is_binary)
-    return any(is_one(plain) for is_one in (*known, types.is_large_binary))
+    return bool(
+        types.is_string(plain) or types.is_integer(plain) or types.is_floating(plain) or types.is_boolean(plain)
+    )
+
+
+def _is_image(kind: Any) -> bool:
+    """Bytes, or the hub's ``{"bytes", "path"}``."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return {field.name for field in kind} == {"bytes", "path"} and _is_image(kind.field("bytes").type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _decoded(array: Any) -> list[Any]:
