@@ -24,7 +24,7 @@ MAX_BODY_BYTES = 1024**2
 MAX_IMAGE_BODY_BYTES = 14 * 1024**2
 _ASKING = ("/predict", "/inference", "/infer")
 #: Asked every few seconds by machines; they would drown the log.
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 
 class Observed:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
     from limbeck.client import Client
     from limbeck.config import DistillConfig
-    from limbeck.engine import DistillResult, distill
+    from limbeck.engine import distill
     from limbeck.errors import LimbeckError
+    from limbeck.result import DistillResult
     from limbeck.runtime import Predictor
     from limbeck.scorecard import Scorecard
     from limbeck.teacher_cache import TeacherCache
@@ -26,7 +27,7 @@ _HOMES = {
     "CheckpointInfo": "limbeck.callbacks",
     "Client": "limbeck.client",
     "DistillConfig": "limbeck.config",
-    "DistillResult": "limbeck.engine",
+    "DistillResult": "limbeck.result",
     "LimbeckError": "limbeck.errors",
     "Predictor": "limbeck.runtime",
     "Progress": "limbeck.callbacks",

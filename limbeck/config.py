@@ -35,7 +35,7 @@ from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.tasks.token_classification import TokenClassification
-from limbeck.teacher_spec import FineTune, Teacher
+from limbeck.teacher_spec import FineTune, Teacher, TeacherModel
 from limbeck.weighting import SampleWeighting
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "Student",
     "Task",
     "Teacher",
+    "TeacherModel",
     "TextColumns",
     "Training",
     "Unlabelled",
@@ -181,6 +182,8 @@ class Training(Spec):
     seed: int = Field(default=42, ge=0, lt=2**32)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 on CUDA, else float32."""
+    devices: int = Field(default=1, ge=1, le=64)
+    """Processes on one machine that share every batch, each with its own GPU; without GPUs they share the cores."""
     loss: SoftLoss = KullbackLeibler()
     """How the student's answer is compared with the teacher's."""
     sample_weighting: SampleWeighting | None = None
@@ -211,11 +214,14 @@ class Training(Spec):
     @model_validator(mode="after")
     def _one_batch(self) -> Training:
         """With what looks at a batch as a whole, a batch cut into parts would have another gradient."""
+        intra = f"loss {self.loss.type!r} with intra > 0, which compares the examples of a batch"
+        if self.devices > 1 and self.loss.needs_whole_batch:
+            raise ValueError(f"devices ({self.devices}) has to be 1 with {intra}")
         if self.gradient_accumulation == 1:
             return self
         found = []
         if self.loss.needs_whole_batch:
-            found.append(f"loss {self.loss.type!r} with intra > 0, which compares the examples of a batch")
+            found.append(intra)
         if self.sample_weighting is not None and self.sample_weighting.by_student:
             found.append(
                 f"sample_weighting {self.sample_weighting.type!r}, whose weights hang on the student's answers to "
@@ -229,10 +235,11 @@ class Training(Spec):
 
     @model_validator(mode="after")
     def _whole_parts(self) -> Training:
-        if self.batch_size % self.gradient_accumulation:
-            raise ValueError(
-                f"gradient_accumulation ({self.gradient_accumulation}) has to divide batch_size ({self.batch_size})"
-            )
+        parts, named = self.gradient_accumulation, f"gradient_accumulation ({self.gradient_accumulation})"
+        if self.devices > 1:
+            parts, named = parts * self.devices, f"devices ({self.devices}) times {named}"
+        if self.batch_size % parts:
+            raise ValueError(f"{named} has to divide batch_size ({self.batch_size})")
         return self
 
 
@@ -314,6 +321,11 @@ class DistillConfig(Spec):
     export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)
     """Forms beside safetensors."""
     gate: Gate = Gate()
+
+    def model_sources(self) -> dict[str, str]:
+        """Every model that is named, by the JSON pointer of the field that names it."""
+        found = {f"{at}/source": one.source for at, one in zip(self.teacher.pointers, self.teacher.models, strict=True)}
+        return found if self.student.source is None else {**found, "/student/source": self.student.source}
 
     def data_sources(self) -> dict[str, str]:
         """Every source of texts, by the JSON pointer of the field that names it."""

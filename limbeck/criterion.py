@@ -16,10 +16,13 @@ from torch import Tensor
 
 from limbeck.difficulty import example_means, ranks
 from limbeck.methods.base import Term
+from limbeck.ranks import ALONE
 from limbeck.soft_loss import KullbackLeibler
 
 if TYPE_CHECKING:
     from limbeck.batches import Batch, Collator
+    from limbeck.ensemble import Ensemble
+    from limbeck.ranks import Ranks
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
     from limbeck.weighting import SampleWeighting
@@ -34,13 +37,24 @@ class Criterion:
     Args:
         loss: how student and teacher are compared; default: the divergence that fits the task.
         weighting: what makes an example count more; default: all count alike.
+        ensemble: of several teachers, whose logits the batches carry side by side; default: there is one.
+        ranks: who shares every batch.
     """
 
-    def __init__(self, task: Task, loss: SoftLoss | None = None, weighting: SampleWeighting | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        loss: SoftLoss | None = None,
+        weighting: SampleWeighting | None = None,
+        ensemble: Ensemble | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.task = task
+        self.ensemble = ensemble
         self.loss = loss or KullbackLeibler()
         self.weighting = weighting
-        self._ranks: Tensor | None = None
+        self.ranks = ranks
+        self._places: Tensor | None = None
 
     @property
     def needs_teacher_logits(self) -> bool:
@@ -82,21 +96,24 @@ class Criterion:
         Raises:
             ValueError: there are no teacher's logits.
         """
-        teacher = batch.teacher_logits if teacher_logits is None else teacher_logits
-        if teacher is None:
+        if teacher_logits is not None:
+            teacher = self.task.rows(teacher_logits, batch)
+        elif batch.teacher_logits is not None:
+            teacher = self.teacher_rows(batch, temperature)
+        else:
             raise ValueError("the soft loss needs the teacher's logits in every batch: Part(teacher_logits=True)")
-        student, teacher = self.task.rows(logits, batch), self.task.rows(teacher, batch)
+        student = self.task.rows(logits, batch)
         losses = self.loss.losses(self.task, student, teacher, self.task.targets(batch), temperature, progress)
         return _mean(losses, self._weights(logits, batch), self.task.unit)
 
     def study(self, collate: Collator) -> None:
         """Look at the whole training split where the weights need that; ``collate`` carries the teacher's logits."""
         if self.weighting is not None and self.weighting.ranked:
-            self._ranks = ranks(self.weighting, self.task, collate)
+            self._places = ranks(self.weighting, self.task, collate, self.teacher_rows)
 
     @torch.no_grad()
     def weigh(self, parts: Sequence[Batch], progress: float) -> list[Batch]:
-        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts is 1.
+        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts, of all ranks, is 1.
 
         Weights that hang on the student's answers are not known yet; :meth:`hard` and :meth:`soft` find them.
         """
@@ -105,24 +122,30 @@ class Criterion:
         found = [self.weighting.weights(self._teachers_difficulty(part), progress) + _LEAST for part in parts]
         owners = [self.task.owners(part) for part in parts]
         rows = torch.cat([weights[owner] for weights, owner in zip(found, owners, strict=True)])
-        mean = rows.mean() if len(rows) else 1.0
+        mean = self._mean(rows, stands_in=any(part.stands_in for part in parts))
         return [replace(part, weights=weights / mean) for part, weights in zip(parts, found, strict=True)]
 
     def _teachers_difficulty(self, batch: Batch) -> Tensor:
         """Of each example, (examples,): its rank where the weighting is by rank."""
         assert self.weighting is not None
         if self.weighting.ranked:
-            assert self._ranks is not None
+            assert self._places is not None
             assert batch.places is not None
-            return self._ranks[torch.from_numpy(batch.places)].to(batch.labels.device)
+            return self._places[torch.from_numpy(batch.places)].to(batch.labels.device)
         return self._difficulty(None, batch)
 
     def _difficulty(self, logits: Tensor | None, batch: Batch) -> Tensor:
         assert self.weighting is not None
         student = None if logits is None else self.task.rows(logits.detach(), batch)
-        teacher = None if batch.teacher_logits is None else self.task.rows(batch.teacher_logits, batch)
+        teacher = None if batch.teacher_logits is None else self.teacher_rows(batch)
         values = self.weighting.difficulties(self.task, student, teacher, self.task.targets(batch))
         return example_means(values, self.task.owners(batch), batch.counts["examples"])
+
+    def teacher_rows(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """The teacher's logits, or those of all teachers together at ``temperature``, (units, classes)."""
+        assert batch.teacher_logits is not None
+        rows = self.task.rows(batch.teacher_logits, batch)
+        return rows if self.ensemble is None else self.ensemble.logits(self.task, rows, temperature)
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:
@@ -133,7 +156,13 @@ class Criterion:
         if batch.weights is not None:
             return batch.weights[owners]
         rows = (self._difficulty(logits, batch) + _LEAST)[owners]
-        return rows / rows.mean()
+        return rows / self._mean(rows, stands_in=batch.stands_in)
+
+    def _mean(self, rows: Tensor, *, stands_in: bool) -> Tensor:
+        """Over the rows of all ranks, those aside that only stand in; 1 where there is none."""
+        sums = torch.stack([rows.sum(), rows.new_full((), float(len(rows)))])
+        total, count = self.ranks.sum(sums * (not stands_in))
+        return torch.where(count > 0, total / count.clamp_min(1), torch.ones_like(total))
 
 
 def _mean(losses: Tensor, weights: Tensor | None, unit: str) -> Term:

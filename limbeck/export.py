@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from limbeck import fewer_heads
 from limbeck.batches import Encoded
 from limbeck.errors import ExportFailed
 from limbeck.evaluate import Resamples
@@ -155,6 +156,8 @@ def _load(folder: Path, task: Task) -> PreTrainedModel:
     from limbeck.students import quiet_transformers
 
     with quiet_transformers():
+        if (folder / fewer_heads.LOADER).exists():
+            return fewer_heads.load(folder, task.model_class())
         model: PreTrainedModel = task.model_class().from_pretrained(
             folder, dtype="float32", use_safetensors=True, local_files_only=True
         )

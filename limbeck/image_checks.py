@@ -83,5 +83,7 @@ def _whole_batches(config: DistillConfig) -> Iterator[Problem]:
             "/training/gradient_accumulation",
             f"found {config.training.gradient_accumulation}; {why}, so that parts of one would be another thing: 1",
         )
+    if config.training.devices > 1:
+        yield Problem("/training/devices", f"found {config.training.devices}; {why}, which devices see parts of: 1")
     if config.training.batch_size < _SMALLEST_BATCH:
         yield Problem("/training/batch_size", f"found {config.training.batch_size}; {why}: at least {_SMALLEST_BATCH}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +20,16 @@ from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
 from limbeck.families import pad_id_of
 from limbeck.methods.base import Method, Models, Objective
+from limbeck.ranks import Ranks, sum_values
 from limbeck.run import Run
+from limbeck.size_card import shape_of
 from limbeck.students import has_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
+    from limbeck.ensemble import Ensemble
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
     from limbeck.weighting import SampleWeighting
@@ -59,6 +62,7 @@ class Phase:
     loss: SoftLoss | None = None  #: how the student is compared with the teacher's logits
     weighting: SampleWeighting | None = None  #: which examples count more
     labelled: int | None = None  #: the first so many training examples have a label; None: all
+    ensemble: Ensemble | None = None  #: of several teachers, whose logits stand side by side
 
     @property
     def steps(self) -> int:
@@ -128,20 +132,24 @@ def train(phase: Phase, run: Run) -> Fitted:
     objective: Objective | None = None
     answers = phase.teacher_logits
     if answers is not None:
-        answers = phase.method.soft_labels(answers, phase.seed)
+        # Each teacher's on its own: what is drawn for an example is then the same for all of them.
+        each = answers.chunk(phase.ensemble.members, dim=-1) if phase.ensemble else (answers,)
+        spoilt = [phase.method.soft_labels(one, phase.seed) for one in each]
+        answers = spoilt[0] if len(spoilt) == 1 else torch.cat(spoilt, dim=-1)
     for index, (part, steps) in enumerate(zip(phase.method.parts(), phase.part_steps(), strict=True)):
         if index < position.part:
             continue
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        criterion = Criterion(phase.task, phase.loss, phase.weighting)
+        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
         if saved is not None:
             _load(saved, objective, optimizer)
             saved = None
+        run.ranks.share(objective.module)  # what was drawn for it is rank 0's
         losses: list[tuple[int, dict[str, Tensor]]] = []
         batches: list[NDArray[np.int64]] = []
         collate = Collator(
@@ -178,6 +186,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 rows = batches[place]
+                run.ranks.seed_step(phase.seed, index, position.step)
                 values = backward(
                     objective, collate, rows, phase.gradient_accumulation, position.step, steps, run, criterion.weigh
                 )
@@ -223,25 +232,33 @@ def backward(
     """Add the gradient of the batch's loss, computed in ``accumulation`` parts; return the loss and its terms.
 
     Each part's mean counts by its share of the batch's units (examples, tokens …): the gradient is that of the batch.
+    With several ranks each computes its own parts, and all get the sum.
     """
-    parts = weigh([collate(part) for part in collate.data.parts(rows, accumulation)], step / steps)
-    whole: dict[str, int] = {}
-    for part in parts:
-        for unit, count in part.counts.items():
-            whole[unit] = whole.get(unit, 0) + count
+    parts = weigh(_own_parts(collate, rows, accumulation, run.ranks), step / steps)
+    whole = collate.counts(rows)
     sums: dict[str, Tensor] = {}
     for part in parts:
         with run.device.autocast():
             terms = objective.losses(part, step, steps)
-        shares = {
-            name: term.value * (part.counts[term.unit] / max(1, whole[term.unit])) for name, term in terms.items()
-        }
+        counts = dict.fromkeys(whole, 0) if part.stands_in else part.counts
+        shares = {name: term.value * (counts[term.unit] / max(1, whole[term.unit])) for name, term in terms.items()}
         loss = torch.stack([shares[name] * term.weight for name, term in terms.items()]).sum()
         if loss.requires_grad:  # not where a draw left out everything that learns (theseus)
             torch.autograd.backward(loss)
         for name, value in {"loss": loss, **shares}.items():
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-    return sums
+    run.ranks.sum_gradients(_trainable(objective.module))
+    return sum_values(run.ranks, sums)
+
+
+def _own_parts(collate: Collator, rows: NDArray[np.int64], accumulation: int, ranks: Ranks) -> list[Batch]:
+    """This rank's parts of a batch; where the batch is too small to give it one, the first stands in.
+
+    It is computed and counts nothing: the rank takes part in every exchange, and finds the same terms.
+    """
+    parts = collate.data.parts(rows, accumulation * ranks.count)
+    own = [collate(part) for part in parts[ranks.number :: ranks.count]]
+    return own or [replace(collate(parts[0]), stands_in=True)]
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -273,6 +290,9 @@ def _validate_variants(objective: Objective, phase: Phase, position: Position, r
         if label not in position.variants:
             position.variants[label] = _score(model, phase, position, run)
     if models:
+        run.facts["variants"] = {
+            label: {**shape_of(model), "validation": position.variants[label]} for label, model in models.items()
+        }
         name = phase.task.main_metric
         shown = ", ".join(f"{label} {evaluate.shown(name, score)}" for label, score in position.variants.items())
         scores = dict(position.variants)
@@ -285,7 +305,7 @@ def _validate(objective: Objective, phase: Phase, position: Position, run: Run) 
     position.history.append({"step": position.step, name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
     epoch = math.ceil(position.step / phase.steps_per_epoch)
-    title = _TITLES.get(phase.name, "Trial")
+    title = _title(phase.name)
     run.event(
         "epoch.finished",
         f"{title}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
@@ -305,11 +325,18 @@ def _keep_best(objective: Objective, score: float, phase: Phase, position: Posit
     return best
 
 
-_TITLES = {"teacher": "Teacher", "distilling": "Student", "baseline": "Baseline"}
+def _title(name: str) -> str:
+    """Of a phase, for people: ``teacher-2`` is the second of several teachers."""
+    if name.startswith("teacher"):
+        return name.replace("-", " ").capitalize()
+    return {"distilling": "Student", "baseline": "Baseline"}.get(name, "Trial")
 
 
 def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phase: Phase, run: Run) -> None:
     """Bring the losses since the last look to the CPU; refuse NaN; report a metrics point now and then."""
+    if not run.ranks.leads:  # it has the same losses, and rank 0 says what is wrong
+        losses.clear()
+        return
     every = max(1, phase.steps // _POINTS)
     for step, values in losses:
         numbers = {name: float(value) for name, value in values.items()}

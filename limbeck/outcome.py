@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from limbeck import evaluate, hard_samples, texts
 from limbeck.cache import predict
@@ -19,13 +21,16 @@ from limbeck.errors import Diverged
 from limbeck.exit_card import measure_exits
 from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
 from limbeck.families import depth_of, pad_id_of, width_of
-from limbeck.latency import measure_latency
+from limbeck.fewer_heads import kept_heads
+from limbeck.latency import measure_latency, one_after_the_other
 from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
+from limbeck.phases import ensemble_of
 from limbeck.preparation import Prepared, below
 from limbeck.run import Run
 from limbeck.runtime import images
 from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
+from limbeck.size_card import sub_networks
 from limbeck.students import has_words, read_config, word_table
 from limbeck.tokenizing import load_tokenizer
 from limbeck.trimming import name_for_all, trimmed
@@ -51,6 +56,7 @@ class Evaluation:
     parameters: int
     predictions: list[Any]  #: of each test example, as the task's metrics take them
     validation: dict[str, float]
+    kept_heads: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,11 +80,12 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     if not np.isfinite(logits).all():
         raise Diverged(f"The {name}'s logits hold NaN or infinite values on the test split.")
     predictions = job.task.predictions(logits, job.test)
-    quality = evaluate.scores(job.task.metrics, predictions, job.task.truth(job.test))
-    shown = ", ".join(f"{one.replace('_', ' ')} {evaluate.shown(one, value)}" for one, value in quality.items())
-    run.event(f"{name}.tested", f"{name.capitalize()} on the test split: {shown}", **quality)
-    of = job.blueprint if name == "teacher" else job.student.origin
-    whole = name == "teacher" or not job.student.trimmed
+    is_teacher = name.startswith("teacher")
+    if is_teacher and name != "teacher":
+        run.store.write_tensors(_tested(name), {"logits": torch.from_numpy(logits)}, {})
+    _say_tested(run, job, "teacher" if is_teacher else name, name.replace("-", " ").capitalize(), predictions)
+    of = job.blueprint if is_teacher else job.student.origin
+    whole = is_teacher or not job.student.trimmed
     unused = of.vocabulary.full_size - len(of.vocabulary) if whole and has_words(model) else 0
     return Evaluation(
         architecture=type(model).__name__,
@@ -87,7 +94,46 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
         parameters=sum(p.numel() for p in model.parameters()) + unused * (word_table(model).shape[1] if unused else 0),
         predictions=predictions.tolist() if isinstance(predictions, np.ndarray) else list(predictions),
         validation=evaluate.scores(job.task.metrics, answers, job.task.truth(job.validation)),
+        kept_heads=kept_heads(model.config),
     )
+
+
+def evaluate_together(run: Run, job: Prepared, evaluations: Mapping[str, Evaluation], validation: Tensor) -> Evaluation:
+    """Several teachers as the one that the student has learned from; their sizes are sums.
+
+    Args:
+        evaluations: of each of them.
+        validation: their logits together, :func:`limbeck.teaching.panel_answers`.
+    """
+    members = [evaluations[name] for name in job.members]
+    answered = [run.store.read_tensors(_tested(name))[0]["logits"] for name in job.members]
+    ensemble = ensemble_of(run.config)
+    assert ensemble is not None
+    logits = ensemble.logits(job.task, torch.cat(answered, dim=-1)).numpy()
+    predictions = job.task.predictions(logits, job.test)
+    if not run.facts.get("together_said"):
+        _say_tested(run, job, "teachers", f"The {len(members)} teachers together", predictions)
+        run.facts["together_said"] = True
+    answers = job.task.predictions(validation.numpy(), job.validation)
+    return Evaluation(
+        architecture=" + ".join(one.architecture for one in members),
+        layers=sum(one.layers for one in members),
+        hidden_size=members[0].hidden_size,
+        parameters=sum(one.parameters for one in members),
+        predictions=predictions.tolist() if isinstance(predictions, np.ndarray) else list(predictions),
+        validation=evaluate.scores(job.task.metrics, answers, job.task.truth(job.validation)),
+    )
+
+
+def _tested(name: str) -> str:
+    """Where the state keeps what one of several teachers answered to the test split."""
+    return f"tested-{name}"
+
+
+def _say_tested(run: Run, job: Prepared, kind: str, who: str, predictions: Any) -> None:
+    quality = evaluate.scores(job.task.metrics, predictions, job.task.truth(job.test))
+    shown = ", ".join(f"{one.replace('_', ' ')} {evaluate.shown(one, value)}" for one, value in quality.items())
+    run.event(f"{kind}.tested", f"{who} on the test split: {shown}", **quality)
 
 
 def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: DistillConfig) -> None:
@@ -130,12 +176,13 @@ def export(
     """Write the student's and the baseline's folders, export and check the student, time everything, and sum it up.
 
     Args:
-        models: ``teacher``, ``student`` and perhaps ``baseline``.
+        models: ``teacher`` (or ``teacher-1`` …), ``student`` and perhaps ``baseline``.
+        evaluations: of the same, and of several teachers together as ``teacher``.
 
     Raises:
         ExportFailed: an exported form does not answer as the student does.
     """
-    written = [name for name in models if name != "teacher"]
+    written = [name for name in models if name not in job.members]
     for name in written:
         run.poll()
         write_folder(models[name], output / name, job, run.config)
@@ -167,22 +214,26 @@ def export(
         measured = measure_exits(
             run, job, run.config.method, models["student"], student, cast("list[Row]", rows), pad_id
         )
+    elsewhere = {name: read for name, read in job.members.items() if read.test is not job.test}
     runners = {
         name: torch_runner(run.device.place(model), job.task, kept=kept, autocast=run.device.autocast)
         for name, model in models.items()
+        if name not in elsewhere
     }
     runners |= {card.format: onnx_runner(student, card.format) for card in exports}
     latency: dict[str, tuple[Latency, ...]] = {}
-    if job.teachers is not None:
-        # The same texts in other tokens, so that the teacher cannot take turns with the rest in one measurement.
-        own, pad = job.blueprint.vocabulary.kept, pad_id_of(job.blueprint.config)
-        alone = {"teacher": torch_runner(models["teacher"], job.task, kept=own, autocast=run.device.autocast)}
-        read = rows_of(job.for_teacher.test, own)
-        latency |= measure_latency(alone, read, pad_id=pad, seconds=_TIMED, poll=run.poll)
-        runners.pop("teacher")
+    for name, read in elsewhere.items():
+        # The same texts in other tokens, so that this teacher cannot take turns with the rest in one measurement.
+        own, pad = read.blueprint.vocabulary.kept, pad_id_of(read.blueprint.config)
+        place = run.device.place(models[name])
+        alone = {name: torch_runner(place, job.task, kept=own, autocast=run.device.autocast)}
+        latency |= measure_latency(alone, rows_of(read.test, own), pad_id=pad, seconds=_TIMED, poll=run.poll)
     latency |= measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=run.poll)
+    if job.more:
+        latency["teacher"] = one_after_the_other([latency[name] for name in job.members])
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
-    scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update={"exits": measured})
+    beside = {"exits": measured, "sub_networks": sub_networks(run, job)}
+    scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update=beside)
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:
@@ -222,6 +273,11 @@ def _scorecard(
         dataset=job.card,
         hardware=run.device.hardware(),
         teacher=cards["teacher"],
+        teachers=tuple(
+            cards[name].model_copy(update={"name": spec.source})
+            for name, spec in zip(job.members, run.config.teacher.models, strict=True)
+            if job.more
+        ),
         student=cards["student"],
         baseline=cards.get("baseline"),
         retention=retention,
@@ -269,6 +325,7 @@ def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepa
         architecture=found.architecture,
         layers=found.layers,
         hidden_size=found.hidden_size,
+        kept_heads=found.kept_heads,
         parameters=found.parameters,
         bytes=found.parameters * 4,
         metrics=evaluate.estimates(job.task.metrics, found.predictions, job.task.truth(job.test), seed=seed),

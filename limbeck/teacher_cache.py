@@ -21,6 +21,7 @@ from torch import Tensor
 
 from limbeck.checkpoint import storage_errors
 from limbeck.errors import DamagedFile
+from limbeck.launching import AnswersPlace
 
 SUFFIX = ".safetensors"
 _PARTIAL = ".partial"
@@ -61,6 +62,15 @@ class TeacherCache:
         self.limit = limit
         self._fetch = fetch
         self._used = used
+
+    @classmethod
+    def at(cls, place: AnswersPlace) -> TeacherCache:
+        return cls(place.folder, limit=place.limit, fetch=place.fetch, used=place.used)
+
+    @property
+    def place(self) -> AnswersPlace:
+        """What it was made of, for whoever has no torch."""
+        return AnswersPlace(self.folder, self.limit, self._fetch, self._used)
 
     def path(self, key: str) -> Path:
         return self.folder / (key + SUFFIX)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from limbeck.errors import LeaseLost, LimbeckError, StorageFull, Unavailable
+from limbeck.errors import LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
 from models.db import Database
 from models.job import JobStatus
 from models.repository import jobs
@@ -250,6 +251,8 @@ class _Attempt:
             outcome = harvest(self._storage, self._work, self._last)
             return lambda session: endings.succeed(session, self._lease, outcome)
         if self._last.get("type") == "error":
+            if self._last["code"] == RankLost.code and oom_killed:
+                return self._failed(fault_of(-signal.SIGKILL, oom_killed=True))
             return self._failed(Fault(self._last["code"], self._last["message"], self._last["retryable"]))
         if self._must_stop() or self._last.get("type") == "interrupted":
             return self._stopped()

@@ -27,15 +27,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
+from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, LimbeckError
-from worker.death import die_with_parent
-
-if TYPE_CHECKING:
-    from limbeck.teacher_cache import TeacherCache
+from limbeck.launching import AnswersPlace, distill_in_ranks
+from limbeck.result import DistillResult
 
 ORDER = "attempt.json"
 EXIT_ERROR = 1
@@ -145,17 +144,7 @@ def read_order(workdir: Path) -> dict[str, Any]:
 def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
     """Run the engine; the exit code."""
     try:
-        from limbeck.engine import distill
-
-        result = distill(
-            DistillConfig.parse(order["config"]),
-            workdir,
-            callbacks=pipe,
-            sources={reference: Path(folder) for reference, folder in order["sources"].items()},
-            checkpoint_seconds=order["checkpoint_seconds"],
-            expected=order["expected"],
-            teacher_cache=_teacher_cache(order.get("teacher_cache"), pipe),
-        )
+        result = _distill(workdir, order, pipe)
     except Interrupted:
         pipe.send("interrupted")
         return EXIT_INTERRUPTED
@@ -176,13 +165,24 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
     return 0
 
 
-def _teacher_cache(place: Mapping[str, Any] | None, pipe: Pipe) -> TeacherCache | None:
+def _distill(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> DistillResult:
+    """By the engine in this process; or in others, and then this one has no need of torch."""
+    config = DistillConfig.parse(order["config"])
+    sources = {reference: Path(folder) for reference, folder in order["sources"].items()}
+    given = (config, workdir, pipe, sources, order["checkpoint_seconds"], order["expected"])
+    answers = _answers(order.get("teacher_cache"), pipe)
+    if config.training.devices > 1:
+        return distill_in_ranks(*given, answers)
+    from limbeck.engine import distill_here
     from limbeck.teacher_cache import TeacherCache
 
+    return distill_here(*given, None if answers is None else TeacherCache.at(answers))
+
+
+def _answers(place: Mapping[str, Any] | None, pipe: Pipe) -> AnswersPlace | None:
     if place is None:
         return None
-    fetch, used = pipe.fetch_answers, pipe.answers_used
-    return TeacherCache(Path(place["folder"]), limit=place["bytes"], fetch=fetch, used=used)
+    return AnswersPlace(Path(place["folder"]), place["bytes"], pipe.fetch_answers, pipe.answers_used)
 
 
 def _say_error(pipe: Pipe, code: str, message: str, retryable: bool) -> int:

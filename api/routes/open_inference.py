@@ -18,10 +18,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api import examples
-from api.deps import House
+from api.answering import Asked
 from api.openapi import answers
-from api.routes.health import ready as service_ready
-from api.routes.predict import find_student, read
+from api.readiness import Ready
+from api.routes.predict import read
 from limbeck.errors import InvalidInput, Problem
 from limbeck.runtime import Predictor
 
@@ -49,18 +49,18 @@ async def inference_live() -> dict[str, bool]:
 
 
 @router.get("/health/ready", summary="Whether models can be asked", responses=answers(503, ok=(None, {"ready": True})))
-def inference_ready(house: House) -> Response:
+def inference_ready(readiness: Ready) -> Response:
     """As `/readyz`."""
-    status = service_ready(house).status_code
+    status = readiness.answer().status_code
     return _json({"ready": status == 200}, status)
 
 
 @router.get(
     "/models/{name}", summary="A model's tensors", responses=answers(404, 409, 503, ok=(None, examples.TENSORS))
 )
-async def model_metadata(house: House, name: str) -> Response:
+async def model_metadata(asked: Asked, name: str) -> Response:
     """`name` is a student's id or an alias."""
-    student = await find_student(house, name)
+    student = await asked.student(name)
     inputs = [{"name": one, "datatype": "BYTES", "shape": [-1]} for one in _inputs(student)]
     shape = [-1, -1] if student.task == "embeddings" else [-1]
     outputs = [{"name": one, "datatype": kind, "shape": shape} for one, kind in _outputs(student)]
@@ -72,9 +72,9 @@ async def model_metadata(house: House, name: str) -> Response:
     summary="Whether a model can be asked",
     responses=answers(404, 409, 503, ok=(None, {"name": "reviews", "ready": True})),
 )
-async def model_ready(house: House, name: str) -> Response:
+async def model_ready(asked: Asked, name: str) -> Response:
     """Loads it where it is not yet."""
-    await find_student(house, name)
+    await asked.student(name)
     return _json({"name": name, "ready": True})
 
 
@@ -84,13 +84,13 @@ async def model_ready(house: House, name: str) -> Response:
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": _REQUEST}}},
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.INFERRED)),
 )
-async def infer(house: House, name: str, request: Request) -> Response:
+async def infer(asked: Asked, name: str, request: Request) -> Response:
     """The best label of each text, and its probability; or what else the student answers with."""
-    student = await find_student(house, name)
+    student = await asked.student(name)
     document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
     top_k = 1 if student.task == "image_classification" else None
-    answer = await house.batcher.ask(student, await read(request, student, _asked(columns), top_k=top_k))
+    answer = await asked.batcher.ask(student, await read(request, student, _asked(columns), top_k=top_k))
     if top_k is not None:
         answer = [best for best, *_ in answer]
     if student.task == "embeddings":

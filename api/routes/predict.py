@@ -10,12 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api import examples
-from api.deps import House, Services
+from api.answering import Asked
 from api.openapi import answers
 from api.schemas import PredictRequest
 from limbeck.runtime import Predictor, Question
 from limbeck.runtime.inputs import TopK
-from models.repository import catalogue
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -28,7 +27,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 )
 async def predict(
     request: Request,
-    house: House,
+    asked: Asked,
     model_id: str,
     question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
@@ -40,11 +39,11 @@ async def predict(
     409 when the model has no ONNX export: a job makes one unless its `export` leaves `onnx` out. 429 when too many
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.
     """
-    student = await find_student(house, model_id)
-    asked = await read(
+    student = await asked.student(model_id)
+    checked = await read(
         request, student, question.inputs, top_k=question.parameters.top_k, speed=question.parameters.speed
     )
-    return _json(await house.batcher.ask(student, asked))
+    return _json(await asked.batcher.ask(student, checked))
 
 
 @router.post(
@@ -55,7 +54,7 @@ async def predict(
 )
 async def inference(
     request: Request,
-    house: House,
+    asked: Asked,
     model_id: str,
     question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
@@ -63,12 +62,12 @@ async def inference(
 
     A single text is answered as a list of one; without `top_k` every label is in it.
     """
-    student = await find_student(house, model_id)
+    student = await asked.student(model_id)
     inputs, top_k = question.inputs, question.parameters.top_k
     if student.task != "image_classification":  # whose pipeline answers a single image with a single list
         inputs, top_k = (inputs if isinstance(inputs, list) else [inputs]), top_k or "all"
-    asked = await read(request, student, inputs, top_k=top_k, speed=question.parameters.speed)
-    return _json(await house.batcher.ask(student, asked))
+    checked = await read(request, student, inputs, top_k=top_k, speed=question.parameters.speed)
+    return _json(await asked.batcher.ask(student, checked))
 
 
 async def read(
@@ -89,22 +88,3 @@ async def read(
 def _json(answer: Any) -> Response:
     # The answer is plain JSON already; FastAPI's own encoder would walk through it once more.
     return Response(json.dumps(answer, ensure_ascii=False).encode(), media_type="application/json")
-
-
-async def find_student(house: Services, name: str) -> Predictor:
-    """The student of this id or alias, loaded where it is not yet.
-
-    Raises:
-        NotFound, Conflict: there is no such model, or it has no exported form.
-    """
-    student = house.students.at_hand(name)
-    return student if student is not None else await run_in_threadpool(_load, house, name)
-
-
-def _load(house: Services, name: str) -> Predictor:
-    with house.database.reading() as session:
-        found = catalogue.get_model(session, name).id
-        files = catalogue.model_files(session, found)
-    student = house.students.get(found, files)
-    house.students.know(name, found, student)
-    return student

@@ -22,6 +22,8 @@ class FineTuning(Method):
     any_tokenizer: ClassVar[bool] = True
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
+    one_teacher: ClassVar[str | None] = "it learns from none"
+
     type: Literal["none"] = "none"
 
     def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:

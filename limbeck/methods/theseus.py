@@ -38,6 +38,8 @@ class Theseus(Method):
     labels_alone: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "teacher_layers", "own_layers"})
 
+    one_teacher: ClassVar[str | None] = "its layers are replaced one by one, and its answers are learned by nobody"
+
     type: Literal["theseus"] = "theseus"
     replacing: Literal["linear", "constant", "additive"] = "linear"
     """``linear``: each group is replaced by chance, with a probability that rises step by step to 1. ``constant``: with
