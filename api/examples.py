@@ -32,6 +32,13 @@ HUB = {
     "dataset": {"source": "stanfordnlp/sst2", "columns": {"text": "sentence"}},
     "method": "kd",
 }
+IMAGES = {
+    "teacher": "builtin:vit-digits",
+    "dataset": "builtin:digits",
+    "student": 2,
+    "method": "kd",
+    "training": {"epochs": 20, "learning_rate": 1e-3},
+}
 SEVERAL = {
     "teacher": {
         "source": "textattack/bert-base-uncased-SST-2",
@@ -55,6 +62,10 @@ JOB_REQUESTS: dict[str, Any] = {
     "full": {"summary": "Your own teacher and data, everything said", "value": FULL},
     "hub": {"summary": "Names from the Hugging Face hub", "value": HUB},
     "several": {"summary": "Several teachers, each counted by how sure it is", "value": SEVERAL},
+    "images": {
+        "summary": "Images, from a teacher that the job trains from scratch: needs no upload and no internet",
+        "value": IMAGES,
+    },
 }
 
 JOB: dict[str, Any] = {

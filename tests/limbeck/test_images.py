@@ -20,9 +20,11 @@ from transformers.models.convnext.image_processing_pil_convnext import ConvNextI
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from limbeck.client.packing import pack_images
 from limbeck.config import Columns, Dataset
 from limbeck.data import ingest, load, preview
 from limbeck.errors import InvalidDataset, InvalidInput, InvalidModel
+from limbeck.image_files import image_splits
 from limbeck.runtime import images
 from limbeck.runtime.images import Picture, Preparation, stacked
 from tests.images import png
@@ -176,6 +178,9 @@ def test_the_same_images_are_the_same_data_set_in_every_form(tmp_path: Path, for
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(data)
         corpus = load(Dataset(source=f"path:{tmp_path / 'pictures'}"), seed=0)
+        packed = pack_images(image_splits(tmp_path / "pictures"), tmp_path)
+        uploaded = ingest({"train": (packed["train"], packed["train"].name)}, tmp_path)
+        assert uploaded.sha256 == corpus.sha256
         assert {image for image, _ in rows} == {
             image for split in (corpus.train, corpus.validation, corpus.test) for image in split.images or ()
         }
