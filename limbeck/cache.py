@@ -20,6 +20,7 @@ from torch import Tensor
 from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
 from limbeck.errors import DamagedFile, Interrupted, LimbeckError
 from limbeck.families import pad_id_of
+from limbeck.first_token import answer
 from limbeck.losses import require_finite
 from limbeck.run import Run
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from limbeck.teacher_cache import Known
 
 _ROLE = "cache"
+#: Of the way that answers are computed; to be raised when it changes, because their rounding does.
+_VERSION = 1
 
 
 @torch.inference_mode()
@@ -60,7 +63,7 @@ def _answers(
 ) -> tuple[NDArray[np.int64], Tensor]:
     """Where the answers to these rows go, and the answers, (places, classes) in float32 on the CPU."""
     inputs = collate(rows).inputs
-    logits = task.logits(model(**inputs)).float()
+    logits = task.logits(answer(model, inputs)).float()
     if not collate.data.per_token:
         return rows, logits.cpu()
     return collate.data.tokens_of(rows), logits[inputs["attention_mask"].bool()].cpu()
@@ -77,6 +80,7 @@ def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor
     digest = hashlib.sha256()
     parts: dict[str, Any] = {
         "keeps": "logits",
+        "version": _VERSION,
         "task": task.model_dump(mode="json"),
         "config": {name: value for name, value in config.to_dict().items() if not name.startswith("_")},
         "hardware": run.device.hardware().model_dump(mode="json", exclude={"onnxruntime"}),
@@ -221,12 +225,12 @@ def _fill(
     """Answer what is left; the seconds that all took, with ``before``, those of earlier attempts."""
     model.train(False)
     collate = Collator(data, pad_id_of(model.config), run.device.torch)
-    tokens, started = data.lengths, time.monotonic()
+    started = time.monotonic()
 
     def spent() -> float:
         return before + time.monotonic() - started
 
-    for number, rows in enumerate(forward_batches(tokens)[done:], start=done):
+    for number, rows in enumerate(forward_batches(data.lengths)[done:], start=done):
         try:
             run.poll()
         except Interrupted:
@@ -238,7 +242,7 @@ def _fill(
         with run.device.autocast():
             places, answers = _answers(model, collate, rows, task)
             logits[torch.from_numpy(places)] = answers
-        run.meter.advance(float(tokens[rows].sum() / tokens.sum()), examples=len(rows))
+        run.meter.advance(float(data.lengths_of(rows).sum() / len(data.ids)), examples=len(rows))
     return spent()
 
 

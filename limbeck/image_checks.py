@@ -25,9 +25,18 @@ _WIDTHS = ("hidden_size", "intermediate_size", "heads")
 _SMALLEST_BATCH = 4
 
 
+#: The exported forms that are made of such students.
+_FORMS = ("onnx", "onnx-int8")
+
+
 def alone(config: DistillConfig) -> Iterator[Problem]:
     """What can be seen without teacher and data."""
     student = config.student
+    for form in config.export:
+        if form not in _FORMS:
+            yield Problem(
+                "/export", f"found {form!r}, which is made of students that read texts; allowed: {', '.join(_FORMS)}"
+            )
     for field, why in _OF_TEXTS.items():
         value = getattr(student, field)
         if value != type(student).model_fields[field].default:

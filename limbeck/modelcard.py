@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from string import Template
 
-from limbeck.runtime.student import FILES
+from limbeck.formats import FILES
 from limbeck.scorecard import NO_SHARES, Estimate, ExitsCard, ExportCard, Latency, ModelCard, Scorecard
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -190,6 +190,9 @@ def model_card(
     ]
     if is_student and card.exports:
         parts += [_exports(card)]
+    if is_student and card.refused_exports:
+        reasons = "\n".join(f"- {one.format}: {one.reason}" for one in card.refused_exports)
+        parts += [f"Forms that were asked for and did not pass:\n\n{reasons}"]
     if is_student and card.exits:
         parts += ["## Early exit", _exits(card.exits, card.main_metric)]
     if is_student and card.sub_networks:

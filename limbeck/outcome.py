@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck import evaluate, hard_samples, texts
@@ -19,7 +20,7 @@ from limbeck.config import DistillConfig, Gate
 from limbeck.data.corpus import LABELLED_ONCE
 from limbeck.errors import Diverged
 from limbeck.exit_card import measure_exits
-from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
+from limbeck.export import CALIBRATED_EXAMPLES, Exported, export_onnx, onnx_runner, rows_of, torch_runner
 from limbeck.families import depth_of, pad_id_of, width_of
 from limbeck.fewer_heads import kept_heads
 from limbeck.latency import measure_latency, one_after_the_other
@@ -29,6 +30,7 @@ from limbeck.phases import ensemble_of
 from limbeck.preparation import Prepared, below
 from limbeck.run import Run
 from limbeck.runtime import images
+from limbeck.runtime.encoding import Row
 from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
 from limbeck.size_card import sub_networks
 from limbeck.students import has_words, read_config, word_table
@@ -180,7 +182,7 @@ def export(
         evaluations: of the same, and of several teachers together as ``teacher``.
 
     Raises:
-        ExportFailed: an exported form does not answer as the student does.
+        ExportFailed: the form ``onnx`` does not answer as the student does.
     """
     written = [name for name in models if name not in job.members]
     for name in written:
@@ -192,23 +194,19 @@ def export(
     if job.student.trimmed:
         pad_id = job.reader.vocabulary.place(pad_id)
     rows = rows_of(job.test, kept)
-    exports = export_onnx(
+    exported = export_onnx(
         student,
         run.config.export,
         rows,
         job.test,
         task=job.task,
         seed=run.config.training.seed,
+        calibration=_calibration(job, run.config, kept),
         poll=run.poll,
     )
     run.meter.advance(_EXPORTED)
-    for card in exports:
-        run.event(
-            "student.exported",
-            f"Student as {card.format}: {card.bytes:,} bytes, {card.label_agreement:.1%} of the answers as torch's "
-            f"(measured on {card.examples:,} examples), logits within {card.max_logit_difference:.1g}",
-            **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
-        )
+    _tell(run, exported)
+    exports = exported.cards
     measured = None
     if isinstance(run.config.method, FastBert):
         measured = measure_exits(
@@ -232,7 +230,7 @@ def export(
     if job.more:
         latency["teacher"] = one_after_the_other([latency[name] for name in job.members])
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
-    beside = {"exits": measured, "sub_networks": sub_networks(run, job)}
+    beside = {"exits": measured, "sub_networks": sub_networks(run, job), "refused_exports": exported.refused}
     scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update=beside)
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
@@ -249,6 +247,26 @@ def export(
         (output / name / "README.md").write_text(text, encoding="utf-8")
     (output / "scorecard.json").write_text(scorecard.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return scorecard
+
+
+def _calibration(job: Prepared, config: DistillConfig, kept: NDArray[np.int64] | None) -> list[Row]:
+    """Some of the data set's own training texts, where a form measures its scales on them."""
+    if "onnx-int8-static" not in config.export:
+        return []
+    order = np.random.default_rng(config.training.seed).permutation(job.card.train)
+    return cast("list[Row]", rows_of(job.train.take(order[:CALIBRATED_EXAMPLES]), kept))
+
+
+def _tell(run: Run, exported: Exported) -> None:
+    for card in exported.cards:
+        run.event(
+            "student.exported",
+            f"Student as {card.format}: {card.bytes:,} bytes, {card.label_agreement:.1%} of the answers as torch's "
+            f"(measured on {card.examples:,} examples), logits within {card.max_logit_difference:.1g}",
+            **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
+        )
+    for one in exported.refused:
+        run.event("student.export_refused", f"No student as {one.format}: {one.reason}", format=one.format)
 
 
 def _scorecard(

@@ -158,7 +158,7 @@ def answers_of(run: Run, job: Prepared, teachers: Teachers) -> Tensor | None:
     jobs share, or computed; those of several teachers side by side, (rows, teachers · classes)."""
     if not asks_teacher(run.config, job, "distilling"):
         return None
-    return run.ranks.first(lambda: _all_answers(run, job, teachers))
+    return run.first(lambda: _all_answers(run, job, teachers))
 
 
 def _all_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:

@@ -90,7 +90,7 @@ def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     Returns:
         Logits at temperature 1, (rows, classes); where each token is answered (tokens, classes).
     """
-    return run.ranks.first(lambda: _panel(run, job, teachers))
+    return run.first(lambda: _panel(run, job, teachers))
 
 
 def _panel(run: Run, job: Prepared, teachers: Teachers) -> Tensor:

@@ -43,7 +43,9 @@ class TeacherAndLabels(Objective):
         self.alpha = alpha
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        logits = self.criterion.logits(self.student(**batch.inputs))
+        from limbeck.first_token import answer
+
+        logits = self.criterion.logits(answer(self.student, batch.inputs))
         soft = self.criterion.soft(logits, batch, self.temperature, progress=step / steps)
         return {
             "soft_loss": soft.times(self.alpha),
