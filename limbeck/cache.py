@@ -19,6 +19,7 @@ from torch import Tensor
 
 from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
 from limbeck.errors import DamagedFile, Interrupted, LimbeckError
+from limbeck.families import pad_id_of
 from limbeck.first_token import answer
 from limbeck.losses import require_finite
 from limbeck.run import Run
@@ -44,7 +45,7 @@ def predict(
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
     """The model's logits for every row of the split, on every rank; leaves the model in ``eval()``."""
     model.train(False)
-    collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
+    collate = Collator(data, pad_id_of(model.config), run.device.torch)
     logits = np.zeros((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
     for number, rows in enumerate(forward_batches(data.lengths)):
         run.poll()
@@ -87,8 +88,7 @@ def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor
         "layout": [data.per_token, data.together],
     }
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
-    arrays: dict[str, NDArray[Any]] = {"ids": data.ids, "starts": data.starts}
-    arrays |= {} if data.segments is None else {"segments": data.segments}
+    arrays = data.read()
     # Seen as bytes: numpy has no bfloat16.
     arrays |= {f"weights.{name}": _as_bytes(value) for name, value in sorted(weights.items())}
     for name, array in arrays.items():
@@ -224,7 +224,7 @@ def _fill(
 ) -> float:
     """Answer what is left; the seconds that all took, with ``before``, those of earlier attempts."""
     model.train(False)
-    collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
+    collate = Collator(data, pad_id_of(model.config), run.device.torch)
     started = time.monotonic()
 
     def spent() -> float:

@@ -18,10 +18,13 @@ TASKS = (
     "token_classification",
     "question_answering",
     "embeddings",
+    "image_classification",
 )
 
 #: The files beside it that a :class:`~limbeck.runtime.Predictor` reads.
 SIDE_FILES = ("limbeck.json", "config.json", "tokenizer.json")
+#: The same of a student of images.
+IMAGE_SIDE_FILES = ("limbeck.json", "config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
