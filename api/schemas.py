@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 from api.places import Place
 from limbeck.config import DistillConfig
 from limbeck.errors import InvalidConfig, Problem
+from limbeck.formats import Format
 from limbeck.spec import Spec
 from models.alias import Alias
 from models.attempt import Attempt
@@ -306,7 +307,7 @@ class ModelSummary(Envelope):
 
 class ModelView(ModelSummary):
     files: list[FileView]
-    formats: list[Literal["safetensors", "onnx", "onnx-int8"]]
+    formats: list[Literal["safetensors"] | Format]
     """What ``/download`` has."""
     scorecard: dict[str, Any] | None
     """Of the job that made it."""
@@ -351,7 +352,7 @@ class PredictRequest(Envelope):
 
     inputs: Any
     """A text, ``{"text": …, "text_pair": …}``, or a list of either; for a student that answers questions
-    ``{"question": …, "context": …}``, or a list of these."""
+    ``{"question": …, "context": …}``, or a list of these; for one that classes images base64 of an image, or a list."""
     parameters: PredictParameters = PredictParameters()
 
 

@@ -51,6 +51,10 @@ class Encoded:
     def lengths(self) -> NDArray[np.int64]:  # (rows,)
         return np.diff(self.starts)
 
+    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of these rows, in a time that hangs on them alone."""
+        return self.starts[rows + 1] - self.starts[rows]
+
     @property
     def examples(self) -> int:
         """How many examples there are; more rows where long ones come in parts."""
@@ -85,6 +89,29 @@ class Encoded:
         """The places of the rows' tokens."""
         return _places(self.starts, rows)
 
+    def read(self) -> dict[str, NDArray[Any]]:
+        """Everything that a model's answers hang on, by name."""
+        arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "starts": self.starts}
+        return arrays | ({} if self.segments is None else {"segments": self.segments})
+
+    def inputs(
+        self, rows: NDArray[np.int64], mask: NDArray[np.bool_], places: NDArray[np.int64], pad_id: int
+    ) -> dict[str, NDArray[Any]]:
+        """What a model reads of these rows, by name.
+
+        Args:
+            mask: (rows, tokens of the longest): where there is a token.
+            places: of the rows' tokens, as :meth:`tokens_of` has them.
+        """
+        ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        ids[mask] = self.ids[places]
+        found = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        if self.segments is not None:
+            segments = np.zeros(mask.shape, dtype=np.int64)
+            segments[mask] = self.segments[places]
+            found["token_type_ids"] = segments
+        return found
+
     def take(self, examples: Sequence[int] | NDArray[np.int64]) -> Encoded:
         """These examples alone, whole and in this order."""
         rows = self.rows_of(examples)
@@ -95,7 +122,7 @@ class Encoded:
         return Encoded(
             self.ids[tokens],
             None if self.segments is None else self.segments[tokens],
-            np.concatenate(([0], np.cumsum(self.lengths[rows]))).astype(np.int64),
+            np.concatenate(([0], np.cumsum(self.lengths_of(rows)))).astype(np.int64),
             self.labels[tokens if self.tagged else rows],
             self.per_token,
             owners,
@@ -155,7 +182,8 @@ class Encoded:
 class Batch:
     """Some examples on the device."""
 
-    inputs: dict[str, Tensor]  # input_ids, attention_mask, perhaps token_type_ids: each (examples, tokens)
+    inputs: dict[str, Tensor]  # input_ids, attention_mask, perhaps token_type_ids: each (examples, tokens); or
+    # pixel_values: (examples, channels, height, width)
     labels: Tensor  # (examples,), or what the task has; (examples, tokens) where each token has one
     teacher_logits: Tensor | None = None  # (examples, classes), or (examples, tokens, classes)
     counts: Mapping[str, int] = field(default_factory=dict)  #: how many units a loss term may be the mean of
@@ -163,6 +191,15 @@ class Batch:
     labelled: Tensor | None = None  # (examples,) of bool: which have a label; None: all
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
     stands_in: bool = False  #: another rank's examples, on a rank that has none of the batch: they count nothing
+
+    @property
+    def mask(self) -> Tensor:  # (examples, tokens)
+        """1 where there is a token; the patches of an image all are."""
+        found = self.inputs.get("attention_mask")
+        if found is not None:
+            return found
+        examples = self.counts["examples"]
+        return torch.ones((examples, self.counts["tokens"] // examples), device=self.labels.device)
 
 
 def encode(
@@ -241,16 +278,11 @@ class Collator:
     labelled: int | None = None  #: the first so many examples have a label; None: all
 
     def __call__(self, rows: NDArray[np.int64]) -> Batch:
-        lengths = self.data.lengths[rows]
+        lengths = self.data.lengths_of(rows)
         mask = np.arange(lengths.max())[None, :] < lengths[:, None]
         places = self.data.tokens_of(rows)
-        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
-        ids[mask] = self.data.ids[places]
-        inputs = {"input_ids": self._on_device(ids), "attention_mask": self._on_device(mask.astype(np.int64))}
-        if self.data.segments is not None:
-            segments = np.zeros(mask.shape, dtype=np.int64)
-            segments[mask] = self.data.segments[places]
-            inputs["token_type_ids"] = self._on_device(segments)
+        found = self.data.inputs(rows, mask, places, self.pad_id)
+        inputs = {name: self._on_device(values) for name, values in found.items()}
         labels, labelled = self.data.labels, None
         if self.data.tagged:
             whole = np.full(mask.shape, -100, dtype=np.int64)
@@ -265,7 +297,7 @@ class Collator:
 
     def counts(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """How many units of each kind a batch of these rows has; those of its parts sum to it."""
-        lengths = self.data.lengths[rows]
+        lengths = self.data.lengths_of(rows)
         counts = {"examples": len(rows), "tokens": int(lengths.sum()), "pairs": int((lengths**2).sum())}
         if self.data.tagged:
             counts["labelled"] = int((self.data.labels[self.data.tokens_of(rows)] != -100).sum())
@@ -277,11 +309,14 @@ class Collator:
         if self.teacher_logits is None:
             return None
         if not self.data.per_token:
-            return self.teacher_logits[torch.from_numpy(rows)].to(self.device, non_blocking=True)
+            return self._send(self.teacher_logits[torch.from_numpy(rows)])
         padded = self.teacher_logits.new_zeros((*mask.shape, self.teacher_logits.shape[-1]))
         padded[torch.from_numpy(mask)] = self.teacher_logits[torch.from_numpy(places)]
-        return padded.to(self.device, non_blocking=True)
+        return self._send(padded)
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
+        return self._send(torch.from_numpy(array))
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        # From pageable memory a GPU copies while the CPU waits.
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)

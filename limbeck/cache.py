@@ -19,6 +19,8 @@ from torch import Tensor
 
 from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
 from limbeck.errors import DamagedFile, Interrupted, LimbeckError
+from limbeck.families import pad_id_of
+from limbeck.first_token import answer
 from limbeck.losses import require_finite
 from limbeck.run import Run
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from limbeck.teacher_cache import Known
 
 _ROLE = "cache"
+#: Of the way that answers are computed; to be raised when it changes, because their rounding does.
+_VERSION = 1
 
 
 @torch.inference_mode()
@@ -41,7 +45,7 @@ def predict(
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
     """The model's logits for every row of the split, on every rank; leaves the model in ``eval()``."""
     model.train(False)
-    collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
+    collate = Collator(data, pad_id_of(model.config), run.device.torch)
     logits = np.zeros((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
     for number, rows in enumerate(forward_batches(data.lengths)):
         run.poll()
@@ -59,7 +63,7 @@ def _answers(
 ) -> tuple[NDArray[np.int64], Tensor]:
     """Where the answers to these rows go, and the answers, (places, classes) in float32 on the CPU."""
     inputs = collate(rows).inputs
-    logits = task.logits(model(**inputs)).float()
+    logits = task.logits(answer(model, inputs)).float()
     if not collate.data.per_token:
         return rows, logits.cpu()
     return collate.data.tokens_of(rows), logits[inputs["attention_mask"].bool()].cpu()
@@ -76,6 +80,7 @@ def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor
     digest = hashlib.sha256()
     parts: dict[str, Any] = {
         "keeps": "logits",
+        "version": _VERSION,
         "task": task.model_dump(mode="json"),
         "config": {name: value for name, value in config.to_dict().items() if not name.startswith("_")},
         "hardware": run.device.hardware().model_dump(mode="json", exclude={"onnxruntime"}),
@@ -83,8 +88,7 @@ def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor
         "layout": [data.per_token, data.together],
     }
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
-    arrays: dict[str, NDArray[Any]] = {"ids": data.ids, "starts": data.starts}
-    arrays |= {} if data.segments is None else {"segments": data.segments}
+    arrays = data.read()
     # Seen as bytes: numpy has no bfloat16.
     arrays |= {f"weights.{name}": _as_bytes(value) for name, value in sorted(weights.items())}
     for name, array in arrays.items():
@@ -135,11 +139,11 @@ def teacher_logits(
         _say_used(run, known, len(data))
     elif done < batches:
         hits = sum(len(rows) for rows in forward_batches(data.lengths)[:done])
-        seconds = _fill(load(), data, task, logits, done, key, seconds, run, role)
+        before, seconds = seconds, _fill(load(), data, task, logits, done, key, seconds, run, role)
         require_finite(logits, "the teacher's logits")
         _stage(run, logits, batches, key, seconds, role)
         run.commit()
-        _say_built(run, role, logits, len(data), hits, seconds)
+        _say_built(run, role, logits, len(data), hits, seconds - before)
         _keep(run, key, logits, seconds)
     run.meter.finish(role)
     return logits
@@ -199,7 +203,7 @@ def _say_built(run: Run, role: str, logits: Tensor, examples: int, hits: int, se
     size, misses = logits.numel() * logits.element_size(), examples - hits
     run.event(
         "cache.built",
-        f"{who} answered {misses:,} training examples ({hits:,} were known), {seconds:.1f} s for all; "
+        f"{who} answered {misses:,} training examples in {seconds:.1f} s ({hits:,} were known); "
         f"its answers, {size:,} bytes, serve every epoch.",
         hits=hits,
         misses=misses,
@@ -221,13 +225,13 @@ def _fill(
 ) -> float:
     """Answer what is left; the seconds that all took, with ``before``, those of earlier attempts."""
     model.train(False)
-    collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    tokens, started = data.lengths, time.monotonic()
+    collate = Collator(data, pad_id_of(model.config), run.device.torch)
+    started = time.monotonic()
 
     def spent() -> float:
         return before + time.monotonic() - started
 
-    for number, rows in enumerate(forward_batches(tokens)[done:], start=done):
+    for number, rows in enumerate(forward_batches(data.lengths)[done:], start=done):
         try:
             run.poll()
         except Interrupted:
@@ -239,7 +243,7 @@ def _fill(
         with run.device.autocast():
             places, answers = _answers(model, collate, rows, task)
             logits[torch.from_numpy(places)] = answers
-        run.meter.advance(float(tokens[rows].sum() / tokens.sum()), examples=len(rows))
+        run.meter.advance(float(data.lengths_of(rows).sum() / len(data.ids)), examples=len(rows))
     return spent()
 
 

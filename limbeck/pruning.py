@@ -103,7 +103,7 @@ def most_important(importance: Tensor, count: int) -> list[Tensor]:
 def importance_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part: Part = "neurons") -> Tensor:
     """How much each of the teacher's neurons, or heads, matters, (layers, parts); measured once, and kept in the
     state."""
-    return run.ranks.first(lambda: _measured(run, job, load, part))
+    return run.first(lambda: _measured(run, job, load, part))
 
 
 def _measured(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part: Part) -> Tensor:

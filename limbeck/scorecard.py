@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from limbeck.formats import Format
 from limbeck.spec import Spec
 
 #: The table of hard samples, beside the student's files; its texts belong to the data set, so no archive holds it.
@@ -56,7 +57,7 @@ class ModelCard(Spec):
 class ExportCard(Spec):
     """One exported form of the student, checked against torch."""
 
-    format: Literal["onnx", "onnx-int8"]
+    format: Format
     bytes: int
     examples: int
     """How many test examples the check compared."""
@@ -66,6 +67,14 @@ class ExportCard(Spec):
     Numbers are the same where they are within a hundredth of their spread."""
     metrics: dict[str, Estimate]
     latency: tuple[Latency, ...]
+
+
+class RefusedExport(Spec):
+    """A form that was asked for and is not in the student's folder."""
+
+    format: Format
+    reason: str
+    """What it failed: as a sentence."""
 
 
 class ExitPoint(Spec):
@@ -236,6 +245,8 @@ class Scorecard(Spec):
     compression: float
     """Teacher's bytes / student's bytes."""
     exports: tuple[ExportCard, ...]
+    refused_exports: tuple[RefusedExport, ...] = ()
+    """Forms that were asked for and failed their comparison with torch."""
     exits: ExitsCard | None = None
     """Of a student that the method ``fastbert`` trained."""
     sub_networks: tuple[SubNetwork, ...] = ()

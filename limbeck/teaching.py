@@ -90,20 +90,22 @@ def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     Returns:
         Logits at temperature 1, (rows, classes); where each token is answered (tokens, classes).
     """
-    if run.store.has(_PANEL):
-        return run.store.read_tensors(_PANEL)[0]["together"]
-    # Every rank comes here: they share the texts that a model answers.
-    each = [
-        torch.from_numpy(predict(_placed(run, read, teachers[name]), read.validation, job.task, run))
-        for name, read in job.members.items()
-    ]
-    ensemble = ensemble_of(run.config)
-    assert ensemble is not None
-    together = ensemble.logits(job.task, torch.cat(each, dim=-1))
-    run.store.write_tensors(_PANEL, {"together": together}, {})
-    _say_combined(run, job, together)
-    run.commit()
-    return together
+    return run.first(lambda: _panel(run, job, teachers))
+
+
+def _panel(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
+    if not run.store.has(_PANEL):
+        each = {
+            name: torch.from_numpy(predict(_placed(run, read, teachers[name]), read.validation, job.task, run))
+            for name, read in job.members.items()
+        }
+        ensemble = ensemble_of(run.config)
+        assert ensemble is not None
+        together = ensemble.logits(job.task, torch.cat(list(each.values()), dim=-1))
+        run.store.write_tensors(_PANEL, {"together": together}, {})
+        _say_combined(run, job, together)
+        run.commit()
+    return run.store.read_tensors(_PANEL)[0]["together"]
 
 
 def _placed(run: Run, job: Prepared, weights: Weights) -> PreTrainedModel:

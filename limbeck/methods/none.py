@@ -20,6 +20,7 @@ class FineTuning(Method):
     uses_teacher: ClassVar[bool] = False
     labels_alone: ClassVar[bool] = True
     any_tokenizer: ClassVar[bool] = True
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     one_teacher: ClassVar[str | None] = "it learns from none"
 
@@ -37,5 +38,7 @@ class Labels(Objective):
         self.criterion = criterion
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        logits = self.criterion.logits(self.student(**batch.inputs))
+        from limbeck.first_token import answer
+
+        logits = self.criterion.logits(answer(self.student, batch.inputs))
         return {"hard_loss": self.criterion.hard(logits, batch)}

@@ -8,9 +8,9 @@ longest texts have left, in tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,15 +82,18 @@ class ExitSession:
     Args:
         files: one graph for each layer, see :func:`found_graphs`.
         speed: what :meth:`__call__` answers with.
-        threads: that one call computes with; default: as many as the machine has cores.
+        threads, providers: as for :class:`~limbeck.runtime.session.Session`.
 
     Raises:
-        InvalidModel: ONNX Runtime cannot load a file.
+        InvalidModel: ONNX Runtime cannot load a file, or cannot start a provider that was named.
+        InvalidInput: a provider is unknown or not installed.
     """
 
-    def __init__(self, files: Sequence[Path], speed: float, *, threads: int | None = None) -> None:
+    def __init__(
+        self, files: Sequence[Path], speed: float, *, threads: int | None = None, providers: Sequence[str] | None = None
+    ) -> None:
         self.speed = speed
-        self._layers = [Session(file, threads=threads) for file in files]
+        self._layers = [Session(file, threads=threads, providers=providers) for file in files]
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:  # (examples, classes)
         """Logits, at the student's own speed."""
@@ -109,12 +112,13 @@ class ExitSession:
         layers = np.full(len(here), len(self._layers), dtype=np.int64)
         answers: NDArray[np.float32] | None = None
         speeds = self._speeds(speed, len(here))
-        mask, given = feeds[_MASK], cast(Mapping[str, NDArray[Any]], feeds)
+        mask, given = feeds[_MASK], feeds
         for number, layer in enumerate(self._layers[:-1], start=1):
             states, logits = layer.run(given)
             # At speed 0 nobody leaves, however sure: an entropy of exactly 0 is not above it.
-            staying = (uncertainty(logits) > speeds[here]) | (speeds[here] == 0)
-            if not staying.all():
+            own = speeds[here]
+            staying = (uncertainty(logits) > own) | (own == 0) if own.any() else None
+            if staying is not None and not staying.all():
                 answers = np.empty((len(layers), logits.shape[1]), dtype=np.float32) if answers is None else answers
                 answers[here[~staying]] = logits[~staying]
                 layers[here[~staying]] = number

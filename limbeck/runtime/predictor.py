@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limbeck.formats import Format
 from limbeck.runtime.encoding import Encoder, Row, chunks, pad
 from limbeck.runtime.entities import entities
 from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
+from limbeck.runtime.feeding import feeds_of
+from limbeck.runtime.images import Picture, Preparation
 from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
+from limbeck.runtime.picture_inputs import read_pictures
 from limbeck.runtime.session import Session
-from limbeck.runtime.student import Format, StudentFacts, exported
+from limbeck.runtime.student import StudentFacts, exported
 from limbeck.runtime.windows import Windows, best_spans, probabilities
 
 
@@ -26,30 +30,54 @@ class Predictor:
     [{'label': 'networking', 'score': 0.97}]
     """
 
-    def __init__(self, facts: StudentFacts, encoder: Encoder, session: Session | ExitSession, format: Format) -> None:
+    def __init__(
+        self, facts: StudentFacts, encoder: Encoder | Preparation, session: Session | ExitSession, format: Format
+    ) -> None:
         self._facts = facts
-        self._encoder = encoder
+        self._reader = encoder
         self._session = session
         self.format = format
 
     @classmethod
-    def load(cls, folder: Path, *, format: Format | None = None, threads: int | None = None) -> Predictor:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        format: Format | None = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> Predictor:
         """Load a student's folder.
 
         Args:
-            folder: with ``limbeck.json``, ``config.json``, ``tokenizer.json`` and ``onnx/``.
-            format: default: ``onnx`` where there is one, else ``onnx-int8``.
+            folder: with ``limbeck.json``, ``config.json``, ``tokenizer.json`` (of images ``preprocessor_config.json``)
+                and ``onnx/``.
+            format: default: ``onnx`` where there is one, else the next of :data:`limbeck.formats.FILES`.
             threads: that one call computes with; default: as many as the machine has cores.
+            providers: what computes: ``cuda``, ``openvino``, ``cpu``, the preferred one first; default: whatever is
+                installed.
 
         Raises:
-            InvalidModel: the folder is no student's, lacks the form, or holds a broken file.
+            InvalidModel: the folder is no student's, lacks the form, or holds a broken file; or a provider that was
+                named does not start.
+            InvalidInput: a provider is unknown or not installed.
         """
         facts = StudentFacts.read(folder)
         layers = found_graphs(folder) if facts.speed is not None and format in (None, "onnx") else ()
         if facts.speed is not None and layers:
-            return cls(facts, Encoder.load(folder, facts), ExitSession(layers, facts.speed, threads=threads), "onnx")
+            session = ExitSession(layers, facts.speed, threads=threads, providers=providers)
+            return cls(facts, Encoder.load(folder, facts), session, "onnx")
         found, path = exported(folder, format)
-        return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads), found)
+        if facts.task == "image_classification":
+            reader: Encoder | Preparation = Preparation.read(folder)
+        else:
+            reader = Encoder.load(folder, facts)
+        return cls(facts, reader, Session(path, threads=threads, providers=providers), found)
+
+    @property
+    def _encoder(self) -> Encoder:
+        assert isinstance(self._reader, Encoder)  # only a student of images has another
+        return self._reader
 
     @property
     def task(self) -> str:
@@ -97,6 +125,10 @@ class Predictor:
         Students that give vectors answer with a list of numbers, a vector of length 1, for a text, and with a list of
         these for a list of texts, as the feature-extraction of Hugging Face's Inference API; ``top_k`` is refused.
 
+        Students of images take base64 of an encoded image, its ``bytes``, a ``Path``, or a list of these, and answer as
+        ``ImageClassificationPipeline``: the best labels first, five where ``top_k`` is not given; of a list a list of
+        these.
+
         ``speed`` is for students with early exits: from 0, where every text goes through all layers, to 1, where every
         text leaves behind the first; default: the student's own (:attr:`speed`), which its job calibrated.
 
@@ -112,6 +144,8 @@ class Predictor:
             InvalidInput: with a pointer for each input that is wrong.
         """
         check_speed(speed, self.speed)
+        if isinstance(self._reader, Preparation):
+            return read_pictures(inputs, self._reader, top_k=top_k)
         if self.task == "question_answering":
             return read_asked(inputs, top_k=top_k)
         if self.task == "embeddings" and top_k not in (None, "all"):
@@ -130,6 +164,8 @@ class Predictor:
             found = self._entities(texts)
         elif self.task == "question_answering":
             found = self._spans(texts, pairs)
+        elif self.task == "image_classification":
+            found = softmax(self._picture_logits([one for question in questions for one in question.pictures or ()]))
         elif self.task == "embeddings":
             found = self._logits(texts, None, [None] * len(texts)).tolist()
         else:
@@ -179,6 +215,13 @@ class Predictor:
                 logits[places] = self._session.answer(feeds, [speeds[i] for i in places])[0]
             else:
                 logits[places] = self._session(feeds)
+        return logits
+
+    def _picture_logits(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        assert isinstance(self._session, Session)  # only students that class texts have exits
+        logits = np.empty((len(pictures), len(self.labels)), dtype=np.float32)
+        for places in chunks([len(one) for one in pictures]):
+            logits[places] = self._session(feeds_of([pictures[i] for i in places], 0))
         return logits
 
     def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
