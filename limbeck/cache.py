@@ -139,11 +139,11 @@ def teacher_logits(
         _say_used(run, known, len(data))
     elif done < batches:
         hits = sum(len(rows) for rows in forward_batches(data.lengths)[:done])
-        seconds = _fill(load(), data, task, logits, done, key, seconds, run, role)
+        before, seconds = seconds, _fill(load(), data, task, logits, done, key, seconds, run, role)
         require_finite(logits, "the teacher's logits")
         _stage(run, logits, batches, key, seconds, role)
         run.commit()
-        _say_built(run, logits, len(data), hits, seconds)
+        _say_built(run, logits, len(data), hits, seconds - before)
         _keep(run, key, logits, seconds)
     run.meter.finish(role)
     return logits
@@ -202,7 +202,7 @@ def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: floa
     size, misses = logits.numel() * logits.element_size(), examples - hits
     run.event(
         "cache.built",
-        f"The teacher answered {misses:,} training examples ({hits:,} were known), {seconds:.1f} s for all; "
+        f"The teacher answered {misses:,} training examples in {seconds:.1f} s ({hits:,} were known); "
         f"its answers, {size:,} bytes, serve every epoch.",
         hits=hits,
         misses=misses,
