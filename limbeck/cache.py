@@ -243,7 +243,7 @@ def _fill(
         with run.device.autocast():
             places, answers = _answers(model, collate, rows, task)
             logits[torch.from_numpy(places)] = answers
-        run.meter.advance(float(data.lengths_of(rows).sum() / len(data.ids)), examples=len(rows))
+        run.meter.advance(float(data.lengths_of(rows).sum() / data.starts[-1]), examples=len(rows))
     return spent()
 
 

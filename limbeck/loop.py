@@ -357,7 +357,7 @@ def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phas
 
 
 def _advance(phase: Phase, rows: NDArray[np.int64], run: Run) -> None:
-    share = float(phase.train.lengths_of(rows).sum() / len(phase.train.ids)) / phase.epochs
+    share = float(phase.train.lengths_of(rows).sum() / phase.train.starts[-1]) / phase.epochs
     run.meter.advance(share, examples=len(rows), steps=1)
 
 

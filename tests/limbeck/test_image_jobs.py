@@ -193,6 +193,7 @@ def _document(folder: Path, family: str, **changes: Any) -> dict[str, Any]:
         "method": "kd",
         "student": 3 if family == "resnet" else 2,
         "training": {"epochs": 2, "learning_rate": 3e-3, "batch_size": 16},
+        "export": ["onnx"] if family == "resnet" else ["onnx", "onnx-int8"],
         **changes,
     }
 
@@ -221,8 +222,9 @@ def test_a_job_measures_exports_and_shows_hard_samples(done: Done) -> None:
     assert (card.task, card.main_metric) == ("image_classification", "accuracy")
     assert card.baseline is not None
     assert card.teacher.metrics["accuracy"].value > 2 * card.dataset.majority
-    (export,) = card.exports
+    export, *smaller = card.exports
     assert export.label_agreement == 1
+    assert all(one.bytes < export.bytes for one in smaller)
     assert all(one.p50_ms > 0 for model in (card.teacher, card.student, export) for one in model.latency)
     assert card.compression > 1.2
     rows = pyarrow.parquet.read_table(done.result.hard_samples[0]).to_pylist()
