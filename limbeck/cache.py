@@ -34,10 +34,10 @@ def predict(
     run: Run,
     done: Callable[[int], None] = lambda examples: None,
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
-    """The model's logits for every row of the split; leaves the model in ``eval()``."""
+    """What the task keeps of the model's logits for every row of the split; leaves the model in ``eval()``."""
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    logits = np.empty((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
+    logits = np.empty((data.answers, task.width(model.config)), dtype=np.float32)
     for rows in forward_batches(data.lengths):
         run.poll()
         with run.device.autocast():
@@ -51,11 +51,11 @@ def _answers(
     model: PreTrainedModel, collate: Collator, rows: NDArray[np.int64], task: Task
 ) -> tuple[NDArray[np.int64], Tensor]:
     """Where the answers to these rows go, and the answers, (places, classes) in float32 on the CPU."""
-    inputs = collate(rows).inputs
-    logits = task.logits(model(**inputs)).float()
-    if not collate.data.per_token:
-        return rows, logits.cpu()
-    return collate.data.tokens_of(rows), logits[inputs["attention_mask"].bool()].cpu()
+    batch = collate(rows)
+    found = task.kept(model, batch)
+    if collate.data.per_token and not collate.data.cloze:
+        found = found[batch.inputs["attention_mask"].bool()]
+    return collate.data.answer_places(rows), found.cpu()
 
 
 def cache_key(run: Run, teacher_weights: str, data_sha256: str) -> str:

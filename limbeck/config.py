@@ -28,6 +28,7 @@ from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
 from limbeck.spec import Spec, invalid_config, type_tag
 from limbeck.tasks.embeddings import Embeddings
+from limbeck.tasks.masked_lm import MaskedLM
 from limbeck.tasks.multi_label import MultiLabel
 from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
@@ -391,14 +392,23 @@ Task = Annotated[
     | Annotated[Regression, Tag("regression")]
     | Annotated[TokenClassification, Tag("token_classification")]
     | Annotated[QuestionAnswering, Tag("question_answering")]
-    | Annotated[Embeddings, Tag("embeddings")],
+    | Annotated[Embeddings, Tag("embeddings")]
+    | Annotated[MaskedLM, Tag("masked_lm")],
     Discriminator(type_tag),
 ]
 """What is learned. A new task is one file in ``limbeck/tasks/``, a form in ``limbeck/data/forms.py``, one line here."""
 
 TASKS = {
     task.model_fields["type"].default: task
-    for task in (SequenceClassification, MultiLabel, Regression, TokenClassification, QuestionAnswering, Embeddings)
+    for task in (
+        SequenceClassification,
+        MultiLabel,
+        Regression,
+        TokenClassification,
+        QuestionAnswering,
+        Embeddings,
+        MaskedLM,
+    )
 }
 """The same by name."""
 

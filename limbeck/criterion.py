@@ -7,8 +7,9 @@ the same file for a text, for its tokens and for a span in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ from limbeck.methods.base import Term
 from limbeck.soft_loss import KullbackLeibler
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from limbeck.batches import Batch, Collator
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
@@ -34,10 +37,18 @@ class Criterion:
     Args:
         loss: how student and teacher are compared; default: the divergence that fits the task.
         weighting: what makes an example count more; default: all count alike.
+        teacher: loads the teacher, whom a task whose answers are not kept (``Task.of_words``) asks in every batch.
     """
 
-    def __init__(self, task: Task, loss: SoftLoss | None = None, weighting: SampleWeighting | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        loss: SoftLoss | None = None,
+        weighting: SampleWeighting | None = None,
+        teacher: Callable[[], PreTrainedModel] | None = None,
+    ) -> None:
         self.task = task
+        self._teacher = None if teacher is None else cache(teacher)
         self.loss = loss or KullbackLeibler()
         self.weighting = weighting
         self._ranks: Tensor | None = None
@@ -50,6 +61,10 @@ class Criterion:
     def logits(self, output: Any) -> Tensor:
         """The answer in a model's output, in the task's shape."""
         return self.task.logits(output)
+
+    def answer(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """A model's logits for a batch, in the task's shape; those that :meth:`hard` and :meth:`soft` take."""
+        return self.task.answer(model, batch)
 
     def hard(self, logits: Tensor, batch: Batch) -> Term:
         """The loss of ``logits`` against the true labels, of the examples that have one."""
@@ -83,6 +98,9 @@ class Criterion:
             ValueError: there are no teacher's logits.
         """
         teacher = batch.teacher_logits if teacher_logits is None else teacher_logits
+        if teacher is None and self.task.of_words and self._teacher is not None:
+            with torch.no_grad():
+                teacher = self.task.answer(self._teacher(), batch)
         if teacher is None:
             raise ValueError("the soft loss needs the teacher's logits in every batch: Part(teacher_logits=True)")
         student, teacher = self.task.rows(logits, batch), self.task.rows(teacher, batch)

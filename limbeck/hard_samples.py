@@ -70,8 +70,8 @@ def measure(
         run.poll()
         batch = collate(rows)
         with run.device.autocast():
-            own = task.rows(task.logits(student(**batch.inputs)).float(), batch)
-            given = batch.teacher_logits if answering is None else task.logits(answering(**batch.inputs)).float()
+            own = task.rows(task.answer(student, batch).float(), batch)
+            given = batch.teacher_logits if answering is None else task.answer(answering, batch).float()
         assert given is not None
         owners = task.owners(batch)
         for name, values in _columns(task, own, task.rows(given, batch), task.targets(batch)).items():

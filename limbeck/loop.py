@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,7 +133,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        criterion = Criterion(phase.task, phase.loss, phase.weighting)
+        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.models.teacher)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
@@ -170,6 +170,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                     run.commit()
                 if place == 0 or not batches:
                     batches = phase.train.batches(phase.batch_size, seed=phase.seed, epoch=epoch)
+                    collate = replace(collate, data=phase.task.in_epoch(phase.train, phase.seed, epoch))
 
                 objective.train_mode()
                 rate = phase.learning_rate * part.learning_rate * schedule(position.step, steps, phase.warmup_ratio)

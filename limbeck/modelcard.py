@@ -71,6 +71,13 @@ _TASKS = {
         "Vectors that have nothing to do with their texts have $majority.",
         "A cosine is no probability: which one means alike has to be found on data of one's own.",
     ),
+    "masked_lm": _Words(
+        "fill-mask",
+        "It finds tokens of a text that are masked. Fine-tuned, it is the encoder of another task.",
+        "Always answering the most frequent token has $majority.",
+        "It finds what is frequent in texts like those that it has read, whether it is true or not.",
+        "fill-mask",
+    ),
 }
 
 _WITH_TORCH = """\

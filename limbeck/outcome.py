@@ -107,6 +107,7 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
         "max_length": config.training.max_length,
         "pair": job.pair,
         **job.task.described(model.config),
+        **({"mask": tokenizer.mask_token} if job.task.of_words else {}),
     }
     job.task.write_beside(folder, model.config, config.training.max_length)
     (folder / "limbeck.json").write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -137,7 +138,7 @@ def export(
         student,
         run.config.export,
         rows,
-        job.test,
+        job.test if kept is None else job.reader.vocabulary.restore(job.test),
         task=job.task,
         seed=run.config.training.seed,
         poll=run.poll,

@@ -139,10 +139,27 @@ def teacher_of(run: Run, job: Prepared, weights: Weights) -> Callable[[], PreTra
 def answers_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> Tensor | None:
     """The teacher's answers to the training split, where something asks for them: from the state, or computed."""
     if not asks_teacher(run.config, job, "distilling"):
+        if job.task.of_words:
+            _say_live(run, job)
         return None
     key = cache_key(run, job.teacher_sha256, job.card.sha256)
     width = job.task.width(job.blueprint.config)
     return teacher_logits(load, job.for_teacher.train, job.task, key, width, run)
+
+
+def _say_live(run: Run, job: Prepared) -> None:
+    """Once, for whoever looks for the event that the teacher's answers were kept."""
+    if run.facts.get("live_said") or not run.config.method.uses_teacher:
+        return
+    words, hidden = len(job.blueprint.vocabulary), job.train.answers
+    run.event(
+        "teacher.live",
+        f"The teacher is asked anew in every step: its answers choose among {words:,} tokens, and those to the "
+        f"{hidden:,} tokens hidden in one epoch would take {4 * words * hidden:,} bytes",
+        words=words,
+        hidden=hidden,
+    )
+    run.facts["live_said"] = True
 
 
 def models_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Models:
@@ -181,7 +198,7 @@ def _weighting(run: Run, name: str) -> SampleWeighting | None:
 
 def asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:
     """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
-    if name != "distilling":
+    if name != "distilling" or job.task.of_words:
         return False
     weighting = config.training.sample_weighting
     return (

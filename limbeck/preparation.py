@@ -168,11 +168,18 @@ def _student_plan(
     about: ModelFacts | None,
     kept: NDArray[np.int64] | None,
 ) -> StudentPlan:
-    spec = run.config.method.student(run.config.student, teacher.layers)
+    method = run.config.method
+    spec = method.begin(method.student(run.config.student, teacher.layers), teacher.task)
     seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)
     full_size = int(read_config(source.path).vocab_size)
+    if teacher.task.of_words and full_size != teacher.vocabulary.full_size:
+        detail = (
+            f"found a model whose word table has {full_size:,} rows; its answers are compared with those of the "
+            f"teacher, whose table has {teacher.vocabulary.full_size:,}"
+        )
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
     vocabulary = Vocabulary(teacher.vocabulary.kept if kept is None else kept, full_size)
     own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
     keep = about.has_head_for(teacher.task) and _labels_agree(source.path, teacher.task, labels, must=False)
@@ -209,6 +216,8 @@ def _encode(
         full_size=int(config.vocab_size),
         offset=any(FAMILIES[one.model_type].offset for one in (facts, about) if one is not None),
     )
+    if task.of_words and run.config.student.vocabulary == "full":
+        vocabulary = Vocabulary.whole(int(config.vocab_size))
     tensors: dict[str, Tensor] = {}
     if other is not None and source is not None and about is not None:
         # What follows is the student's; the teacher's splits are set aside.
@@ -337,7 +346,7 @@ def _labels_agree(teacher: Path, task: Task, labels: tuple[str, ...], *, must: b
     """Whether the teacher's head answers with the data set's labels; where it ``must``, raises InvalidModel if not."""
     config = read_config(teacher)
     try:
-        if task.headless:
+        if task.headless or task.of_words:
             return True
         if not task.named:
             _require_outputs(config.num_labels, task.outputs(labels))

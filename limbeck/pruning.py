@@ -92,7 +92,7 @@ def importance_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) 
         found = neuron_importance(
             load(),
             [collate(part) for part in parts],
-            lambda model, batch: criterion.hard(criterion.logits(model(**batch.inputs)), batch).value,
+            lambda model, batch: criterion.hard(criterion.answer(model, batch), batch).value,
         )
         run.store.write_tensors("pruning", {"importance": found}, {})
         run.commit()

@@ -12,7 +12,7 @@ from limbeck.spec import Spec
 #: The table of hard samples, beside the student's files; its texts belong to the data set, so no archive holds it.
 HARD_SAMPLES = ("hard_samples.parquet", "hard_samples.csv")
 #: Metrics that are not shares of 1, and not shown in per cent.
-NO_SHARES = frozenset({"pearson", "rmse", "spearman", "teacher_cosine"})
+NO_SHARES = frozenset({"pearson", "perplexity", "rmse", "spearman", "teacher_cosine"})
 
 
 class Estimate(Spec):

@@ -10,6 +10,8 @@ from typing import Any
 
 #: The task of texts with one label each, which is assumed where nothing is said.
 ONE_LABEL = "sequence_classification"
+#: The task of texts without anything beside them.
+PLAIN = "masked_lm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Split:
     token_classification     a place for each token
     question_answering       the answers that count as right: (text, character of the context where it starts)
     embeddings               how alike the two texts of a pair are, a number; None for texts without a score
+    masked_lm                None
     =======================  =======================================================================================
     """
 

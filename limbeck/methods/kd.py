@@ -42,7 +42,7 @@ class TeacherAndLabels(Objective):
         self.alpha = alpha
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        logits = self.criterion.logits(self.student(**batch.inputs))
+        logits = self.criterion.answer(self.student, batch)
         soft = self.criterion.soft(logits, batch, self.temperature, progress=step / steps)
         return {
             "soft_loss": soft.times(self.alpha),

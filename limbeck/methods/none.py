@@ -35,5 +35,5 @@ class Labels(Objective):
         self.criterion = criterion
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        logits = self.criterion.logits(self.student(**batch.inputs))
+        logits = self.criterion.answer(self.student, batch)
         return {"hard_loss": self.criterion.hard(logits, batch)}
