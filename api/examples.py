@@ -296,6 +296,10 @@ PREDICT_REQUESTS: dict[str, Any] = {
         "summary": "A question about a text",
         "value": {"inputs": {"question": "What is parsed?", "context": "Parse a date in ISO format."}},
     },
+    "mask": {
+        "summary": "A masked token, the three likeliest",
+        "value": {"inputs": "Open a [MASK] and listen on it.", "parameters": {"top_k": 3}},
+    },
     "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
 }
 PREDICTION = [{"label": "networking", "score": 0.9731}]

@@ -336,11 +336,21 @@ def _advance(phase: Phase, rows: NDArray[np.int64], run: Run) -> None:
 def _stage(objective: Objective, optimizer: torch.optim.Optimizer, position: Position, phase: Phase, run: Run) -> None:
     """Put the whole training into the run's store: weights, optimizer, position, random state."""
     tensors, random = random_state()
-    tensors |= {f"model.{name}": value for name, value in objective.module.state_dict().items()}
+    twins = _twins(objective.module)
+    state = objective.module.state_dict()
+    tensors |= {f"model.{name}": value for name, value in state.items() if name not in twins}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
     facts = {"position": _as_json(position), "random": random}
     run.store.write_tensors(f"{phase.name}-training", tensors, facts)
+
+
+def _twins(module: nn.Module) -> dict[str, str]:
+    """Names of weights that are others under another name, as a masked-LM head's word table, and of those others."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    state = {name: value for name, value in module.state_dict().items() if value.numel()}
+    names = {name: first.setdefault((value.data_ptr(), value.shape), name) for name, value in state.items()}
+    return {name: other for name, other in names.items() if name != other}
 
 
 def _as_json(position: Position) -> dict[str, Any]:
@@ -358,6 +368,7 @@ def _restore(phase: Phase, run: Run) -> tuple[Position, _Saved | None]:
 def _load(saved: _Saved, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
     tensors, random = saved
     inside = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    inside |= {name: inside[first] for name, first in _twins(objective.module).items()}
     objective.module.load_state_dict(inside)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

@@ -155,7 +155,14 @@ print(session.run(["logits"], feeds)[0])
 
 
 def model_card(
-    card: Scorecard, name: str, *, teacher: str, dataset: str, pair: bool = False, pooling: str = "mean"
+    card: Scorecard,
+    name: str,
+    *,
+    teacher: str,
+    dataset: str,
+    pair: bool = False,
+    pooling: str = "mean",
+    mask: str = "",
 ) -> str:
     """The model card, in Markdown, of the scorecard's ``name``: ``student`` or ``baseline``.
 
@@ -164,6 +171,7 @@ def model_card(
         dataset: likewise.
         pair: whether an example is two texts.
         pooling: of a student that gives vectors.
+        mask: how the tokenizer of a student that finds masked tokens writes one.
     """
     is_student = name == "student"
     parts = [
@@ -178,7 +186,7 @@ def model_card(
         parts += [_exports(card)]
     if is_student and card.exits:
         parts += ["## Early exit", _exits(card.exits, card.main_metric)]
-    parts += ["## How to use it", _usage(card, is_student, pair, pooling), "## What to mind", _limits(card)]
+    parts += ["## How to use it", _usage(card, is_student, pair, pooling, mask), "## What to mind", _limits(card)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -310,7 +318,7 @@ def _export_cells(export: ExportCard, metrics: list[str]) -> list[str]:
     ]
 
 
-def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
+def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: str) -> str:
     task = _TASKS[card.task]
     question, texts = '"a text"', '"a text"'
     if pair:
@@ -318,6 +326,8 @@ def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
     if card.task == "question_answering":
         question = '{"question": "What is named?", "context": "The river is named Tay."}'
         texts = '"What is named?", "The river is named Tay."'
+    if card.task == "masked_lm":
+        question = texts = f'"Paris is the {mask} of France."'
     names = {
         "question": question,
         "texts": texts,

@@ -173,7 +173,7 @@ def export(
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:
-        described = job.task.described(models[name].config)
+        described = json.loads((output / name / "limbeck.json").read_text(encoding="utf-8"))
         text = model_card(
             scorecard,
             name,
@@ -181,6 +181,7 @@ def export(
             dataset=job.card.source,
             pair=job.pair,
             pooling=described.get("pooling", "mean"),
+            mask=described.get("mask", ""),
         )
         (output / name / "README.md").write_text(text, encoding="utf-8")
     (output / "scorecard.json").write_text(scorecard.model_dump_json(indent=2) + "\n", encoding="utf-8")

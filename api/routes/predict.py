@@ -14,6 +14,7 @@ from api.deps import House, Services
 from api.openapi import answers
 from api.schemas import PredictRequest
 from limbeck.runtime import Predictor
+from limbeck.runtime.inputs import TopK
 from models.repository import catalogue
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -29,7 +30,8 @@ async def predict(
     house: House, model_id: str, question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)]
 ) -> Response:
     """Answers in the shapes of Hugging Face's pipelines: labels and their probabilities (text-classification, also of
-    several labels and of numbers), entities (token-classification), or answers to questions (question-answering).
+    several labels and of numbers), entities (token-classification), answers to questions (question-answering), or
+    masked tokens (fill-mask).
 
     409 when the model has no ONNX export: a job makes one unless its `export` leaves `onnx` out. 429 when too many
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.
@@ -54,7 +56,11 @@ async def inference(
     """
     student = await find_student(house, model_id)
     inputs = question.inputs if isinstance(question.inputs, list) else [question.inputs]
-    asked = student.question(inputs, top_k=question.parameters.top_k or "all", speed=question.parameters.speed)
+    top_k: TopK = question.parameters.top_k or "all"
+    if student.task == "masked_lm":
+        # Its client reads what the pipeline gives, and has no way to name every token.
+        inputs, top_k = question.inputs, question.parameters.top_k
+    asked = student.question(inputs, top_k=top_k, speed=question.parameters.speed)
     return _json(await house.batcher.ask(student, asked))
 
 
