@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 
-import structlog
 import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.limits import allow_many_connections
+from api.logs import configure_logging
 from models.settings import Settings
 
 #: Seconds that open requests get when the server is told to end.
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = Settings()
     configure_logging(settings)
+    allow_many_connections()
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -57,39 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # uvicorn's own ``fd`` takes every socket for a UNIX one.
     server.run(sockets=None if options.fd is None else [socket.socket(fileno=options.fd)])
     return 0 if server.started else 1
-
-
-def configure_logging(settings: Settings) -> None:
-    """One line an event on stderr; JSON where the settings say so."""
-    shared: list[structlog.types.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    as_json = settings.log_format == "json"
-    last: list[structlog.types.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-        if as_json
-        else [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
-        ]
-    )
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its own set-up at each start
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 #: Of a body that is not an upload.
 MAX_BODY_BYTES = 1024**2
 #: Asked every few seconds by machines; they would drown the log.
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 
 class Observed:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, FastAPI
 
 from api import errors, openapi
 from api.access import Observed
+from api.answering import open_answering
 from api.deps import Services, intake_limiter
 from api.downloads import Downloads
-from api.inference import Batcher, Students
 from api.places import Places
+from api.readiness import Readiness, answers, storage_probe
 from api.routes import aliases, datasets, events, files, health, jobs, methods, models, open_inference, predict
+from api.shelves import DatabaseShelf
 from api.streams import Streams
 from api.telemetry import Telemetry
+from limbeck.errors import Unavailable
 from models.db import Database
 from models.settings import Settings
 from models.storage import open_storage
@@ -37,14 +38,15 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with _services(settings, telemetry) as services:
-            app.state.services = services
+            app.state.services, app.state.answering = services, services.answering
+            app.state.readiness, app.state.telemetry = _readiness(services), telemetry
             yield
 
     app = FastAPI(
         title="Limbeck",
         summary="Distils BERT-family models into small students.",
         description=openapi.DESCRIPTION,
-        version=_version(),
+        version=openapi.installed_version(),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         openapi_tags=openapi.TAGS,
         docs_url=None,
@@ -74,39 +76,33 @@ async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[S
         stack.callback(database.dispose)
         if settings.environment == "embedded":  # in production a step of the deployment does it
             await asyncio.to_thread(database.migrate)
-        telemetry.watch(database)
         storage = open_storage(settings)
         bell = Bell(settings)
         stack.callback(bell.close)
         streams = await stack.enter_async_context(Streams(database).running())
-        batcher = Batcher(
-            threads=settings.predict_threads or cores(),
-            limit=settings.predict_queue_texts,
-            seconds=settings.predict_seconds,
-        )
-        stack.callback(batcher.close)
+        answering = stack.enter_context(open_answering(settings, DatabaseShelf(database), storage))
+        telemetry.watch_jobs(database)
+        telemetry.watch_streams(lambda: streams.open)
+        telemetry.watch_answering(answering)
         yield Services(
             settings=settings,
             database=database,
             storage=storage,
             bell=bell,
             streams=streams,
-            students=Students(storage, settings),
-            batcher=batcher,
+            answering=answering,
             downloads=Downloads(storage, settings.scratch_dir / "downloads", settings.download_cache_bytes),
-            telemetry=telemetry,
             places=Places(),
             intake=intake_limiter(),
         )
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _readiness(services: Services) -> Readiness:
+    needed = {"database": answers(services.database.ping), "storage": storage_probe(lambda: services.storage)}
 
+    def broker() -> str:
+        if (fault := services.bell.fault) is not None:
+            raise Unavailable(f"does not take bells: {fault}")
+        return "no bell was refused"
 
-def _version() -> str:
-    try:
-        return version("limbeck")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"
+    return Readiness(needed, {"broker": broker})

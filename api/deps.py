@@ -9,11 +9,11 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from api.answering import Answering
 from api.downloads import Downloads
-from api.inference import Batcher, Students
+from api.inference import Students
 from api.places import Places
 from api.streams import Streams
-from api.telemetry import Telemetry
 from models.db import Database
 from models.settings import Settings
 from models.storage import Storage
@@ -37,12 +37,14 @@ class Services:
     storage: Storage
     bell: Bell
     streams: Streams
-    students: Students
-    batcher: Batcher
+    answering: Answering
     downloads: Downloads
-    telemetry: Telemetry
     places: Places
     intake: CapacityLimiter
+
+    @property
+    def students(self) -> Students:
+        return self.answering.students
 
     @property
     def scratch(self) -> Path:

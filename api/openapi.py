@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -146,6 +147,14 @@ def _with_examples(document: Any) -> Any:
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def installed_version() -> str:
+    """Limbeck's."""
+    try:
+        return version("limbeck")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"
 
 
 def members(union: Any) -> list[type[BaseModel]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
@@ -12,6 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from api.places import Place
 from limbeck.config import DistillConfig
+from limbeck.errors import InvalidConfig, Problem
 from limbeck.spec import Spec
 from models.alias import Alias
 from models.attempt import Attempt
@@ -28,8 +29,9 @@ class Envelope(BaseModel):
 class Resources(Spec):
     """What a job needs of the worker that runs it."""
 
-    gpus: Annotated[int, Field(ge=0, le=1)] = 0
-    """1 waits for a worker with a free GPU. With 0 any worker may take the job, and one with GPUs uses one of them."""
+    gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    """As many as `training.devices`: waits for a worker with so many free GPUs. With 0 any worker may take the job; one
+    with GPUs gives it one for each device all the same."""
 
 
 class JobRequest(DistillConfig):
@@ -47,6 +49,24 @@ class JobRequest(DistillConfig):
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Higher goes first."""
     resources: Resources = Resources()
+
+    @classmethod
+    def parse(cls, document: Any) -> Self:
+        """As a configuration is parsed; GPUs and devices have to agree.
+
+        Raises:
+            InvalidConfig
+        """
+        wanted = super().parse(document)
+        gpus, devices = wanted.resources.gpus, wanted.training.devices
+        if gpus not in (0, devices):
+            detail = (
+                f"found {gpus}; training.devices is {devices}, and each has one GPU: {devices}, or 0 for any worker"
+            )
+            raise InvalidConfig(
+                f"The job cannot be done: /resources/gpus: {detail}", [Problem("/resources/gpus", detail)]
+            )
+        return wanted
 
     def config(self) -> DistillConfig:
         """The distillation alone."""

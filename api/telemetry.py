@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from api.answering import Answering
 from models.db import Database
 from models.job import JobStatus
 from models.repository.overview import count_by_status
@@ -30,20 +31,36 @@ class Telemetry:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._streams = Gauge("limbeck_event_streams", "Open streams of events.", registry=self._registry)
 
-    def watch(self, database: Database) -> None:
+    def watch_jobs(self, database: Database) -> None:
         """Count the jobs of ``database`` whenever somebody asks."""
         self._registry.register(_Jobs(database))
+
+    def watch_streams(self, open_streams: Callable[[], int]) -> None:
+        """Count the open streams of events whenever somebody asks."""
+        self._gauge("limbeck_event_streams", "Open streams of events.", open_streams)
+
+    def watch_answering(self, answering: Answering) -> None:
+        """Tell what waits and what is loaded whenever somebody asks."""
+        students, batcher = answering.students, answering.batcher
+        self._gauge("limbeck_predict_waiting_texts", "Texts that wait for an answer.", lambda: batcher.waiting)
+        self._gauge("limbeck_students_loaded", "Students in memory.", lambda: len(students.loaded))
+        self._gauge(
+            "limbeck_students_bytes",
+            "What they take, estimated.",
+            lambda: sum(one.bytes for one in students.loaded),
+        )
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(seconds)
 
-    def render(self, streams: int) -> bytes:
-        """The text exposition format, with the number of open streams."""
-        self._streams.set(streams)
+    def render(self) -> bytes:
+        """The text exposition format."""
         return generate_latest(self._registry)
+
+    def _gauge(self, name: str, text: str, value: Callable[[], int]) -> None:
+        Gauge(name, text, registry=self._registry).set_function(value)
 
 
 class _Jobs(Collector):

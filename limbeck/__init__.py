@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
     from limbeck.client import Client
     from limbeck.config import DistillConfig
-    from limbeck.engine import DistillResult, distill
+    from limbeck.engine import distill
     from limbeck.errors import LimbeckError
+    from limbeck.result import DistillResult
     from limbeck.runtime import Predictor
     from limbeck.scorecard import Scorecard
+    from limbeck.teacher_cache import TeacherCache
 
 __version__ = "0.1.0"
 
@@ -25,12 +27,13 @@ _HOMES = {
     "CheckpointInfo": "limbeck.callbacks",
     "Client": "limbeck.client",
     "DistillConfig": "limbeck.config",
-    "DistillResult": "limbeck.engine",
+    "DistillResult": "limbeck.result",
     "LimbeckError": "limbeck.errors",
     "Predictor": "limbeck.runtime",
     "Progress": "limbeck.callbacks",
     "Scorecard": "limbeck.scorecard",
     "Stage": "limbeck.callbacks",
+    "TeacherCache": "limbeck.teacher_cache",
     "distill": "limbeck.engine",
 }
 
@@ -45,6 +48,7 @@ __all__ = [
     "Progress",
     "Scorecard",
     "Stage",
+    "TeacherCache",
     "distill",
 ]
 

@@ -184,6 +184,7 @@ class Batch:
     places: NDArray[np.int64] | None = None  # (examples,): where in the split they stand
     labelled: Tensor | None = None  # (examples,) of bool: which have a label; None: all
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
+    stands_in: bool = False  #: another rank's examples, on a rank that has none of the batch: they count nothing
 
 
 def encode(
@@ -272,19 +273,27 @@ class Collator:
             segments = np.zeros(mask.shape, dtype=np.int64)
             segments[mask] = self.data.segments[places]
             inputs["token_type_ids"] = self._on_device(segments)
-        counts = {"examples": len(rows), "tokens": int(lengths.sum()), "pairs": int((lengths**2).sum())}
         labels, labelled = self.data.labels, None
         if self.data.tagged:
             whole = np.full(mask.shape, -100, dtype=np.int64)
             whole[mask] = labels[places]
-            counts["labelled"] = int((whole != -100).sum())
             labels = whole
         else:
             labels = labels[rows]
         if self.labelled is not None:
-            have = rows < self.labelled
-            counts["labelled"], labelled = int(have.sum()), self._on_device(have)
+            labelled = self._on_device(rows < self.labelled)
+        counts = self.counts(rows)
         return Batch(inputs, self._on_device(labels), self._teacher(rows, places, mask), counts, rows, labelled)
+
+    def counts(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """How many units of each kind a batch of these rows has; those of its parts sum to it."""
+        lengths = self.data.lengths[rows]
+        counts = {"examples": len(rows), "tokens": int(lengths.sum()), "pairs": int((lengths**2).sum())}
+        if self.data.tagged:
+            counts["labelled"] = int((self.data.labels[self.data.tokens_of(rows)] != -100).sum())
+        if self.labelled is not None:
+            counts["labelled"] = int((rows < self.labelled).sum())
+        return counts
 
     def _teacher(self, rows: NDArray[np.int64], places: NDArray[np.int64], mask: NDArray[np.bool_]) -> Tensor | None:
         if self.teacher_logits is None:

@@ -1,11 +1,15 @@
-"""Running a model over a whole split; keeping the teacher's answers, so that it runs over the training split once."""
+"""Running a model over a whole split; keeping the teacher's answers, so that it runs over the training split once.
+
+They are kept twice: in the job's own state, from which an interrupted pass and a resumed job go on, and, where there is
+one, in a folder that jobs share (``limbeck/teacher_cache.py``).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limbeck.batches import Collator, Encoded, forward_batches
-from limbeck.errors import Interrupted
+from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
+from limbeck.errors import DamagedFile, Interrupted, LimbeckError
 from limbeck.losses import require_finite
 from limbeck.run import Run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from limbeck.tasks.base import Task
+    from limbeck.teacher_cache import Known
 
 _ROLE = "cache"
 
@@ -34,17 +39,20 @@ def predict(
     run: Run,
     done: Callable[[int], None] = lambda examples: None,
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
-    """What the task keeps of the model's logits for every row of the split; leaves the model in ``eval()``."""
+    """What the task keeps of the model's logits for every row of the split, on every rank; leaves the model in
+    ``eval()``."""
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    logits = np.empty((data.answers, task.width(model.config)), dtype=np.float32)
-    for rows in forward_batches(data.lengths):
+    logits = np.zeros((data.answers, task.width(model.config)), dtype=np.float32)
+    for number, rows in enumerate(forward_batches(data.lengths)):
         run.poll()
-        with run.device.autocast():
-            places, answers = _answers(model, collate, rows, task)
-            logits[places] = answers.numpy()
+        if number % run.ranks.count == run.ranks.number:
+            with run.device.autocast():
+                places, answers = _answers(model, collate, rows, task)
+                logits[places] = answers.numpy()
         done(len(rows))
-    return logits
+    whole: NDArray[np.float32] = run.ranks.sum(torch.from_numpy(logits)).numpy()
+    return whole
 
 
 def _answers(
@@ -58,14 +66,36 @@ def _answers(
     return collate.data.answer_places(rows), found.cpu()
 
 
-def cache_key(run: Run, teacher_weights: str, data_sha256: str) -> str:
-    """What the teacher's logits depend on, as a hash."""
-    training = run.config.training
-    # Copies are drawn by the seed.
-    added = [one.model_dump(mode="json") for one in training.augmentation]
-    drawn = [added, training.seed] if added else []
-    parts = [teacher_weights, data_sha256, training.max_length, run.device.precision, str(torch.__version__), *drawn]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor], data: Encoded, task: Task) -> str:
+    """Everything that one teacher's logits over a split are computed from, as a hash.
+
+    Of the weights as they answer (fine-tuned, if they were) and the token ids as they are read: so that the data's
+    splits, columns and limit, the tokenizer, the maximal length and what augmentation drew are all in it. Of the
+    machine as well: another processor or number of threads rounds otherwise, and a job has to end with the same
+    student whether it finds the answers or computes them.
+    """
+    digest = hashlib.sha256()
+    parts: dict[str, Any] = {
+        "keeps": "logits",
+        "task": task.model_dump(mode="json"),
+        "config": {name: value for name, value in config.to_dict().items() if not name.startswith("_")},
+        "hardware": run.device.hardware().model_dump(mode="json", exclude={"onnxruntime"}),
+        "batch": FORWARD_TOKENS,
+        "layout": [data.per_token, data.together],
+    }
+    digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
+    arrays: dict[str, NDArray[Any]] = {"ids": data.ids, "starts": data.starts}
+    arrays |= {} if data.segments is None else {"segments": data.segments}
+    # Seen as bytes: numpy has no bfloat16.
+    arrays |= {f"weights.{name}": _as_bytes(value) for name, value in sorted(weights.items())}
+    for name, array in arrays.items():
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 @torch.inference_mode()
@@ -77,26 +107,60 @@ def teacher_logits(
 
     An interrupted pass goes on where it stopped.
 
+    Args:
+        load: the teacher; not called where its answers are known.
+        key: :func:`answers_key`.
+
     Raises:
         Diverged: a logit is NaN or infinite.
         Interrupted: the part that was done is staged in the run's state.
     """
-    logits, done = torch.zeros(len(data.ids) if data.per_token else len(data), classes), 0
+    logits, done, seconds = torch.zeros(len(data.ids) if data.per_token else len(data), classes), 0, 0.0
     if run.store.has(_ROLE):
         tensors, facts = run.store.read_tensors(_ROLE)
         if facts["key"] == key:
-            logits, done = tensors["logits"], facts["batches"]
-    hits = sum(len(rows) for rows in forward_batches(data.lengths)[:done])
-    started = time.monotonic()
+            logits, done, seconds = tensors["logits"], facts["batches"], facts.get("seconds", 0.0)
+    batches = len(forward_batches(data.lengths))
     run.meter.begin("cache")
-    if hits < len(data):
-        _fill(load(), data, task, logits, done, key, run)
-        require_finite(logits, "the teacher's logits")
-        _stage(run, logits, len(forward_batches(data.lengths)), key)
+    if done < batches and (known := _find(run, key, tuple(logits.shape))) is not None:
+        logits = known.logits
+        _stage(run, logits, batches, key, known.seconds)
         run.commit()
-        _say_built(run, logits, len(data), hits, time.monotonic() - started)
+        _say_used(run, known, len(data))
+    elif done < batches:
+        hits = sum(len(rows) for rows in forward_batches(data.lengths)[:done])
+        seconds = _fill(load(), data, task, logits, done, key, seconds, run)
+        require_finite(logits, "the teacher's logits")
+        _stage(run, logits, batches, key, seconds)
+        run.commit()
+        _say_built(run, logits, len(data), hits, seconds)
+        _keep(run, key, logits, seconds)
     run.meter.finish("cache")
     return logits
+
+
+def _find(run: Run, key: str, shape: tuple[int, ...]) -> Known | None:
+    """The answers that an earlier job left in the shared folder, if it has them whole."""
+    if run.teacher_cache is None:
+        return None
+    try:
+        return run.teacher_cache.find(key, shape)
+    except DamagedFile as error:
+        run.event("cache.damaged", f"{error.message} They are computed again.", key=key)
+    except OSError as error:
+        run.event("cache.failed", f"The folder of teachers' answers cannot be read: {error}.", key=key)
+    return None
+
+
+def _keep(run: Run, key: str, logits: Tensor, seconds: float) -> None:
+    """Leave the answers to later jobs; this one has them, whatever happens to the folder."""
+    if run.teacher_cache is None:
+        return
+    try:
+        if not run.teacher_cache.keep(key, logits, seconds):
+            run.event("cache.failed", "The teacher's answers are larger than the folder that later jobs share may be.")
+    except (LimbeckError, OSError) as error:
+        run.event("cache.failed", f"The teacher's answers could not be kept for later jobs: {error}", key=key)
 
 
 def kept_logits(run: Run) -> Tensor | None:
@@ -104,11 +168,23 @@ def kept_logits(run: Run) -> Tensor | None:
     return run.store.read_tensors(_ROLE)[0]["logits"] if run.store.has(_ROLE) else None
 
 
+def _say_used(run: Run, known: Known, examples: int) -> None:
+    run.event(
+        "cache.used",
+        f"The teacher's answers to all {examples:,} training examples ({known.bytes:,} bytes) are known from an "
+        f"earlier job, which saves the {known.seconds:.1f} s that they took.",
+        hits=examples,
+        misses=0,
+        bytes=known.bytes,
+        seconds_saved=known.seconds,
+    )
+
+
 def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
     size, misses = logits.numel() * logits.element_size(), examples - hits
     run.event(
         "cache.built",
-        f"The teacher answered {misses:,} training examples in {seconds:.1f} s ({hits:,} were known); "
+        f"The teacher answered {misses:,} training examples ({hits:,} were known), {seconds:.1f} s for all; "
         f"its answers, {size:,} bytes, serve every epoch.",
         hits=hits,
         misses=misses,
@@ -117,25 +193,33 @@ def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: floa
     )
 
 
-def _fill(model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, done: int, key: str, run: Run) -> None:
+def _fill(
+    model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, done: int, key: str, before: float, run: Run
+) -> float:
+    """Answer what is left; the seconds that all took, with ``before``, those of earlier attempts."""
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    tokens = data.lengths
+    tokens, started = data.lengths, time.monotonic()
+
+    def spent() -> float:
+        return before + time.monotonic() - started
+
     for number, rows in enumerate(forward_batches(tokens)[done:], start=done):
         try:
             run.poll()
         except Interrupted:
-            _stage(run, logits, number, key)
+            _stage(run, logits, number, key, spent())
             raise
         if run.save_due():
-            _stage(run, logits, number, key)
+            _stage(run, logits, number, key, spent())
             run.commit()
         with run.device.autocast():
             places, answers = _answers(model, collate, rows, task)
             logits[torch.from_numpy(places)] = answers
         run.meter.advance(float(tokens[rows].sum() / tokens.sum()), examples=len(rows))
+    return spent()
 
 
-def _stage(run: Run, logits: Tensor, batches: int, key: str) -> None:
-    facts: dict[str, Any] = {"key": key, "batches": batches}
+def _stage(run: Run, logits: Tensor, batches: int, key: str, seconds: float) -> None:
+    facts: dict[str, Any] = {"key": key, "batches": batches, "seconds": seconds}
     run.store.write_tensors(_ROLE, {"logits": logits}, facts)

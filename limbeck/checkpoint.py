@@ -125,6 +125,16 @@ class CheckpointStore:
                 file.unlink(missing_ok=True)
 
 
+class Follower(CheckpointStore):
+    """The state as a rank other than the first has it: it is read, and written by rank 0 alone."""
+
+    def write_tensors(self, role: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Rank 0 stages the same."""
+
+    def write_json(self, role: str, value: Any) -> None:
+        """Rank 0 stages the same."""
+
+
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """A full disk, however a library words it, becomes :class:`StorageFull`."""

@@ -5,7 +5,6 @@ Imports no torch: the API process reads configurations and never trains.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -26,7 +25,9 @@ from limbeck.methods.self_distillation import SelfDistillation
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
+from limbeck.source_names import BUILTIN_DATASETS, source_name
 from limbeck.spec import Spec, invalid_config, type_tag
+from limbeck.student_spec import Prune, Student
 from limbeck.tasks.embeddings import Embeddings
 from limbeck.tasks.masked_lm import MaskedLM
 from limbeck.tasks.multi_label import MultiLabel
@@ -34,51 +35,28 @@ from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.tasks.token_classification import TokenClassification
+from limbeck.teacher_spec import FineTune, Teacher
 from limbeck.weighting import SampleWeighting
 
-BUILTIN_TEACHERS = ("builtin:minilm-l6",)
-BUILTIN_DATASETS = ("builtin:stdlib-docstrings",)
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-def _source(value: str, *, what: str, builtins: tuple[str, ...], reference: str) -> str:
-    """Check the form of a source; ``reference`` is how the service's own things are named, e.g. ``model:mdl_``."""
-    if value.startswith("builtin:") and value not in builtins:
-        raise ValueError(f"there is no such built-in {what}; allowed: {', '.join(builtins)}")
-    known = value in builtins or value.startswith(("path:", reference)) or _HUB_NAME.fullmatch(value)
-    if not known:
-        raise ValueError(
-            f"a {what} is a hub name such as 'org/name', {' or '.join(map(repr, builtins))}, or '{reference}…'"
-        )
-    return value
-
-
-class FineTune(Spec):
-    """How a bare encoder is made a teacher."""
-
-    epochs: int = Field(default=3, ge=1, le=50)
-    """Passes over the training split."""
-    learning_rate: float = Field(default=1e-4, gt=0, le=1e-2)
-    """Peak learning rate of AdamW."""
-
-
-class Teacher(Spec):
-    """The model whose knowledge is passed on."""
-
-    shorthand: ClassVar[str | None] = "source"
-
-    source: str
-    """A hub name, ``builtin:minilm-l6``, ``model:mdl_…``, or (library only) ``path:/folder``."""
-    revision: str | None = None
-    """A commit, tag or branch of the hub; the commit that it meant is recorded."""
-    finetune: FineTune | bool | None = None
-    """``None``: fine-tune where the teacher has no head for the task. ``true`` and ``false`` force it."""
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, value: str) -> str:
-        return _source(value, what="teacher", builtins=BUILTIN_TEACHERS, reference="model:mdl_")
+__all__ = [
+    "TASKS",
+    "Augmentation",
+    "Columns",
+    "Dataset",
+    "DistillConfig",
+    "Evaluation",
+    "FineTune",
+    "Gate",
+    "Method",
+    "Prune",
+    "Splits",
+    "Student",
+    "Task",
+    "Teacher",
+    "TextColumns",
+    "Training",
+    "Unlabelled",
+]
 
 
 class Columns(Spec):
@@ -128,19 +106,7 @@ class Dataset(Spec):
     @field_validator("source")
     @classmethod
     def _known_source(cls, value: str) -> str:
-        return _source(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
-
-
-class Prune(Spec):
-    """What is cut out of the layers that a student starts from, least important first."""
-
-    shorthand: ClassVar[str | None] = "neurons"
-
-    neurons: float = Field(gt=0, lt=1)
-    """Share of the neurons of every feed-forward part; ``intermediate_size`` shrinks by it. Important is a neuron whose
-    absence would change the teacher's loss on training texts, to the first order (Molchanov et al. 2017,
-    arXiv:1611.06440). Whole heads are not offered: in transformers a head is ``hidden_size / heads`` wide, so that one
-    without some heads could not be loaded, and masking them saves no time."""
+        return source_name(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
 
 
 class TextColumns(Spec):
@@ -175,7 +141,7 @@ class Unlabelled(BaseAugmentation):
     @field_validator("source")
     @classmethod
     def _known_source(cls, value: str) -> str:
-        return _source(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
+        return source_name(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
 
     def problems(self, *, at: str, task: str, reads_logits: bool, method: str) -> Iterator[Problem]:
         yield from super().problems(at=at, task=task, reads_logits=reads_logits, method=method)
@@ -192,89 +158,6 @@ Augmentation = Annotated[
     | Annotated[Unlabelled, Tag("unlabelled")],
     Discriminator(type_tag),
 ]
-
-
-class Student(Spec):
-    """The small model."""
-
-    shorthand: ClassVar[str | None] = "layers"
-
-    layers: int | tuple[int, ...] | None = None
-    """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them (all
-    of those of ``source``, and with ``self`` and ``fastbert``; one for ``bilstm`` and ``bigru``)."""
-    init: Literal["first", "last", "uniform", "skip"] | None = None
-    """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
-    every n-th from the first on; default: what the method asks for, which is ``uniform`` for most."""
-    preset: Literal["T6", "T3", "T3-small", "T4-tiny", "T12-nano"] | None = None
-    """A public size (TextBrewer's), as layers × width: 6 × 768, 3 × 768, 3 × 384, 4 × 312, 12 × 256."""
-    hidden_size: int | None = Field(default=None, ge=8, le=8192)
-    """Width of the layers, at most the teacher's; of ``bilstm`` and ``bigru`` the units for each direction."""
-    intermediate_size: int | None = Field(default=None, ge=1, le=65536)
-    """Neurons of every feed-forward part; default: the teacher's share of the width."""
-    heads: int | None = Field(default=None, ge=1, le=256)
-    """Attention heads; has to divide the width. Default: as wide as the teacher's, where that goes."""
-    embedding_size: int | None = Field(default=None, ge=8, le=8192)
-    """Width of the word table where it may be narrower than the layers: electra, albert, deberta-v2, bilstm, bigru."""
-    start: Literal["svd", "random"] = "svd"
-    """What the weights begin as: the teacher's, projected onto its main directions where the student is narrower, or
-    ``random`` ones throughout."""
-    prune: Prune | None = None
-    """What goes from the teacher's layers, by importance."""
-    vocabulary: Literal["full", "trimmed"] = "full"
-    """``trimmed``: tokens that none of the data set's texts uses go from the student's tokenizer and table. Its texts
-    are read as before; a word that none of them had falls to smaller pieces."""
-    architecture: Literal["transformer", "bilstm", "bigru"] = "transformer"
-    """What the student is built of: layers as the teacher's, or a recurrent network over the teacher's word table."""
-    source: str | None = None
-    """Another model as the student: a hub name, ``model:mdl_…``, or (library only) ``path:/folder``. Its tokenizer may
-    be another than the teacher's where the method takes nothing but the teacher's answers to whole texts: ``kd``,
-    ``noise`` and ``none``, for ``sequence_classification``, ``multi_label`` and ``regression``, without
-    ``training.augmentation``."""
-    revision: str | None = None
-    """A commit, tag or branch of ``source`` on the hub."""
-
-    @property
-    def recurrent(self) -> bool:
-        """Whether it is no transformer."""
-        return self.architecture != "transformer"
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        return _source(value, what="student", builtins=BUILTIN_TEACHERS, reference="model:mdl_")
-
-    @field_validator("layers")
-    @classmethod
-    def _sensible_layers(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
-        if isinstance(value, int) and not 1 <= value <= 96:
-            raise ValueError("a student has 1 to 96 layers")
-        if isinstance(value, tuple) and (not value or min(value) < 0 or list(value) != sorted(set(value))):
-            raise ValueError("name teacher layers from 0 on, rising, each at most once, e.g. [1, 3, 5]")
-        return value
-
-    @model_validator(mode="after")
-    def _fields_that_go_together(self) -> Student:
-        widths = ("hidden_size", "intermediate_size", "heads", "embedding_size")
-        forbidden: dict[str, tuple[str, ...]] = {}
-        if self.source is not None:
-            forbidden["source, which has its own size and weights"] = (*widths, "preset", "prune", "start")
-        if self.preset is not None:
-            forbidden["preset, which names the size"] = ("layers", "hidden_size", "intermediate_size", "heads", "prune")
-        if self.recurrent:
-            forbidden[self.architecture] = ("preset", "source", "prune", "heads", "intermediate_size", "init")
-        if self.prune is not None:
-            forbidden["prune, which cuts the teacher's own neurons"] = ("intermediate_size", "start")
-        for what, fields in forbidden.items():
-            for field in fields:
-                if getattr(self, field) != type(self).model_fields[field].default:
-                    raise ValueError(f"{field} does not go with {what}: leave one of them out")
-        if self.recurrent and isinstance(self.layers, tuple):
-            raise ValueError(f"a {self.architecture} starts from none of the teacher's layers: give their number")
-        if self.revision is not None and self.source is None:
-            raise ValueError("revision is one of source, which is not given")
-        return self
 
 
 class Training(Spec):
@@ -295,6 +178,8 @@ class Training(Spec):
     seed: int = Field(default=42, ge=0, lt=2**32)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 on CUDA, else float32."""
+    devices: int = Field(default=1, ge=1, le=64)
+    """Processes on one machine that share every batch, each with its own GPU; without GPUs they share the cores."""
     loss: SoftLoss = KullbackLeibler()
     """How the student's answer is compared with the teacher's."""
     sample_weighting: SampleWeighting | None = None
@@ -325,11 +210,14 @@ class Training(Spec):
     @model_validator(mode="after")
     def _one_batch(self) -> Training:
         """With what looks at a batch as a whole, a batch cut into parts would have another gradient."""
+        intra = f"loss {self.loss.type!r} with intra > 0, which compares the examples of a batch"
+        if self.devices > 1 and self.loss.needs_whole_batch:
+            raise ValueError(f"devices ({self.devices}) has to be 1 with {intra}")
         if self.gradient_accumulation == 1:
             return self
         found = []
         if self.loss.needs_whole_batch:
-            found.append(f"loss {self.loss.type!r} with intra > 0, which compares the examples of a batch")
+            found.append(intra)
         if self.sample_weighting is not None and self.sample_weighting.by_student:
             found.append(
                 f"sample_weighting {self.sample_weighting.type!r}, whose weights hang on the student's answers to "
@@ -343,10 +231,11 @@ class Training(Spec):
 
     @model_validator(mode="after")
     def _whole_parts(self) -> Training:
-        if self.batch_size % self.gradient_accumulation:
-            raise ValueError(
-                f"gradient_accumulation ({self.gradient_accumulation}) has to divide batch_size ({self.batch_size})"
-            )
+        parts, named = self.gradient_accumulation, f"gradient_accumulation ({self.gradient_accumulation})"
+        if self.devices > 1:
+            parts, named = parts * self.devices, f"devices ({self.devices}) times {named}"
+        if self.batch_size % parts:
+            raise ValueError(f"{named} has to divide batch_size ({self.batch_size})")
         return self
 
 

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from limbeck.difficulty import example_means, ranks
 from limbeck.methods.base import Term
+from limbeck.ranks import ALONE
 from limbeck.soft_loss import KullbackLeibler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch, Collator
+    from limbeck.ranks import Ranks
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
     from limbeck.weighting import SampleWeighting
@@ -37,6 +39,7 @@ class Criterion:
     Args:
         loss: how student and teacher are compared; default: the divergence that fits the task.
         weighting: what makes an example count more; default: all count alike.
+        ranks: who shares every batch.
         teacher: loads the teacher, whom a task whose answers are not kept (``Task.of_words``) asks in every batch.
     """
 
@@ -45,13 +48,15 @@ class Criterion:
         task: Task,
         loss: SoftLoss | None = None,
         weighting: SampleWeighting | None = None,
+        ranks: Ranks = ALONE,
         teacher: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
         self.task = task
         self._teacher = None if teacher is None else cache(teacher)
         self.loss = loss or KullbackLeibler()
         self.weighting = weighting
-        self._ranks: Tensor | None = None
+        self.ranks = ranks
+        self._places: Tensor | None = None
 
     @property
     def needs_teacher_logits(self) -> bool:
@@ -110,11 +115,11 @@ class Criterion:
     def study(self, collate: Collator) -> None:
         """Look at the whole training split where the weights need that; ``collate`` carries the teacher's logits."""
         if self.weighting is not None and self.weighting.ranked:
-            self._ranks = ranks(self.weighting, self.task, collate)
+            self._places = ranks(self.weighting, self.task, collate)
 
     @torch.no_grad()
     def weigh(self, parts: Sequence[Batch], progress: float) -> list[Batch]:
-        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts is 1.
+        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts, of all ranks, is 1.
 
         Weights that hang on the student's answers are not known yet; :meth:`hard` and :meth:`soft` find them.
         """
@@ -123,16 +128,16 @@ class Criterion:
         found = [self.weighting.weights(self._teachers_difficulty(part), progress) + _LEAST for part in parts]
         owners = [self.task.owners(part) for part in parts]
         rows = torch.cat([weights[owner] for weights, owner in zip(found, owners, strict=True)])
-        mean = rows.mean() if len(rows) else 1.0
+        mean = self._mean(rows, stands_in=any(part.stands_in for part in parts))
         return [replace(part, weights=weights / mean) for part, weights in zip(parts, found, strict=True)]
 
     def _teachers_difficulty(self, batch: Batch) -> Tensor:
         """Of each example, (examples,): its rank where the weighting is by rank."""
         assert self.weighting is not None
         if self.weighting.ranked:
-            assert self._ranks is not None
+            assert self._places is not None
             assert batch.places is not None
-            return self._ranks[torch.from_numpy(batch.places)].to(batch.labels.device)
+            return self._places[torch.from_numpy(batch.places)].to(batch.labels.device)
         return self._difficulty(None, batch)
 
     def _difficulty(self, logits: Tensor | None, batch: Batch) -> Tensor:
@@ -151,7 +156,13 @@ class Criterion:
         if batch.weights is not None:
             return batch.weights[owners]
         rows = (self._difficulty(logits, batch) + _LEAST)[owners]
-        return rows / rows.mean()
+        return rows / self._mean(rows, stands_in=batch.stands_in)
+
+    def _mean(self, rows: Tensor, *, stands_in: bool) -> Tensor:
+        """Over the rows of all ranks, those aside that only stand in; 1 where there is none."""
+        sums = torch.stack([rows.sum(), rows.new_full((), float(len(rows)))])
+        total, count = self.ranks.sum(sums * (not stands_in))
+        return torch.where(count > 0, total / count.clamp_min(1), torch.ones_like(total))
 
 
 def _mean(losses: Tensor, weights: Tensor | None, unit: str) -> Term:

@@ -27,9 +27,13 @@ class Device:
     precision: Literal["float32", "bfloat16"]
 
     @classmethod
-    def choose(cls, precision: Literal["auto", "float32", "bfloat16"]) -> Device:
-        """CUDA where there is one, in bfloat16; else the CPU in float32, which most CPUs are fastest in."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def choose(cls, precision: Literal["auto", "float32", "bfloat16"], number: int = 0) -> Device:
+        """CUDA where there is one, in bfloat16; else the CPU in float32, which most CPUs are fastest in.
+
+        Args:
+            number: which of several GPUs.
+        """
+        device = torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
         if precision == "auto":
             precision = "bfloat16" if device.type == "cuda" else "float32"
         return cls(device, precision)

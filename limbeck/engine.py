@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig
 from limbeck.errors import Interrupted, OutOfMemory
 from limbeck.hard_samples import measure_difficulty
+from limbeck.launching import distill_in_ranks
 from limbeck.loop import Fitted, train
 from limbeck.methods.base import Method
 from limbeck.methods.none import FineTuning
@@ -44,25 +44,16 @@ from limbeck.phases import (
     wants_baseline,
 )
 from limbeck.preparation import Prepared, prepare
+from limbeck.ranks import ALONE, Ranks
+from limbeck.result import DistillResult, TeacherFacts
 from limbeck.run import Run
-from limbeck.scorecard import HARD_SAMPLES, Scorecard
-from limbeck.teaching import TeacherFacts, judged_by, ready_teacher
+from limbeck.scorecard import HARD_SAMPLES
+from limbeck.teacher_cache import TeacherCache
+from limbeck.teaching import judged_by, ready_teacher
 from limbeck.trials import planned, settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True, slots=True)
-class DistillResult:
-    """What a distillation leaves behind."""
-
-    student: Path  #: a Hugging Face folder, with ``limbeck.json`` and ``onnx/``
-    baseline: Path | None
-    teacher: TeacherFacts
-    scorecard: Scorecard
-    provenance: dict[str, Any]  #: revisions, hashes, versions, device: what repeating the run needs
-    hard_samples: tuple[Path, ...] = ()  #: the same table in two forms
 
 
 def distill(
@@ -73,6 +64,7 @@ def distill(
     sources: Mapping[str, Path] = MappingProxyType({}),
     checkpoint_seconds: float = 60.0,
     expected: Mapping[str, str] = MappingProxyType({}),
+    teacher_cache: TeacherCache | None = None,
 ) -> DistillResult:
     """Distil a student as ``config`` says, in ``workdir``.
 
@@ -84,16 +76,37 @@ def distill(
         checkpoint_seconds: between two checkpoints within a phase.
         expected: sha256 that the ``dataset`` and the ``teacher`` have to have, as an earlier run's provenance has them;
             what has another is refused before anything is trained.
+        teacher_cache: where teachers' answers are looked for and left to other jobs; it changes nothing but time.
 
     Raises:
         InvalidInput: the configuration, the data set or the teacher cannot be used.
         JobFailed: training diverged, the teacher is unfit, memory or disk ran out, an export is wrong.
         Interrupted: ``callbacks.should_stop()`` said so; call again to go on.
+
+    With ``training.devices`` above 1 the work is done by as many processes, which this one starts and ends.
     """
+    callbacks = callbacks or Callbacks()
+    if config.training.devices > 1:
+        answers = None if teacher_cache is None else teacher_cache.place
+        return distill_in_ranks(config, workdir, callbacks, sources, checkpoint_seconds, expected, answers)
+    return distill_here(config, workdir, callbacks, sources, checkpoint_seconds, expected, teacher_cache)
+
+
+def distill_here(
+    config: DistillConfig,
+    workdir: Path,
+    callbacks: Callbacks,
+    sources: Mapping[str, Path],
+    checkpoint_seconds: float,
+    expected: Mapping[str, str],
+    teacher_cache: TeacherCache | None = None,
+    ranks: Ranks = ALONE,
+) -> DistillResult:
+    """The same within this process, which may be one of several ranks; those that do not lead do not return."""
     with failures_named():
-        run = Run(config, workdir, callbacks or Callbacks(), checkpoint_seconds)
+        run = Run(config, workdir, callbacks, checkpoint_seconds, teacher_cache, ranks)
         try:
-            job = prepare(run, sources, expected)
+            job = run.in_turn(lambda: prepare(run, sources, expected))
             plan(run, job, *planned(run, job))
             teacher = ready_teacher(run, job.for_teacher)
             job = judged_by(run, job, teacher)
@@ -101,6 +114,7 @@ def distill(
             models = {"teacher": teacher, "student": _student(run, job, "distilling", method, teacher)}
             if wants_baseline(config, job):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
+            run.part()
             evaluations = _evaluate(run, job, models)
             if measures_hard_samples(config, job):
                 measure_difficulty(run, job, models)
@@ -116,7 +130,7 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weight
         return run.store.read_tensors(name)[0]
 
     load = teacher_of(run, job, teacher)
-    logits = answers_of(run, job, load) if name == "distilling" else None
+    logits = answers_of(run, job, teacher, load) if name == "distilling" else None
     models = models_of(run, job, teacher, load)
     if name == "distilling":
         _say_remarks(run, job, models.student)

@@ -21,6 +21,7 @@
     │   ├── TeacherUnfit        the teacher is no better than guessing the majority class
     │   ├── ExportFailed        an exported student does not answer as the trained one does
     │   ├── OutOfMemory         host or device memory ran out
+    │   ├── RankLost            a process of a training over several devices has gone
     │   ├── StorageFull         the disk or bucket took no more bytes
     │   └── DamagedFile         a stored file is not what was stored
     ├── Interrupted             somebody asked the engine to stop; its state is checkpointed
@@ -147,6 +148,11 @@ class ExportFailed(JobFailed):
 
 class OutOfMemory(JobFailed):
     code = "out_of_memory"
+    retryable = True
+
+
+class RankLost(JobFailed):
+    code = "rank_lost"
     retryable = True
 
 

@@ -19,6 +19,7 @@ from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
 from limbeck.methods.base import Method, Models, Objective
+from limbeck.ranks import Ranks, sum_values
 from limbeck.run import Run
 
 if TYPE_CHECKING:
@@ -133,13 +134,14 @@ def train(phase: Phase, run: Run) -> Fitted:
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.models.teacher)
+        criterion = Criterion(phase.task, phase.loss, phase.weighting, run.ranks, phase.models.teacher)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
         if saved is not None:
             _load(saved, objective, optimizer)
             saved = None
+        run.ranks.share(objective.module)  # what was drawn for it is rank 0's
         losses: list[tuple[int, dict[str, Tensor]]] = []
         batches: list[NDArray[np.int64]] = []
         collate = Collator(
@@ -177,6 +179,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 rows = batches[place]
+                run.ranks.seed_step(phase.seed, index, position.step)
                 values = backward(
                     objective, collate, rows, phase.gradient_accumulation, position.step, steps, run, criterion.weigh
                 )
@@ -222,25 +225,33 @@ def backward(
     """Add the gradient of the batch's loss, computed in ``accumulation`` parts; return the loss and its terms.
 
     Each part's mean counts by its share of the batch's units (examples, tokens …): the gradient is that of the batch.
+    With several ranks each computes its own parts, and all get the sum.
     """
-    parts = weigh([collate(part) for part in collate.data.parts(rows, accumulation)], step / steps)
-    whole: dict[str, int] = {}
-    for part in parts:
-        for unit, count in part.counts.items():
-            whole[unit] = whole.get(unit, 0) + count
+    parts = weigh(_own_parts(collate, rows, accumulation, run.ranks), step / steps)
+    whole = collate.counts(rows)
     sums: dict[str, Tensor] = {}
     for part in parts:
         with run.device.autocast():
             terms = objective.losses(part, step, steps)
-        shares = {
-            name: term.value * (part.counts[term.unit] / max(1, whole[term.unit])) for name, term in terms.items()
-        }
+        counts = dict.fromkeys(whole, 0) if part.stands_in else part.counts
+        shares = {name: term.value * (counts[term.unit] / max(1, whole[term.unit])) for name, term in terms.items()}
         loss = torch.stack([shares[name] * term.weight for name, term in terms.items()]).sum()
         if loss.requires_grad:  # not where a draw left out everything that learns (theseus)
             torch.autograd.backward(loss)
         for name, value in {"loss": loss, **shares}.items():
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-    return sums
+    run.ranks.sum_gradients(_trainable(objective.module))
+    return sum_values(run.ranks, sums)
+
+
+def _own_parts(collate: Collator, rows: NDArray[np.int64], accumulation: int, ranks: Ranks) -> list[Batch]:
+    """This rank's parts of a batch; where the batch is too small to give it one, the first stands in.
+
+    It is computed and counts nothing: the rank takes part in every exchange, and finds the same terms.
+    """
+    parts = collate.data.parts(rows, accumulation * ranks.count)
+    own = [collate(part) for part in parts[ranks.number :: ranks.count]]
+    return own or [replace(collate(parts[0]), stands_in=True)]
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -309,6 +320,9 @@ _TITLES = {"teacher": "Teacher", "distilling": "Student", "baseline": "Baseline"
 
 def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phase: Phase, run: Run) -> None:
     """Bring the losses since the last look to the CPU; refuse NaN; report a metrics point now and then."""
+    if not run.ranks.leads:  # it has the same losses, and rank 0 says what is wrong
+        losses.clear()
+        return
     every = max(1, phase.steps // _POINTS)
     for step, values in losses:
         numbers = {name: float(value) for name, value in values.items()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from limbeck.batches import Encoded
-from limbeck.cache import cache_key, teacher_logits
+from limbeck.cache import answers_key, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
@@ -136,15 +136,16 @@ def teacher_of(run: Run, job: Prepared, weights: Weights) -> Callable[[], PreTra
     return load
 
 
-def answers_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> Tensor | None:
-    """The teacher's answers to the training split, where something asks for them: from the state, or computed."""
+def answers_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Tensor | None:
+    """The teacher's answers to the training split, where something asks for them: from the state, from the folder that
+    jobs share, or computed."""
     if not asks_teacher(run.config, job, "distilling"):
         if job.task.of_words:
             _say_live(run, job)
         return None
-    key = cache_key(run, job.teacher_sha256, job.card.sha256)
-    width = job.task.width(job.blueprint.config)
-    return teacher_logits(load, job.for_teacher.train, job.task, key, width, run)
+    config, data = job.blueprint.config, job.for_teacher.train
+    key = answers_key(run, config, teacher, data, job.task)
+    return run.ranks.first(lambda: teacher_logits(load, data, job.task, key, job.task.width(config), run))
 
 
 def _say_live(run: Run, job: Prepared) -> None:

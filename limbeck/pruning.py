@@ -84,6 +84,10 @@ def most_important(importance: Tensor, count: int) -> list[Tensor]:
 
 def importance_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> Tensor:
     """How much each of the teacher's neurons matters, (layers, neurons); measured once, and kept in the state."""
+    return run.ranks.first(lambda: _measured(run, job, load))
+
+
+def _measured(run: Run, job: Prepared, load: Callable[[], PreTrainedModel]) -> Tensor:
     if not run.store.has("pruning"):
         criterion = Criterion(job.task)
         collate = Collator(job.train, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)

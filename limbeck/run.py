@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from limbeck.callbacks import Callbacks
-from limbeck.checkpoint import CheckpointStore
+from limbeck.checkpoint import CheckpointStore, Follower
 from limbeck.config import DistillConfig
 from limbeck.device import Device
 from limbeck.errors import Conflict, Interrupted
 from limbeck.progress import Meter
+from limbeck.ranks import ALONE, Ranks
+from limbeck.teacher_cache import TeacherCache
 
 JOURNAL = "journal"
+T = TypeVar("T")
 
 
 class Run:
     """One attempt at a job, going on from what earlier attempts left in ``workdir/state``."""
 
-    def __init__(self, config: DistillConfig, workdir: Path, callbacks: Callbacks, checkpoint_seconds: float) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        workdir: Path,
+        callbacks: Callbacks,
+        checkpoint_seconds: float,
+        teacher_cache: TeacherCache | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.config = config
         self.callbacks = callbacks
-        self.store = CheckpointStore(workdir / "state")
+        self.teacher_cache = teacher_cache
+        self.ranks = ranks
+        self.store = self._open(workdir / "state")
         self.meter = Meter(callbacks)
-        self.device = Device.choose(config.training.precision)
+        self.device = Device.choose(config.training.precision, ranks.number)
         self._interval = checkpoint_seconds
         self._saved = time.monotonic()
         #: Small results of finished work, as JSON.
@@ -34,14 +47,36 @@ class Run:
             self.event("checkpoint.damaged", f"The saved state cannot be used, starting over: {self.store.damage}")
         if self.store.has(JOURNAL):
             self._resume()
+            self.event("checkpoint.loaded", f"Going on from step {self.store.step}.", step=self.store.step)
+        ranks.wait()  # until then rank 0 must not change what the others read
+
+    def _open(self, folder: Path) -> CheckpointStore:
+        return CheckpointStore(folder) if self.ranks.leads else Follower(folder)
 
     def _resume(self) -> None:
         found = self.store.read_json(JOURNAL)
-        if found["facts"]["config"] != self.facts["config"]:
+        config = self.facts["config"]
+        if _whatever_devices(found["facts"]["config"]) != _whatever_devices(config):
             raise Conflict("This folder holds the state of a run with another configuration; take a fresh folder.")
-        self.facts = found["facts"]
+        self.facts = found["facts"] | {"config": config}
         self.meter.restore(found["meter"])
-        self.event("checkpoint.loaded", f"Going on from step {self.store.step}.", step=self.store.step)
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Do what ends in a commit on rank 0, and then on the others, which find it in the state."""
+        if self.ranks.leads:
+            result = work()
+            self.ranks.wait()
+            self.ranks.wait()
+            return result
+        self.ranks.wait()
+        self.store = self._open(self.store.folder)
+        self._resume()
+        self.ranks.wait()
+        return work()
+
+    def part(self) -> None:
+        """What follows is done by rank 0 alone; on the others this does not return."""
+        self.ranks = self.ranks.part()
 
     def poll(self) -> None:
         """Call where the state can be saved.
@@ -53,10 +88,12 @@ class Run:
             raise Interrupted("The run was asked to stop; its state is saved.")
 
     def save_due(self) -> bool:
-        return time.monotonic() - self._saved >= self._interval
+        return self.ranks.leads and time.monotonic() - self._saved >= self._interval
 
     def commit(self) -> None:
-        """Make everything staged in the store, and the journal, the state to go on from."""
+        """Make everything staged in the store, and the journal, the state to go on from; rank 0 does it for all."""
+        if not self.ranks.leads:
+            return
         self.store.write_json(JOURNAL, {"facts": self.facts, "meter": self.meter.state()})
         info = self.store.commit(self.meter.step)
         self._saved = time.monotonic()
@@ -72,3 +109,9 @@ class Run:
         """Record what makes the run repeatable, as it becomes known."""
         self.facts.setdefault("provenance", {}).update(facts)
         self.callbacks.on_provenance(facts)
+
+
+def _whatever_devices(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without the number of devices, which a run may change when it goes on."""
+    training = {name: value for name, value in config["training"].items() if name != "devices"}
+    return {**config, "training": training}

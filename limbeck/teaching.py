@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _JUDGE = "judge"
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherFacts:
-    """What is known of the teacher."""
-
-    source: str
-    revision: str | None  #: the hub's commit
-    sha256: str  #: of its weights as they came
-    finetuned: bool
-    epoch: int | None  #: the fine-tuning epoch whose weights were kept
-    validation: float  #: main metric on validation
 
 
 def ready_teacher(run: Run, job: Prepared) -> Weights:
@@ -79,7 +67,9 @@ def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
     """The job with the teacher's answers to validation and test, where they are the only truth; asked once."""
     if job.task.labelled:
         return job
-    if not run.store.has(_JUDGE):
+    if run.store.has(_JUDGE):
+        found = run.store.read_tensors(_JUDGE)[0]
+    else:
         model = run.device.place(job.build("teacher", weights))
         splits = {"validation": job.validation, "test": job.test}
         found = {name: torch.from_numpy(predict(model, data, job.task, run)) for name, data in splits.items()}
@@ -87,11 +77,10 @@ def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
             require_finite(vectors, f"the teacher's answers to the {name} split")
         run.store.write_tensors(_JUDGE, found, {})
         run.commit()
-    kept = run.store.read_tensors(_JUDGE)[0]
     return replace(
         job,
-        validation=job.task.judged(job.validation, kept["validation"].numpy()),
-        test=job.task.judged(job.test, kept["test"].numpy()),
+        validation=job.task.judged(job.validation, found["validation"].numpy()),
+        test=job.task.judged(job.test, found["test"].numpy()),
     )
 
 

@@ -103,7 +103,7 @@ def _score(run: Run, candidate: _Candidate, teacher: Weights, share: float) -> f
     name = _name(len(found) + 1)
     job, training = candidate.job, run.config.training
     load = teacher_of(run, job, teacher)
-    answers = answers_of(run, job, load)
+    answers = answers_of(run, job, teacher, load)
     drawn = np.random.default_rng(training.seed).permutation(job.card.train)[: _examples(run, job, share)]
     rows = np.sort(drawn)
     phase = phase_of(

@@ -23,7 +23,10 @@ from models.storage import Entry, Storage
 #: An object is stored first and named by a row afterwards; so long it may take in between.
 ORPHAN_GRACE = timedelta(hours=1)
 
-_PREFIXES = ("datasets", "models", "jobs")
+#: Below it lie teachers' answers that jobs share; whoever misses them computes them again.
+ANSWERS = "cache/teacher"
+
+_PREFIXES = ("datasets", "models", "jobs", ANSWERS)
 _GB = 1000**3
 
 
@@ -34,6 +37,7 @@ class GcReport:
     jobs: tuple[str, ...]
     objects: int  #: stored objects, of those jobs and of nobody
     orphans: int  #: how many of them no row named
+    answers: int  #: how many of them were teachers' answers that had not been used for longest
     bytes: int
     kept: tuple[str, ...]  #: jobs that were due, but other jobs learn from their models
     bytes_left: int  #: in the storage afterwards
@@ -43,7 +47,8 @@ class GcReport:
 def gc(
     database: Database, storage: Storage, settings: Settings, now: datetime | None = None, *, dry_run: bool = False
 ) -> GcReport:
-    """Delete ended jobs after ``keep_jobs_days``, orphans, then the oldest ended jobs above ``max_storage_gb``.
+    """Delete ended jobs after ``keep_jobs_days``, orphans, teachers' answers above ``teacher_cache_gb``, then, above
+    ``max_storage_gb``, more of those, which can be computed again, and the oldest ended jobs.
 
     Args:
         now: default: the database's clock.
@@ -59,7 +64,9 @@ def gc(
         for job_id in _ended(database, before=now - timedelta(days=settings.keep_jobs_days)):
             sweep.delete_job(job_id)
     sweep.delete_orphans(before=now - ORPHAN_GRACE)
+    sweep.shrink_answers(settings.teacher_cache_gb * _GB)
     if settings.max_storage_gb is not None:
+        sweep.shrink_answers(sweep.bytes_of_answers - (sweep.bytes_left - settings.max_storage_gb * _GB))
         for job_id in _ended(database, before=now):
             if sweep.bytes_left <= settings.max_storage_gb * _GB:
                 break
@@ -87,11 +94,31 @@ class _Sweep:
     kept: list[str] = field(default_factory=list)
     objects: int = 0
     orphans: int = 0
+    answers: int = 0
     freed: int = 0
 
     @property
     def bytes_left(self) -> int:
         return sum(entry.bytes for entry in self.listed.values())
+
+    @property
+    def bytes_of_answers(self) -> int:
+        return sum(entry.bytes for entry in self._answers())
+
+    def shrink_answers(self, limit: float) -> None:
+        """Delete teachers' answers until they take no more bytes; first those that were not used for longest."""
+        left = self.bytes_of_answers
+        doomed = []
+        for entry in sorted(self._answers(), key=lambda entry: entry.modified):
+            if left <= limit:
+                break
+            doomed.append(entry.key)
+            left -= entry.bytes
+        self.answers += len(doomed)
+        self._delete(doomed)
+
+    def _answers(self) -> list[Entry]:
+        return [entry for key, entry in self.listed.items() if key.startswith(f"{ANSWERS}/")]
 
     def delete_job(self, job_id: str) -> None:
         if job_id in self.jobs or job_id in self.kept:
@@ -116,7 +143,9 @@ class _Sweep:
         orphans = [
             entry.key
             for entry in self.listed.values()
-            if entry.modified < before and entry.key not in named and not entry.key.startswith(under_way)
+            if entry.modified < before
+            and entry.key not in named
+            and not entry.key.startswith((*under_way, f"{ANSWERS}/"))
         ]
         self.orphans += len(orphans)
         self._delete(orphans)
@@ -128,6 +157,7 @@ class _Sweep:
             jobs=tuple(self.jobs),
             objects=self.objects,
             orphans=self.orphans,
+            answers=self.answers,
             bytes=self.freed,
             kept=tuple(self.kept),
             bytes_left=self.bytes_left,

@@ -60,8 +60,15 @@ class Settings(BaseSettings):
     """How long a text may wait for ``/predict``; behind that the answer is 503."""
     predict_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
     """Students' files that ``/predict`` fetched from a bucket to ``scratch_dir``; the oldest goes first."""
+    serve_folder: Path | None = None
+    """``limbeck serve`` answers with the students in this folder, and asks no database; ``--local`` sets it."""
+    serve_drain_seconds: float = Field(default=5, ge=0)
+    """Told to end (SIGTERM), ``limbeck serve`` says for so long that it is not ready, and answers all the same."""
     download_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
     """Packed ``.tar.gz`` downloads kept in ``scratch_dir`` take at most about this much; the oldest goes first."""
+    teacher_cache_gb: float = Field(default=8, ge=0)
+    """Teachers' answers that jobs share take at most so much in ``scratch_dir``, where the least recently used goes
+    first, and after ``limbeck gc`` in the storage. 0: each job asks its teacher anew."""
     keep_jobs_days: float | None = Field(default=None, gt=0)
     """``limbeck gc`` removes ended jobs, and their artifacts, that are older."""
     max_storage_gb: float | None = Field(default=None, gt=0)

@@ -57,6 +57,11 @@ def test_the_api_process_has_no_torch(module: str) -> None:
     assert loaded_after(module) & set(HEAVY) == set()
 
 
+def test_serving_on_its_own_knows_no_queue() -> None:
+    """Guards against a replica that needs a broker, and takes its memory, to answer a question."""
+    assert loaded_after("api.serve.__main__") & {*HEAVY, "celery", "kombu", "redis", "worker"} == set()
+
+
 def test_the_worker_itself_has_no_torch() -> None:
     """Guards against memory that stays with the worker after its jobs, and CUDA started before the fork."""
     assert loaded_after("worker.tasks", "worker.runner", "worker.reconciler") & set(HEAVY) == set()

@@ -165,10 +165,14 @@ def test_a_secret_has_no_default(secret: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_starts_before_the_tables_are_there() -> None:
     services = compose()["services"]
-    assert set(services) == {"api", "worker", "migrate", "postgres", "redis"}
-    for name in ("api", "worker"):
+    assert set(services) == {"api", "serve", "worker", "migrate", "postgres", "redis"}
+    for name, needed in {
+        "api": ("postgres", "redis"),
+        "worker": ("postgres", "redis"),
+        "serve": ("postgres",),
+    }.items():
         assert services[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
-        for backing in ("postgres", "redis"):
+        for backing in needed:
             assert services[name]["depends_on"][backing] == {"condition": "service_healthy"}
     for backing in ("postgres", "redis"):
         assert services[backing]["healthcheck"]["test"]
@@ -181,7 +185,13 @@ def test_a_worker_gets_longer_to_stop_than_an_attempt_gets_to_checkpoint() -> No
     assert int(period.removesuffix("s")) > Settings.model_fields["grace_seconds"].default
 
 
-@pytest.mark.parametrize("service", ["api", "worker", "migrate"])
+def test_a_replica_gets_longer_to_stop_than_it_takes_to_leave() -> None:
+    """Guards against a deployment that kills it while it still answers."""
+    period = compose()["services"]["serve"]["stop_grace_period"]
+    assert int(period.removesuffix("s")) > Settings.model_fields["serve_drain_seconds"].default + 30
+
+
+@pytest.mark.parametrize("service", ["api", "serve", "worker", "migrate"])
 def test_each_command_is_a_module_of_the_image(service: str) -> None:
     """Guards against a service that ends with `No module named …`."""
     python, option, module, *_ = compose()["services"][service]["command"]

@@ -1,34 +1,12 @@
-"""A child that ends with its parent, however the parent ends: the kernel sees to it.
-
-``python -m worker.death PARENT MODULE …`` runs a module that way: ``PARENT`` is the process id of whoever starts it.
-"""
+"""``python -m worker.death PARENT MODULE …`` runs a module that ends with its parent; ``PARENT`` is the process id of
+whoever starts it."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import runpy
-import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends; call it first thing in the child.
-
-    Args:
-        parent: the parent's process id, as the parent passed it on: it may have died before this call.
-
-    Raises:
-        SystemExit: it has.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        raise SystemExit("The parent process is gone already.")
-
+from limbeck.death import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))

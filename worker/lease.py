@@ -40,6 +40,12 @@ class Claim:
     lease: Lease
     job: Job  #: as it was when it was claimed
 
+    @property
+    def devices(self) -> int:
+        """The processes that will train it; GPUs that it has where there are GPUs."""
+        wanted: int = self.job.config.get("training", {}).get("devices", 1)
+        return max(1, self.job.gpus, wanted)
+
 
 class Wish(StrEnum):
     """What the user wants of a job that runs."""
@@ -64,11 +70,13 @@ class Holder:
 def claim(session: Session, holder: Holder, *, lease_seconds: float, gpus: int) -> Claim | None:
     """Take the next due job that needs at most ``gpus``; None where there is none.
 
+    Where there are GPUs each of a job's devices is one, whether it asked for them or not.
+
     One statement chooses and takes it, so that of any number of workers one gets the row.
     """
     chosen = (
         select(Job.id)
-        .where(due(), Job.gpus <= gpus)
+        .where(due(), Job.gpus <= gpus, *(() if gpus == 0 else (_devices() <= gpus,)))
         .order_by(*claim_order())
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
@@ -94,6 +102,11 @@ def claim(session: Session, holder: Holder, *, lease_seconds: float, gpus: int) 
         return None
     _open_attempt(session, job, holder)
     return Claim(Lease(job.id, job.fence), job)
+
+
+def _devices() -> ColumnElement[int]:
+    """``training.devices`` of the job; rows from before there were several have none."""
+    return func.coalesce(Job.config["training"]["devices"].as_integer(), 1)
 
 
 def beat(session: Session, lease: Lease, lease_seconds: float) -> Wish:

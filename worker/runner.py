@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from limbeck.errors import LeaseLost, LimbeckError, StorageFull, Unavailable
+from limbeck.errors import LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
 from models.db import Database
 from models.job import JobStatus
 from models.repository import jobs
@@ -27,6 +28,7 @@ from models.settings import Settings
 from models.storage import Storage
 from models.storage.base import out_of_room
 from worker import endings, materials
+from worker.answers import AnswersPorter
 from worker.checkpoints import Courier, delete_checkpoints
 from worker.endings import Fault
 from worker.faults import fault_of, oom_kills
@@ -121,17 +123,22 @@ class _Attempt:
         self._telemetry = Telemetry(self._job.provenance, self._settings.max_log_bytes)
         self._heart = Heart(self._database, self._lease, self._telemetry, self._settings, claimed_at)
         self._courier = Courier(self._storage, self._database, self._lease, self._work / "state", self._job.checkpoint)
+        self._answers = self._settings.scratch_dir / "teacher-answers"
+        self._porter = AnswersPorter(self._storage, self._answers, self._folder)
         self._last: dict[str, Any] = {}
 
     def run(self) -> JobStatus:
         self._heart.start()
         self._courier.start()
+        self._porter.start()
         try:
             settle = self._work_out()
         except LeaseLost:
             self._courier.abandon()
             self._heart.stop()
             raise
+        finally:
+            self._porter.finish(lambda: False)
         self._heart.stop()
         return self._write(settle)
 
@@ -147,6 +154,7 @@ class _Attempt:
                 if self._must_stop():
                     return self._stopped()
                 exit_code, oom_killed = self._train(order)
+                self._porter.finish(lambda: self._heart.holds and not self._must_stop())
                 self._require_lease()
                 if self._heart.wish is not Wish.CANCEL:
                     self._courier.finish(self._until_brought())
@@ -180,7 +188,12 @@ class _Attempt:
             "sources": {reference: str(folder) for reference, folder in sources.items()},
             "checkpoint_seconds": self._settings.checkpoint_seconds,
             "expected": materials.expected_of(self._job.provenance),
+            "teacher_cache": self._teacher_cache(),
         }
+
+    def _teacher_cache(self) -> dict[str, Any] | None:
+        limit = round(self._settings.teacher_cache_gb * 1000**3)
+        return {"folder": str(self._answers), "bytes": limit} if limit else None
 
     def _train(self, order: dict[str, Any]) -> tuple[int, bool]:
         """Run the trainer to its end; its exit code, and whether the kernel killed for memory meanwhile."""
@@ -204,6 +217,8 @@ class _Attempt:
             if self._heart.deadline != told:
                 told = self._heart.deadline
                 process.tell("lease", seconds=told - now)
+            for key in self._porter.arrived():
+                process.tell("answers", key=key)
             if kill_at is None and (self._must_stop() or self._courier.full):
                 process.ask_to_stop()
                 kill_at = now + (_CANCEL_GRACE if self._heart.wish is Wish.CANCEL else self._settings.grace_seconds)
@@ -236,6 +251,8 @@ class _Attempt:
             outcome = harvest(self._storage, self._work, self._last)
             return lambda session: endings.succeed(session, self._lease, outcome)
         if self._last.get("type") == "error":
+            if self._last["code"] == RankLost.code and oom_killed:
+                return self._failed(fault_of(-signal.SIGKILL, oom_killed=True))
             return self._failed(Fault(self._last["code"], self._last["message"], self._last["retryable"]))
         if self._must_stop() or self._last.get("type") == "interrupted":
             return self._stopped()
@@ -280,6 +297,10 @@ class _Attempt:
                 self._telemetry.provenance(facts)
             case {"type": "checkpoint"}:
                 self._courier.notice()
+            case {"type": "answers_wanted", "key": str(key)}:
+                self._porter.wanted(key)
+            case {"type": "answers_used", "key": str(key)}:
+                self._porter.used(key)
             case {"type": "result" | "interrupted" | "error"}:
                 self._last = line
             case _:

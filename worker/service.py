@@ -83,7 +83,7 @@ class Worker:
             with self._database.session() as session:
                 return lease.claim(session, self.holder, lease_seconds=self._settings.lease_seconds, gpus=gpus)
 
-        with self.slots.take(claim, lambda taken: taken.job.gpus) as taken:
+        with self.slots.take(claim, lambda taken: taken.devices) as taken:
             if taken is None:
                 return False
             # One bell woke one slot; there may be work for the next one too.

@@ -57,12 +57,13 @@ class Slots:
 
         Args:
             claim: takes a piece of work that needs at most so many GPUs, if there is one.
-            needs: how many GPUs it needs.
+            needs: how many GPUs it gets; on a CPU slot its processes share the slot's cores.
         """
         # Under the lock, so that two claims do not count on the same GPU.
         with self._lock:
             taken = claim(len(self._free) if self._has_gpus else 0) if self._free else None
-            held = [self._free.pop() for _ in range(max(1, needs(taken)))] if taken is not None else []
+            slots = max(1, needs(taken)) if taken is not None and self._has_gpus else 1
+            held = [self._free.pop() for _ in range(slots)] if taken is not None else []
         if taken is None:
             yield None
             return

@@ -112,12 +112,26 @@ class Child:
 
 
 class Supervisor:
-    """Keeps the children running until a signal comes."""
+    """Keeps the children running until a signal comes.
 
-    def __init__(self, children: Sequence[Child], address: tuple[str, int], grace_seconds: float) -> None:
+    Args:
+        address: where one of them answers ``/readyz``.
+        grace_seconds: that they may take to end.
+        farewell: what is said when they are told to.
+    """
+
+    def __init__(
+        self,
+        children: Sequence[Child],
+        address: tuple[str, int],
+        grace_seconds: float,
+        farewell: str = "stopping: running jobs write a checkpoint and are handed back; "
+        "Ctrl-C again does not wait for that",
+    ) -> None:
         self._children = children
         self._address = address
         self._grace = grace_seconds
+        self._farewell = farewell
         self._signals = 0
 
     def run(self) -> None:
@@ -138,7 +152,7 @@ class Supervisor:
         self._signals += 1
 
     def _end(self) -> None:
-        say("stopping: running jobs write a checkpoint and are handed back; Ctrl-C again does not wait for that")
+        say(self._farewell)
         told = 0
         deadline = time.monotonic() + self._grace + _END_SECONDS
         while any(child.runs for child in self._children):
@@ -171,14 +185,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = {"data_dir": given.data_dir, "slots": given.slots}
     try:
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
-        with _bind(given.host, given.port) as listener, _alone_in(settings.data_dir):
+        with bind(given.host, given.port) as listener, _alone_in(settings.data_dir):
             _migrate(settings)
             _supervise(settings, listener)
     except ValidationError as error:
         what = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors())
-        return _refuse(f"the settings cannot be used: {what}")
+        return refuse(f"the settings cannot be used: {what}")
     except Conflict as error:
-        return _refuse(error.message)
+        return refuse(error.message)
     except LimbeckError as error:
         sys.stderr.write(f"limbeck: {error.message}\n")
         return 1
@@ -186,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _refuse(why: str) -> int:
+def refuse(why: str) -> int:
     sys.stderr.write(f"limbeck: {why}\n")
     return USAGE_ERROR
 
@@ -205,7 +219,7 @@ def _supervise(settings: Settings, listener: socket.socket) -> None:
     Supervisor([api, worker], (host, port), settings.grace_seconds).run()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """Take the port before anything is started.
 
     Raises:

@@ -2,11 +2,13 @@
 
 It reads ``WORKDIR/attempt.json`` (:func:`read_order`) and imports nothing of the database. What happens goes out on the
 pipe, one JSON object a line; its ``type`` is ``stage``, ``progress``, ``metrics``, ``event``, ``checkpoint`` or
-``provenance``, and the last one ``result``, ``interrupted`` or ``error``. What it prints is its log.
+``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), and the last one ``result``,
+``interrupted`` or ``error``. What it prints is its log.
 
-On its standard input it hears ``{"type": "lease", "seconds": N}`` and ``{"type": "stop"}``; the end of the input, and
-SIGTERM, mean stop as well. When its lease runs out unrenewed it ends at once: its worker was stopped or cut off, and
-somebody else may have the job by now.
+On its standard input it hears ``{"type": "lease", "seconds": N}``, ``{"type": "answers", "key": …}`` (those that it
+wanted have come, or there are none) and ``{"type": "stop"}``; the end of the input, and SIGTERM, mean stop as well.
+When its lease runs out unrenewed it ends at once: its worker was stopped or cut off, and somebody else may have the job
+by now.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ from typing import Any
 
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
+from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, LimbeckError
-from worker.death import die_with_parent
+from limbeck.launching import AnswersPlace, distill_in_ranks
+from limbeck.result import DistillResult
 
 ORDER = "attempt.json"
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 3
 EXIT_LEASE_OVER = 75
 _WATCH_SECONDS = 0.2
+#: That fetching a teacher's answers from the storage may take; computing them is not endless either.
+_ANSWERS_SECONDS = 60.0
 
 
 class Pipe(Callbacks):
@@ -46,6 +52,8 @@ class Pipe(Callbacks):
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._arrived: set[str] = set()
+        self._something_arrived = threading.Condition()
 
     def send(self, line_type: str, /, **facts: Any) -> None:
         line = json.dumps({"type": line_type, **_finite(facts)}, ensure_ascii=False).encode() + b"\n"
@@ -55,6 +63,22 @@ class Pipe(Callbacks):
 
     def stop(self) -> None:
         self._stop.set()
+
+    def fetch_answers(self, key: str) -> None:
+        """Have the worker bring a teacher's answers to the folder; return when it has, or has none, or takes long."""
+        self.send("answers_wanted", key=key)
+        end = time.monotonic() + _ANSWERS_SECONDS
+        with self._something_arrived:
+            while key not in self._arrived and not self.should_stop() and time.monotonic() < end:
+                self._something_arrived.wait(_WATCH_SECONDS)
+
+    def answers_arrived(self, key: str) -> None:
+        with self._something_arrived:
+            self._arrived.add(key)
+            self._something_arrived.notify_all()
+
+    def answers_used(self, key: str) -> None:
+        self.send("answers_used", key=key)
 
     def on_stage(self, stage: Stage) -> None:
         self.send("stage", stage=stage)
@@ -94,6 +118,8 @@ class Leash:
             order = json.loads(line)
             if order["type"] == "lease":
                 self._deadline = time.monotonic() + order["seconds"]
+            elif order["type"] == "answers":
+                self._pipe.answers_arrived(order["key"])
             elif order["type"] == "stop":
                 self._pipe.stop()
         self._pipe.stop()
@@ -108,8 +134,9 @@ class Leash:
 
 
 def read_order(workdir: Path) -> dict[str, Any]:
-    """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``, and
-    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find)."""
+    """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``,
+    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), and ``teacher_cache`` (``folder``
+    and ``bytes``) where jobs share teachers' answers."""
     order: dict[str, Any] = json.loads((workdir / ORDER).read_text(encoding="utf-8"))
     return order
 
@@ -117,16 +144,7 @@ def read_order(workdir: Path) -> dict[str, Any]:
 def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
     """Run the engine; the exit code."""
     try:
-        from limbeck.engine import distill
-
-        result = distill(
-            DistillConfig.parse(order["config"]),
-            workdir,
-            callbacks=pipe,
-            sources={reference: Path(folder) for reference, folder in order["sources"].items()},
-            checkpoint_seconds=order["checkpoint_seconds"],
-            expected=order["expected"],
-        )
+        result = _distill(workdir, order, pipe)
     except Interrupted:
         pipe.send("interrupted")
         return EXIT_INTERRUPTED
@@ -145,6 +163,26 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
         provenance=result.provenance,
     )
     return 0
+
+
+def _distill(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> DistillResult:
+    """By the engine in this process; or in others, and then this one has no need of torch."""
+    config = DistillConfig.parse(order["config"])
+    sources = {reference: Path(folder) for reference, folder in order["sources"].items()}
+    given = (config, workdir, pipe, sources, order["checkpoint_seconds"], order["expected"])
+    answers = _answers(order.get("teacher_cache"), pipe)
+    if config.training.devices > 1:
+        return distill_in_ranks(*given, answers)
+    from limbeck.engine import distill_here
+    from limbeck.teacher_cache import TeacherCache
+
+    return distill_here(*given, None if answers is None else TeacherCache.at(answers))
+
+
+def _answers(place: Mapping[str, Any] | None, pipe: Pipe) -> AnswersPlace | None:
+    if place is None:
+        return None
+    return AnswersPlace(Path(place["folder"]), place["bytes"], pipe.fetch_answers, pipe.answers_used)
 
 
 def _say_error(pipe: Pipe, code: str, message: str, retryable: bool) -> int:

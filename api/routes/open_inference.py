@@ -17,10 +17,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api import examples
-from api.deps import House
+from api.answering import Asked
 from api.openapi import answers
-from api.routes.health import ready as service_ready
-from api.routes.predict import find_student
+from api.readiness import Ready
 from limbeck.errors import InvalidInput, Problem
 from limbeck.runtime import Predictor
 
@@ -48,18 +47,18 @@ async def inference_live() -> dict[str, bool]:
 
 
 @router.get("/health/ready", summary="Whether models can be asked", responses=answers(503, ok=(None, {"ready": True})))
-def inference_ready(house: House) -> Response:
+def inference_ready(readiness: Ready) -> Response:
     """As `/readyz`."""
-    status = service_ready(house).status_code
+    status = readiness.answer().status_code
     return _json({"ready": status == 200}, status)
 
 
 @router.get(
     "/models/{name}", summary="A model's tensors", responses=answers(404, 409, 503, ok=(None, examples.TENSORS))
 )
-async def model_metadata(house: House, name: str) -> Response:
+async def model_metadata(asked: Asked, name: str) -> Response:
     """`name` is a student's id or an alias."""
-    student = await find_student(house, name)
+    student = await asked.student(name)
     inputs = [{"name": one, "datatype": "BYTES", "shape": [-1]} for one in _inputs(student)]
     shape = [-1, -1] if student.task == "embeddings" else [-1]
     outputs = [{"name": one, "datatype": kind, "shape": shape} for one, kind in _outputs(student)]
@@ -71,9 +70,9 @@ async def model_metadata(house: House, name: str) -> Response:
     summary="Whether a model can be asked",
     responses=answers(404, 409, 503, ok=(None, {"name": "reviews", "ready": True})),
 )
-async def model_ready(house: House, name: str) -> Response:
+async def model_ready(asked: Asked, name: str) -> Response:
     """Loads it where it is not yet."""
-    await find_student(house, name)
+    await asked.student(name)
     return _json({"name": name, "ready": True})
 
 
@@ -83,12 +82,12 @@ async def model_ready(house: House, name: str) -> Response:
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": _REQUEST}}},
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.INFERRED)),
 )
-async def infer(house: House, name: str, request: Request) -> Response:
+async def infer(asked: Asked, name: str, request: Request) -> Response:
     """The best label of each text, and its probability; or what else the student answers with."""
-    student = await find_student(house, name)
+    student = await asked.student(name)
     document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
-    answer = await house.batcher.ask(student, student.question(_asked(columns)))
+    answer = await asked.batcher.ask(student, student.question(_asked(columns)))
     if student.task == "embeddings":
         numbers = [number for vector in answer for number in vector]
         shape = [len(answer), len(answer[0])]

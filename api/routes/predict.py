@@ -6,16 +6,13 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api import examples
-from api.deps import House, Services
+from api.answering import Asked
 from api.openapi import answers
 from api.schemas import PredictRequest
-from limbeck.runtime import Predictor
 from limbeck.runtime.inputs import TopK
-from models.repository import catalogue
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -27,7 +24,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.PREDICTION)),
 )
 async def predict(
-    house: House, model_id: str, question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)]
+    asked: Asked, model_id: str, question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)]
 ) -> Response:
     """Answers in the shapes of Hugging Face's pipelines: labels and their probabilities (text-classification, also of
     several labels and of numbers), entities (token-classification), answers to questions (question-answering), or
@@ -36,9 +33,9 @@ async def predict(
     409 when the model has no ONNX export: a job makes one unless its `export` leaves `onnx` out. 429 when too many
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.
     """
-    student = await find_student(house, model_id)
-    asked = student.question(question.inputs, top_k=question.parameters.top_k, speed=question.parameters.speed)
-    return _json(await house.batcher.ask(student, asked))
+    student = await asked.student(model_id)
+    checked = student.question(question.inputs, top_k=question.parameters.top_k, speed=question.parameters.speed)
+    return _json(await asked.batcher.ask(student, checked))
 
 
 @router.post(
@@ -48,41 +45,22 @@ async def predict(
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.HF_PREDICTION)),
 )
 async def inference(
-    house: House, model_id: str, question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)]
+    asked: Asked, model_id: str, question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)]
 ) -> Response:
     """For `huggingface_hub.InferenceClient(model=<this address>)`: a list of labels, best first, for each text.
 
     A single text is answered as a list of one; without `top_k` every label is in it.
     """
-    student = await find_student(house, model_id)
+    student = await asked.student(model_id)
     inputs = question.inputs if isinstance(question.inputs, list) else [question.inputs]
     top_k: TopK = question.parameters.top_k or "all"
     if student.task == "masked_lm":
         # Its client reads what the pipeline gives, and has no way to name every token.
         inputs, top_k = question.inputs, question.parameters.top_k
-    asked = student.question(inputs, top_k=top_k, speed=question.parameters.speed)
-    return _json(await house.batcher.ask(student, asked))
+    checked = student.question(inputs, top_k=top_k, speed=question.parameters.speed)
+    return _json(await asked.batcher.ask(student, checked))
 
 
 def _json(answer: Any) -> Response:
     # The answer is plain JSON already; FastAPI's own encoder would walk through it once more.
     return Response(json.dumps(answer, ensure_ascii=False).encode(), media_type="application/json")
-
-
-async def find_student(house: Services, name: str) -> Predictor:
-    """The student of this id or alias, loaded where it is not yet.
-
-    Raises:
-        NotFound, Conflict: there is no such model, or it has no exported form.
-    """
-    student = house.students.at_hand(name)
-    return student if student is not None else await run_in_threadpool(_load, house, name)
-
-
-def _load(house: Services, name: str) -> Predictor:
-    with house.database.reading() as session:
-        found = catalogue.get_model(session, name).id
-        files = catalogue.model_files(session, found)
-    student = house.students.get(found, files)
-    house.students.know(name, found, student)
-    return student

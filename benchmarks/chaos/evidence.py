@@ -118,7 +118,8 @@ class Watch:
         return [*self._over, *self._now.items()]
 
     def _training(self) -> Iterable[tuple[str, int]]:
-        """Of every process that trains, its job and the worker that started it."""
+        """Of every attempt that is trained, its job and the worker that started it. Its ranks, where it has some, are
+        its trainer's children and count with it as one."""
         for process in psutil.process_iter():
             if is_trainer(process):
                 try:

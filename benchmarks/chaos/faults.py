@@ -22,7 +22,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from benchmarks.chaos.plan import LEASE_SECONDS, Plan
-from benchmarks.chaos.stack import Program, Stack
+from benchmarks.chaos.stack import Program, Stack, rank_number
 from limbeck.errors import Unavailable
 from models.job import Job
 from worker.queue import BELL, celery_app
@@ -34,6 +34,8 @@ _END_SECONDS = 30.0
 _EVERYWHERE = {
     "worker_killed": 3,
     "trainer_killed": 3,
+    "first_rank_killed": 1,
+    "other_rank_killed": 1,
     "worker_stopped": 3,
     "api_killed": 2,
     "worker_ended": 1,
@@ -51,7 +53,9 @@ _BY_STACK = {
 #: What each is, for the page.
 MEANING = {
     "worker_killed": "`kill -9` of a worker that trains; started again within 3 s",
-    "trainer_killed": "`kill -9` of the process that trains",
+    "trainer_killed": "`kill -9` of the process that trains; of a job with several ranks, of the one that started them",
+    "first_rank_killed": "`kill -9` of rank 0 of a job with two, which writes its checkpoints",
+    "other_rank_killed": "`kill -9` of the other one",
     "worker_stopped": "`SIGSTOP` of a worker, `SIGCONT` 1–4 s after its lease ran out",
     "worker_ended": "`SIGTERM` to a worker, as a deployment does; started again",
     "api_killed": "`kill -9` of the API; started again within 2 s",
@@ -160,7 +164,7 @@ class Faults:
         worker = self._worker()
         if worker is None:
             return False
-        below = worker.trainers()
+        below = worker.trainers() + worker.ranks()
         worker.kill()
         self._in(_ORPHAN_SECONDS, lambda: self._count_orphans(below))
         self._in(self._chance.uniform(0, 3), worker.start)
@@ -175,9 +179,27 @@ class Faults:
         trainers = self._stack.trainers()
         if not trainers:
             return False
+        trainer = self._chance.choice(trainers)
         with suppress(psutil.NoSuchProcess):
-            self._chance.choice(trainers).kill()
+            below = trainer.children()
+            trainer.kill()
+            self._in(_ORPHAN_SECONDS, lambda: self._count_orphans(below))
         return True
+
+    def _first_rank_killed(self) -> bool:
+        return self._rank_killed(lambda number: number == 0)
+
+    def _other_rank_killed(self) -> bool:
+        return self._rank_killed(lambda number: number > 0)
+
+    def _rank_killed(self, which: Callable[[int], bool]) -> bool:
+        ranks = [one for one in self._stack.ranks() if (number := rank_number(one)) is not None and which(number)]
+        if not ranks:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            self._chance.choice(ranks).kill()
+            return True
+        return False
 
     def _worker_stopped(self) -> bool:
         worker = self._worker()

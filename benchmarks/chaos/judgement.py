@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, text
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.chaos.evidence import Together
 from benchmarks.chaos.faults import Outage
-from benchmarks.chaos.repeats import Cost, Mark, exposures, repeated
+from benchmarks.chaos.repeats import Cost, Mark, exposures, repeated, stretches
 from models.attempt import Attempt
 from models.db import Database
 from models.event import Event
@@ -35,7 +36,7 @@ class Judgement:
     twice: Mapping[str, Sequence[str]]  #: job to what shows it
     attempts: int
     outcomes: Mapping[str, int]  #: of attempts
-    repeated: Sequence[Cost]  #: for each attempt that followed another
+    repeated: Sequence[Cost]  #: for each attempt that followed another, and each new start of an attempt's ranks
     intervals: Sequence[Cost]  #: between two checkpoints of one attempt, for each pair
 
     @property
@@ -152,7 +153,8 @@ def _tracks(session: Session) -> dict[tuple[str, int], list[Mark]]:
 def _costs(
     attempts: Sequence[Attempt], tracks: Mapping[tuple[str, int], Sequence[Mark]], outages: Sequence[Outage]
 ) -> tuple[list[Cost], list[Cost]]:
-    """What was repeated, for each attempt that followed another; and what lay between two checkpoints."""
+    """What was repeated, for each attempt that followed another, and each start of its ranks after one was lost; and
+    what lay between two checkpoints."""
     again: list[Cost] = []
     between: list[Cost] = []
     for before, after in zip(attempts, [*attempts[1:], None], strict=True):
@@ -162,7 +164,12 @@ def _costs(
         def away(begin: float, end: float, pid: int | None = before.pid) -> float:
             return min(end - begin, sum(outage.overlap(begin, end, pid) for outage in outages))
 
-        between += exposures(marks, started, away)
-        if after is not None and after.job_id == before.job_id:
-            again.append(repeated(marks, after.resumed_from_step, started, away))
+        parts = stretches(marks)
+        for part, following in pairwise([*parts, None]):
+            begin = part[0].at if part is not parts[0] else started
+            between += exposures(part, begin, away)
+            if following is not None:
+                again.append(repeated(part, following[0].step, begin, away))
+            elif after is not None and after.job_id == before.job_id:
+                again.append(repeated(part, after.resumed_from_step, begin, away))
     return again, between

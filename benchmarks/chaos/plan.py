@@ -10,6 +10,9 @@ from models.settings import Settings
 
 WORKERS = 2
 LEASE_SECONDS = 6.0
+#: Every so-manieth job is trained by two ranks.
+RANKED_EVERY = 3
+RANKS = 2
 
 
 @dataclass(frozen=True, slots=True)

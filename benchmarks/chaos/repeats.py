@@ -55,6 +55,19 @@ def repeated(marks: Sequence[Mark], resumed_from: int, started: float, away: Awa
     return Cost(last - resumed_from, end - begin, away(begin, end))
 
 
+def stretches(marks: Sequence[Mark]) -> list[list[Mark]]:
+    """The marks of an attempt, cut where it told a lower step than before: ranks were lost, and all started again."""
+    found: list[list[Mark]] = [[]]
+    told = 0
+    for mark in marks:
+        if not mark.kept:
+            if mark.step < told:
+                found.append([])
+            told = mark.step
+        found[-1].append(mark)
+    return found
+
+
 def exposures(marks: Sequence[Mark], started: float, away: Away) -> list[Cost]:
     """For each checkpoint of an attempt but its first: what a fault just before its commit would have cost.
 

@@ -109,7 +109,8 @@ class _Run:
             if time.monotonic() >= self._look_at:
                 self._look()
             if self._left:
-                deadline = time.monotonic() + _PATIENCE_SECONDS
+                if self._ended < self._plan.jobs:
+                    deadline = time.monotonic() + _PATIENCE_SECONDS
                 self._maybe_fault()
             time.sleep(_TICK)
         # A worker that was stopped a moment ago may still wake up and write.

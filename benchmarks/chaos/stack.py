@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 #: In the environment of every process of a run, and of what they start: whoever has it at the end is an orphan.
 MARK = "CHAOS_RUN"
 _END_SECONDS = 40.0
+_RANK = "limbeck.rank_process"
 
 
 class Program:
@@ -87,14 +88,20 @@ class Program:
             self._process = None
 
     def trainers(self) -> list[psutil.Process]:
-        """The training processes that it has started."""
+        """The training processes that it has started, one for each attempt."""
+        return [one for one in self._below() if is_trainer(one)]
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes that those have started, where a job has several devices."""
+        return [one for one in self._below() if rank_number(one) is not None]
+
+    def _below(self) -> list[psutil.Process]:
         if self._process is None:
             return []
         try:
-            below = psutil.Process(self._process.pid).children(recursive=True)
+            return psutil.Process(self._process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
-        return [one for one in below if is_trainer(one)]
 
 
 class Stack:
@@ -130,6 +137,9 @@ class Stack:
 
     def trainers(self) -> list[psutil.Process]:
         return [one for worker in self.workers for one in worker.trainers()]
+
+    def ranks(self) -> list[psutil.Process]:
+        return [one for worker in self.workers for one in worker.ranks()]
 
     def shut_down(self) -> None:
         """End all in order, as an operator does."""
@@ -183,6 +193,15 @@ def is_trainer(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return "worker.trainer" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def rank_number(process: psutil.Process) -> int | None:
+    """Which rank of a job this process is; None: it is none."""
+    with suppress(psutil.Error, ValueError, IndexError):
+        words = process.cmdline()
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return int(words[words.index(_RANK) + 1])
+    return None
 
 
 def _environment(settings: Settings, mark: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.chaos.plan import RANKED_EVERY, RANKS
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 
 _START_SECONDS = 60.0
@@ -102,9 +103,15 @@ class Submitter:
             self._changed.wait_for(lambda: self._closing or len(self.accepted) < self._wanted)
             return not self._closing and self.refused is None
 
+    def _job(self, key: str) -> dict[str, Any]:
+        """The same body under the same key, whenever it is sent."""
+        ranked = int(key.rpartition("-")[2]) % RANKED_EVERY == 1
+        training = self._body["training"] | ({"devices": RANKS} if ranked else {})
+        return {**self._body, "name": key, "training": training}
+
     def _submit(self, http: httpx.Client, key: str) -> str | None:
         try:
-            answer = http.post("/v1/jobs", json={**self._body, "name": key}, headers={"Idempotency-Key": key})
+            answer = http.post("/v1/jobs", json=self._job(key), headers={"Idempotency-Key": key})
         except httpx.TransportError:
             return None
         if answer.status_code == httpx.codes.ACCEPTED:

@@ -14,8 +14,10 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
+from benchmarks.peers.venv import PeersUnavailable
 from benchmarks.quality.grid import Cell, cells
 from benchmarks.quality.page import write_page
+from benchmarks.quality.peers import measure_peer
 from benchmarks.quality.running import Bench, ensure_teacher, measure
 from benchmarks.quality.store import FOLDER, Store
 from benchmarks.report import ROOT, machine
@@ -103,12 +105,17 @@ def _one(bench: Bench, cell: Cell) -> bool:
     try:
         if cell.is_teacher:
             ensure_teacher(bench, cell)
+        elif cell.is_peer:
+            measure_peer(bench, cell)
         else:
             measure(bench, cell)
     except LimbeckError as error:
         failure = {"failure": f"{error.code}: {error.message}", "machine": machine()}
         bench.store.write(cell, bench.hash_of(cell), failure)
         print(f"[{cell.name}] failed: {error.message}", file=sys.stderr)
+        return False
+    except PeersUnavailable as error:  # no result of the method's: the next run tries again
+        print(f"[{cell.name}] not measured: {error}", file=sys.stderr)
         return False
     print(f"[{cell.name}] done", file=sys.stderr)
     return True

@@ -26,6 +26,12 @@ CURVES = ("sst2", "douban")
 SEEDS = (0, 1, 2)
 #: How baselines are named whose student starts from other layers than most, by what a configuration calls that start.
 STARTS: Mapping[str, str] = {"none-first": "first", "none-last": "last", "none-skip": "skip"}
+#: Another trainer's students (``benchmarks/quality/peers.py``), with the numbers of our ``kd``. Its examples match the
+#: embeddings and every layer by their mean squared error, each with weight 1.
+PEERS: Mapping[str, Mapping[str, Any]] = {
+    "textbrewer-kd": {"trainer": "textbrewer 0.2.1", "temperature": 4.0, "alpha": 0.9},
+    "textbrewer-kd-hidden": {"trainer": "textbrewer 0.2.1", "temperature": 4.0, "alpha": 0.9, "hidden": "hidden_mse"},
+}
 #: The teacher's layers, and what a step costs beside those of the student, in student's layers; for the estimate.
 _DEEP = 6
 _MATCHING = {"patient", "distilbert", "tinybert", "minilm", "auto", "theseus", *VARIANTS}
@@ -62,6 +68,11 @@ class Cell:
         return self.method == "teacher"
 
     @property
+    def is_peer(self) -> bool:
+        """Whether another trainer than Limbeck trains the student."""
+        return self.method in PEERS
+
+    @property
     def baseline(self) -> Cell | None:
         """The cell of the same student without a teacher. ``self``, whose student is no cut of the teacher, measures
         its own in the same job."""
@@ -87,6 +98,13 @@ class Cell:
         data = self.data
         if self.is_teacher:
             return {"finetune": dict(data.teacher), "training": dict(data.student), "layers": _DEEP}
+        if self.is_peer:
+            return {
+                "peer": dict(PEERS[self.method]),
+                "student": {"layers": self.layers},
+                "training": {**data.student, "seed": self.seed},
+                "teacher": dict(data.teacher),
+            }
         method: Any = "none" if self.is_baseline else _options(self.method)
         student: dict[str, Any] = {"layers": self.layers}
         if self.method in STARTS:
@@ -111,6 +129,8 @@ class Cell:
         epochs = data.student["epochs"]
         if self.method == "self":
             return each * _DEEP * 1.2 * (2 * epochs + data.teacher["epochs"])
+        if self.is_peer:  # asks its teacher in every step, and pads batches of any length
+            return each * 2 * (1.2 * self.layers + _DEEP / 3) * epochs
         matching = _DEEP / 3 * epochs if self.method in _MATCHING else _DEEP / 3
         return each * (1.2 * self.layers * epochs + (0 if self.is_baseline else matching))
 
@@ -121,6 +141,8 @@ def _options(method: str) -> Any:
 
 def _start(method: str, layers: int) -> str:
     """Which of the teacher's layers the method's student begins as: where it says nothing, evenly spread ones."""
+    if method in PEERS:
+        return "uniform"
     document = {"teacher": "path:/", "dataset": "path:/", "method": _options(method), "student": layers}
     config = limbeck_config.DistillConfig.parse(document)
     return config.method.student(config.student, _DEEP).init or "uniform"
@@ -159,6 +181,8 @@ def cells() -> list[Cell]:
         wanted.append(Cell(dataset, "self", _DEEP, 0))
     for dataset in WIDE:
         add(dataset, BASICS, layers=2, seeds=SEEDS[1:])
+    for dataset in ("sst2", "mrpc", "banking77"):
+        add(dataset, PEERS, seeds=SEEDS)
     return _with_needs(wanted)
 
 
@@ -182,7 +206,12 @@ def content_key(cell: Cell, data: str) -> str:
 
 
 def method_version(name: str) -> str:
-    """Of a method's code and that of the methods that it is made of, without comments and docstrings."""
+    """Of a method's code and that of the methods that it is made of, without comments and docstrings; of another
+    trainer's students, of the scripts that call it."""
+    if name in PEERS:
+        scripts = sorted((ROOT / "benchmarks" / "peers" / "inside").glob("*.py"))
+        used = (path for path in scripts if path.stem != "by_trainer")
+        return _digest(_code(ast.parse(path.read_text())) for path in used)
     chosen = {key: str(value["type"]) for key, value in VARIANTS.items()} | dict.fromkeys((*STARTS, "teacher"), "none")
     method = chosen.get(name, name)
     folder, seen = ROOT / "limbeck" / "methods", {}
@@ -194,7 +223,11 @@ def method_version(name: str) -> str:
         tree = ast.parse(path.read_text())
         seen[path.stem] = _code(tree)
         todo += [folder / f"{stem}.py" for stem in _siblings(tree)]
-    return hashlib.sha256("\n".join(seen[stem] for stem in sorted(seen)).encode()).hexdigest()[:12]
+    return _digest(seen[stem] for stem in sorted(seen))
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def _defines(path: Path, method: str) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 
 from benchmarks.quality.datasets import DATASETS
 from benchmarks.quality.grid import BASICS, SEEDS, WIDE, Cell, cells, teacher_of
+from benchmarks.quality.papers import papers
+from benchmarks.quality.side_by_side import side_by_side
 from benchmarks.quality.store import Store
 from benchmarks.report import ROOT, markdown_table, replace_part
 
@@ -52,9 +54,11 @@ def generated(store: Store) -> str:
     grid = cells()
     parts = [_INTRO]
     for name, data in DATASETS.items():
-        chosen = [cell for cell in grid if cell.dataset == name and not cell.is_teacher]
+        chosen = [cell for cell in grid if cell.dataset == name and not cell.is_teacher and not cell.is_peer]
         parts += [f"### {name}", _about(store, name, data.note), _table(store, chosen)]
     parts += ["### Over three seeds", _over_seeds(store)]
+    parts += ["### Side by side with TextBrewer", side_by_side(store)]
+    parts += ["### Beside what was published", papers(store)]
     parts += ["### Early exit", _exits(store, [cell for cell in grid if cell.method == "fastbert"])]
     return "\n\n".join(part for part in parts if part)
 
@@ -172,22 +176,23 @@ def _exits(store: Store, chosen: Sequence[Cell]) -> str:
             parts.append(f"`{cell.name}`: {found['failure'] if found and 'failure' in found else 'not run'}.")
             continue
         exits = found["exits"]
-        rows = [_exit_row(point, exits["plain_latency"]) for point in exits["curve"]]
+        rows = [_exit_row(point, exits["plain_latency"], exits["speed"]) for point in exits["curve"]]
         head = ("speed", "on the reported split", "mean layers", "FLOPs", "ms b1 (whole)", "ms b32 (whole)")
+        floor, kept, whole = (100 * exits[name] for name in ("floor", "validation", "validation_whole"))
         parts.append(
-            f"`{cell.name}`: the default speed, calibrated on dev, is {exits['speed']:g}.\n\n"
-            + markdown_table(head, rows)
+            f"`{cell.name}`: the default speed is {exits['speed']:g}, the highest that keeps {floor:.1f} on dev (it "
+            f"has {kept:.1f} there, all layers {whole:.1f}).\n\n" + markdown_table(head, rows)
         )
     return "\n\n".join(parts)
 
 
-def _exit_row(point: dict[str, Any], plain: Sequence[dict[str, Any]]) -> list[str]:
+def _exit_row(point: dict[str, Any], plain: Sequence[dict[str, Any]], default: float) -> list[str]:
     # Of a text, mean: texts leave at different layers, so that a median says little.
     whole = {one["batch_size"]: 1000 / one["examples_per_second"] for one in plain}
     each = {one["batch_size"]: 1000 / one["examples_per_second"] for one in point["latency"]}
     seconds = [f"{each[size]:.2f} ({whole[size]:.2f})" if size in each else "" for size in (1, 32)]
     return [
-        f"{point['speed']:g}",
+        f"{point['speed']:g}" + " (default)" * (point["speed"] == default),
         _estimate(point["metric"]),
         f"{point['mean_layers']:.2f}",
         f"{100 * point['flops']:.0f} %",

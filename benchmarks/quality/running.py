@@ -96,13 +96,14 @@ class Bench:
         """The job of a student's cell."""
         document = cell.document()
         own = cell.method == "self"
+        method = "kd" if cell.is_peer else document["method"]  # a peer's data is prepared as that of its rival
         teacher = self.teacher_config(cell).teacher.model_dump() if own else f"path:{self.teacher_folder(cell)}"
         return DistillConfig.parse(
             {
                 "teacher": teacher,
                 **self.dataset(cell),
                 "student": document["student"],
-                "method": document["method"],
+                "method": method,
                 "training": document["training"],
                 "evaluation": {"baseline": own, "hard_samples": False},
                 "export": ["onnx"] if cell.method == "fastbert" else [],
@@ -183,7 +184,7 @@ def ensure_teacher(bench: Bench, cell: Cell) -> Path:
                 "validation": found.validation[metric],
                 "majority": job.card.majority,
                 "examples": {"train": job.card.train, "validation": job.card.validation, "test": job.card.test},
-                "sha256": _sha256(folder / "model.safetensors"),
+                "sha256": sha256_of(folder / "model.safetensors"),
                 "total_minutes": round(minutes, 2),
                 "machine": machine(),
                 "predictions": packed(found.predictions),
@@ -212,7 +213,7 @@ def measure(bench: Bench, cell: Cell) -> None:
         "metric": metric,
         "task": card.task,
         "teacher": card.teacher.metrics[metric].model_dump(),
-        "teacher_sha256": _sha256(folder / "model.safetensors"),
+        "teacher_sha256": sha256_of(folder / "model.safetensors"),
         "student": card.student.metrics[metric].model_dump(),
         "validation": card.student.validation[metric],
         "parameters": card.student.parameters,
@@ -264,6 +265,7 @@ def _distilled(config: DistillConfig, workdir: Path, cell: Cell) -> tuple[Scorec
     return card, journal["facts"]["evaluations"]["student"]["predictions"]
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(server_commands.up)
+app.command()(server_commands.serve)
 app.command()(submitting.submit)
 app.command()(job_commands.watch)
 app.command()(job_commands.jobs)

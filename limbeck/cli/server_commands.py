@@ -1,4 +1,4 @@
-"""``limbeck up``, ``gc``, ``backup`` and ``restore``.
+"""``limbeck up``, ``serve``, ``gc``, ``backup`` and ``restore``.
 
 What they need is not imported, only executed: the wheel holds the library alone.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -31,6 +32,23 @@ def up(
 ) -> None:
     """Start a server: API, worker, SQLite and a data folder. Ctrl-C stops it."""
     _execute(supervisor_command(host=host, port=port, data_dir=data_dir, slots=slots))
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1, max=256)] = 1,
+    local: Annotated[
+        Path | None, typer.Option(help="A student's folder, or one with several; then no database is asked.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Answer with students, and nothing else: no jobs, no worker, no state. SIGTERM ends it without a lost request."""
+    module = "api.serve" if workers == 1 else "worker.replicas"
+    command = _server_module(module, "--host", host, "--port", str(port))
+    chosen = {"LIMBECK_SERVE_FOLDER": local, "LIMBECK_DATA_DIR": data_dir}
+    environment = {name: str(path.absolute()) for name, path in chosen.items() if path is not None}
+    _execute(command + ([] if workers == 1 else ["--workers", str(workers)]), environment)
 
 
 def gc(
@@ -98,5 +116,5 @@ def _home() -> Path:
     return Path(limbeck.__file__).resolve().parent.parent
 
 
-def _execute(command: list[str]) -> NoReturn:
-    os.execve(command[0], command, server_environment())
+def _execute(command: list[str], environment: Mapping[str, str] | None = None) -> NoReturn:
+    os.execve(command[0], command, server_environment() | dict(environment or {}))

@@ -8,8 +8,8 @@ never writes a loop; this is how those of ``docs/methods.md`` say what they need
 kd           one part, cached teacher logits; terms ``soft_loss`` and ``hard_loss``
 patient      ``build`` takes ``models.teacher()`` and runs it under ``no_grad`` with hooks (``limbeck/capture.py``); a
              third term, the distance of the normalised states of the first token
-distilbert   a masked-LM head beside the student in ``Objective.module``; words are masked in ``losses``, drawn from
-             torch's RNG (which checkpoints hold), and the term is divided by as many as are drawn on average
+distilbert   a masked-LM head beside the student in ``Objective.module``; words are masked in ``losses``, drawn for each
+             example from seed, step and its place, and the term is divided by as many as are drawn on average
 tinybert     two parts. The first (``selects=False``: its student answers nothing yet) matches attention and hidden
              states and adds the projection W as a second child of ``Objective.module``; the second is kd with T = 1
 minilm       the relations of one layer pair; then a kd part

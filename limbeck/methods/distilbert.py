@@ -102,7 +102,7 @@ class _Triple(Objective):
         from torch import nn
 
         self.student, self.teacher = models.student, models.teacher()
-        self.criterion, self.options = criterion, options
+        self.criterion, self.options, self.seed = criterion, options, models.seed
         ours, theirs = self.student.config, self.teacher.config
         require_same_width(int(ours.hidden_size), int(theirs.hidden_size))
         self.mask_id, self.special = _tokens(models)
@@ -132,11 +132,11 @@ class _Triple(Objective):
         soft = self.criterion.soft(logits, batch, self.options.temperature, progress=step / steps)
         return {
             "soft_loss": soft.times(self.options.soft_weight),
-            "words_loss": Term(self._words_loss(batch), self.options.words_weight, "tokens"),
+            "words_loss": Term(self._words_loss(batch, step), self.options.words_weight, "tokens"),
             "cosine_loss": Term(cosine, self.options.cosine_weight, "tokens"),
         }
 
-    def _words_loss(self, batch: Batch) -> Tensor:
+    def _words_loss(self, batch: Batch, step: int) -> Tensor:
         """Cross-entropy of the guessed tokens, divided by as many as are guessed on average.
 
         Not by as many as were drawn: parts of a batch could not be weighed by their tokens then, and an empty draw
@@ -146,7 +146,7 @@ class _Triple(Objective):
 
         from limbeck.capture import captured
 
-        ids, guessed = self._masked(batch.inputs["input_ids"], batch.inputs["attention_mask"])
+        ids, guessed = self._masked(batch, step)
         with captured(self.student) as found:
             self.student.base_model(**batch.inputs | {"input_ids": ids})
         states = self.words(found.hidden(int(self.student.config.num_hidden_layers))[guessed])
@@ -154,14 +154,18 @@ class _Triple(Objective):
         losses = F.cross_entropy(scores.float(), batch.inputs["input_ids"][guessed], reduction="sum")
         return losses / (_GUESSED * batch.counts["tokens"])
 
-    def _masked(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The texts with words masked or exchanged, and where they are to be guessed; drawn from torch's generator,
-        which checkpoints hold."""
+    def _masked(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """The texts with words masked or exchanged, and where they are to be guessed: drawn for each example from its
+        place, the seed and the step, so that parts of a batch, ranks and a resumed run have the same."""
         import torch
 
-        # Drawn on the CPU: its generator is the one that is the same on every device.
-        chance, kind = (torch.rand(ids.shape).to(ids.device) for _ in range(2))
-        word = torch.randint(0, len(self.table), ids.shape).to(ids.device)
+        from limbeck.draws import drawn
+
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        assert batch.places is not None
+        numbers = torch.from_numpy(drawn(batch.places, ids.shape[1], 3, seed=self.seed, step=step))
+        chance, kind, other = numbers.to(ids.device, torch.float32)
+        word = (other * len(self.table)).long().clamp_max(len(self.table) - 1)
         guessed = (chance < _GUESSED) & (mask > 0) & ~torch.isin(ids, self.special.to(ids.device))
         changed = torch.where(kind < _MASKED, self.mask_id, torch.where(kind < _MASKED + _OTHER, word, ids))
         return torch.where(guessed, changed, ids), guessed

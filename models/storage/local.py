@@ -20,12 +20,17 @@ class LocalStorage(Storage):
     """A folder of one machine, or one that several have mounted.
 
     A file is written aside, brought to the disk, and then renamed to its place.
+
+    Args:
+        root: the folder.
+        read_only: leave it as it is; nothing is put there.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self._root = root
         self._aside = root / _ASIDE
-        self._aside.mkdir(parents=True, exist_ok=True)
+        if not read_only:
+            self._aside.mkdir(parents=True, exist_ok=True)
 
     def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
         target = self._path(key)

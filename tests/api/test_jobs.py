@@ -201,9 +201,19 @@ def test_a_waiting_job_says_when_it_is_likely_to_start(client: TestClient, house
 
 
 def test_a_job_asks_for_a_gpu_and_for_no_more_than_a_job_can_use(client: TestClient, submit: Submit) -> None:
+    """Guards against a job that waits for GPUs that it would not use, or trains on fewer than it asked for."""
     assert submit(resources={"gpus": 1})["resources"] == {"gpus": 1}
-    refused = client.post("/v1/jobs", json=SMALLEST | {"resources": {"gpus": 4}})
-    assert [one["pointer"] for one in refused.json()["errors"]] == ["/resources/gpus"]
+    two = {"devices": 2, "batch_size": 32}
+    assert submit(resources={"gpus": 2}, training=two)["resources"] == {"gpus": 2}
+    assert submit(training=two)["config"]["training"]["devices"] == 2
+    for gpus, training, allowed in ((4, {}, 1), (1, two, 2)):
+        document = SMALLEST | {"resources": {"gpus": gpus}, "training": training}
+        for path in ("/v1/jobs", "/v1/jobs:validate"):
+            refused = client.post(path, json=document)
+            assert refused.status_code == 422
+            (problem,) = refused.json()["errors"]
+            assert problem["pointer"] == "/resources/gpus"
+            assert problem["detail"].startswith(f"found {gpus}; training.devices is {allowed}")
 
 
 def test_filters_leave_only_what_matches(client: TestClient, house: Services, submit: Submit) -> None:

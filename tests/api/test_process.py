@@ -240,6 +240,26 @@ def test_being_told_to_end_ends_open_streams_at_once_and_is_no_failure(served_al
     assert time.monotonic() - began < 5
 
 
+def test_a_thousand_streams_fit_under_the_usual_limit_of_open_files(tmp_path: Path) -> None:
+    """Guards against an API that stops to accept connections at 1,024, as most systems start it."""
+    command = ["sh", "-c", 'ulimit -Sn 1024 && exec "$0" -m api --port 0', sys.executable]
+    environment = {**os.environ, "LIMBECK_DATA_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("wb") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while "running on" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+    finally:
+        process.terminate()
+        process.wait(20)
+    soft = next(line.split()[3] for line in limits.splitlines() if line.startswith("Max open files"))
+    assert int(soft) > 1_100
+
+
 def test_logs_are_one_short_line_a_request_and_carry_no_bodies(served: Served) -> None:
     body = {**SMALLEST, "metadata": {"token": "s3cr3t"}}
     answer = httpx.post(f"{served.url}/v1/jobs?x=s3cr3t", json=body, headers={"X-Request-Id": "find-me"})

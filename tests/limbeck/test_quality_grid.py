@@ -11,9 +11,12 @@ import pytest
 
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.datasets import DATASETS, DataSet, data_hash, folder_of
-from benchmarks.quality.grid import WIDE, Cell, cells, method_version, methods, teacher_of
+from benchmarks.quality.grid import PEERS, WIDE, Cell, cells, content_key, method_version, methods, teacher_of
 from benchmarks.quality.page import generated, interval, write_page
+from benchmarks.quality.papers import papers
+from benchmarks.quality.peers import matches
 from benchmarks.quality.running import Bench, against_baseline
+from benchmarks.quality.side_by_side import side_by_side
 from benchmarks.quality.store import Store, packed, unpacked
 from limbeck.config import DistillConfig
 
@@ -94,6 +97,8 @@ def test_a_baseline_starts_from_the_layers_that_its_student_starts_from() -> Non
 
 
 def _config(cell: Cell) -> DistillConfig:
+    if cell.is_peer:  # its student has the numbers and the start of our kd's
+        cell = Cell(cell.dataset, "kd", cell.layers, cell.seed)
     parts = {name: value for name, value in cell.document().items() if name in ("method", "student", "training")}
     return DistillConfig.parse({"teacher": "path:/t", "dataset": "path:/d", **parts})
 
@@ -255,3 +260,59 @@ def _splits(folder: Path) -> dict[str, list[dict[str, Any]]]:
         with gzip.open(path, "rt") as file:
             found[path.name.removesuffix(".jsonl.gz")] = [json.loads(line) for line in file]
     return found
+
+
+def test_the_other_trainers_cells_leave_the_others_as_they_are() -> None:
+    """A key that changes throws away a night of cells; this one is of a cell that was committed before."""
+    assert content_key(NONE, "2ee93e6e41c8b4b6") == "248088be3f030cae"
+    assert content_key(KD, "2ee93e6e41c8b4b6") == "8046d779a578fe1f"
+    for dataset in WIDE:
+        for peer in PEERS:
+            assert {Cell(dataset, peer, 3, seed) for seed in (0, 1, 2)} <= set(cells())
+    versions = {method_version(name) for name in (*PEERS, "kd", "there is no such method")}
+    assert len(versions) == 3  # both of TextBrewer's are run by the same scripts
+
+
+def test_states_are_matched_with_the_layers_that_the_student_started_from() -> None:
+    """Hidden state 0 is the embeddings: layer 1 of the teacher (from 0) ends in its state 2."""
+    pairs = [(one["layer_S"], one["layer_T"]) for one in matches((1, 3, 5), "hidden_mse")]
+    assert pairs == [(0, 0), (1, 2), (2, 4), (3, 6)]
+
+
+def test_our_students_stand_beside_theirs(tmp_path: Path) -> None:
+    """Nine of ten against seven: two points of ten above, on the same examples; another teacher's is not compared."""
+    store, truth = Store(tmp_path), [0, 1] * 5
+    worse, better = [1 - one for one in truth[:3]] + truth[3:], [1 - truth[0], *truth[1:]]
+    assert "Not run yet: `mrpc/textbrewer-kd/3L/seed0`" in side_by_side(store)
+    theirs = result(0.7, predictions=packed(worse), truth=packed(truth))
+    store.write(Cell("sst2", "textbrewer-kd", 3, 0), HASH, theirs)
+    assert "| sst2 | 0 | textbrewer-kd | 70.0 | kd | not run |" in side_by_side(store)
+    store.write(KD, HASH, result(0.9, predictions=packed(better)))
+    store.write(Cell("sst2", "auto", 3, 0), HASH, result(0.9, predictions=packed(better), teacher_sha256="other"))
+    text = side_by_side(store)
+    assert "| sst2 | 0 | textbrewer-kd | 70.0 | kd | 90.0 | +20.0 (" in text
+    assert "| auto | 90.0 | of another teacher |" in text
+    store.write(Cell("mrpc", "textbrewer-kd", 3, 0), HASH, {**theirs, "predictions": packed(truth)})
+    store.write(Cell("mrpc", "kd", 3, 0), HASH, result(0.0, predictions=packed([1 - one for one in truth])))
+    assert "-100.0 (-100.0 to -100.0) | **no** |" in side_by_side(store)
+    # They stand in a table of their own.
+    assert "| textbrewer-kd | 3 |" not in generated(store)
+
+
+def test_published_figures_are_judged_by_our_cells(tmp_path: Path) -> None:
+    """PKD: 95.1 % of its teacher, 0.6 % above the plain student; the seed's kd: 99.9 % and 3.3 %."""
+    store = Store(tmp_path)
+    assert "| `patient` | Sun et al. 2019, SST-2, 12 → 3 | 95.1 | +0.6 | sst2, 6 → 3 | not run |" in papers(store)
+    store.write(Cell("sst2", "patient", 3, 0), HASH, result(0.87, baseline=estimate(0.84)))
+    assert "| sst2, 6 → 3 | 96.7 (94.7–98.7) | +3.3 | yes | yes |  |" in papers(store)
+    store.write(Cell("sst2", "patient", 3, 0), HASH, result(0.835, baseline=estimate(0.84)))
+    assert "| -0.6 | within the noise | **no** | half of the teacher's" in papers(store)
+    store.write(Cell("sst2", "patient", 3, 0), HASH, result(0.80, baseline=estimate(0.84)))
+    assert "| sst2, 6 → 3 | 88.9 (86.9–90.9) | -4.4 | **no** | **no** | half of the teacher's" in papers(store)
+    curve = [
+        {"speed": 0.0, "metric": estimate(0.8), "flops": 1.0, "mean_layers": 6.0},
+        {"speed": 0.3, "metric": estimate(0.799), "flops": 0.5, "mean_layers": 3.0},
+        {"speed": 0.9, "metric": estimate(0.7), "flops": 0.2, "mean_layers": 1.2},
+    ]
+    store.write(Cell("douban", "fastbert", 6, 0), HASH, result(0.8, exits={"curve": curve}))
+    assert "99.9 % with 2.00 times fewer at speed 0.3 (3.00 of 6 layers)" in papers(store)

@@ -65,8 +65,8 @@ def ended(database: Database, submit: Submit, put: Put) -> Callable[..., Job]:
     return make
 
 
-def _settings(tmp_path: Path, *, keep_jobs_days: float | None = None, max_storage_gb: float | None = None) -> Settings:
-    return Settings(data_dir=tmp_path, keep_jobs_days=keep_jobs_days, max_storage_gb=max_storage_gb)
+def _settings(tmp_path: Path, **limits: float) -> Settings:
+    return Settings.model_validate({"data_dir": tmp_path, **limits})
 
 
 def _keys(storage: LocalStorage) -> set[str]:
@@ -140,6 +140,28 @@ def test_above_the_limit_the_oldest_go_and_no_more_than_needed(
     assert done.jobs == plan.jobs == (oldest.id,)
     assert done.bytes_left == plan.bytes_left == 800
     assert _keys(storage) == {f"jobs/{job.id}/attempts/1/student" for job in (newest, middle)}
+
+
+def test_teachers_answers_stay_within_their_limit_and_go_before_any_job(
+    database: Database, storage: LocalStorage, put: Put, ended: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Guards against a sweep that takes them for orphans, and a job that goes for what can be computed again."""
+    ages = [timedelta(days=age) for age in (9, 2, 5)]
+    _oldest, newest, middle = (
+        put(f"cache/teacher/{number}/answers.safetensors", size=300, age=age) for number, age in enumerate(ages)
+    )
+    student = f"jobs/{ended(days_ago=9, size=400).id}/attempts/1/student"
+    assert gc(database, storage, _settings(tmp_path), NOW).objects == 0
+    limits = _settings(tmp_path, teacher_cache_gb=700 / 1000**3)
+    plan = gc(database, storage, limits, NOW, dry_run=True)
+    done = gc(database, storage, limits, NOW)
+    assert _keys(storage) == {newest, middle, student}
+    assert (done.answers, done.objects, done.bytes, done.bytes_left) == (1, 1, 300, 1000)
+    assert (plan.answers, plan.objects, plan.bytes, plan.bytes_left) == (1, 1, 300, 1000)
+    tight = gc(database, storage, _settings(tmp_path, max_storage_gb=710 / 1000**3), NOW)
+    assert (_keys(storage), tight.jobs) == ({newest, student}, ())
+    last = gc(database, storage, _settings(tmp_path, max_storage_gb=100 / 1000**3), NOW)
+    assert (_keys(storage), len(last.jobs), last.answers) == (set(), 1, 1)
 
 
 def test_a_job_whose_student_teaches_another_stays(

@@ -77,6 +77,16 @@ def test_a_worker_claims_only_what_its_gpus_serve(either: Database) -> None:
     assert taken(either, gpus=2).job.id == large.id
 
 
+def test_where_there_are_gpus_each_device_is_one(either: Database) -> None:
+    """Guards against ranks that share a GPU, which NCCL refuses, because the job left the GPUs open."""
+    ranks = submit(either, config={"training": {"devices": 2}})
+    assert claim_one(either, gpus=1) is None
+    claimed = taken(either, gpus=3)
+    assert (claimed.job.id, claimed.devices) == (ranks.id, 2)
+    on_cores = submit(either, config={"training": {"devices": 2}})
+    assert taken(either, gpus=0).job.id == on_cores.id
+
+
 def test_an_expired_lease_is_claimed_again_and_the_ledger_says_why(either: Database) -> None:
     held = let_it_expire(either)
     with either.session() as session:

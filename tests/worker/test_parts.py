@@ -60,7 +60,7 @@ def test_each_slot_has_a_gpu_of_its_own() -> None:
 def test_cpu_slots_share_the_cores_and_serve_no_gpu_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     slots = Slots(64)
-    with slots.take(lambda gpus: {"offered": gpus}, lambda _: 0) as taken:
+    with slots.take(lambda gpus: {"offered": gpus}, lambda _: 2) as taken:
         assert taken is not None
         work, place = taken
         assert work == {"offered": 0}

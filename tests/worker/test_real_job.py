@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from models.settings import Settings
 from models.storage import Storage
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 from tests.worker.conftest import read, submit
-from tests.worker.processes import in_background, trainers, until
+from tests.worker.processes import alive, in_background, trainers, until
 from worker import materials
 from worker.queue import Bell
 from worker.runner import TRAINER
@@ -83,12 +84,12 @@ def trainers_of_attempt(database: Database, job: Job, number: int) -> list[psuti
     return trainers() if read(database, job.id).fence == number else []
 
 
-def wait_for_event(database: Database, job: Job, kind: str) -> None:
+def wait_for_event(database: Database, job: Job, kind: str, seconds: float = 60) -> None:
     def told() -> bool:
         with database.reading() as session:
             return kind in [event.kind for event in telemetry.events_after(session, job.id, 0, 1000)]
 
-    until(told, 60)
+    until(told, seconds)
 
 
 def test_a_students_own_model_is_fetched_as_the_teacher_is(
@@ -139,6 +140,33 @@ def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
     assert weights(database, disturbed.id, "hard_samples.csv") == weights(database, undisturbed.id, "hard_samples.csv")
 
 
+def test_another_machine_takes_the_teachers_answers_from_the_storage(
+    settings: Settings,
+    database: Database,
+    storage: Storage,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards the way there and back: a second machine, with an empty folder of its own, has to end with the same
+    student without asking its teacher."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = {**config, "teacher": {**config["teacher"], "finetune": {**config["teacher"]["finetune"], "epochs": 3}}}
+    config["training"]["epochs"] = 1
+    said, done = [], []
+    for number in range(2):
+        job = submit(database, config=config)
+        machine = settings.model_copy(update={"scratch_dir": tmp_path / f"machine-{number}", "lease_seconds": 20})
+        Worker(machine, database, storage, Bell(machine), Slots(1), command=TRAINER).drain()
+        done.append(job.id)
+        assert read(database, job.id).status is JobStatus.SUCCEEDED, read(database, job.id).error
+        with database.reading() as session:
+            said.append([event.kind for event in telemetry.events_after(session, job.id, 0, 1000)])
+    assert [("cache.built" in kinds, "cache.used" in kinds) for kinds in said] == [(1, 0), (0, 1)]
+    assert len(list(storage.list("cache/teacher"))) == 1
+    assert weights(database, done[0]) == weights(database, done[1])
+
+
 def test_a_rerun_whose_data_set_has_changed_says_so_and_trains_nothing(
     engine_worker: Worker, database: Database, config: dict[str, Any]
 ) -> None:
@@ -155,3 +183,54 @@ def test_a_rerun_whose_data_set_has_changed_says_so_and_trains_nothing(
     assert (ended.error["code"], ended.error["retryable"]) == ("invalid_dataset", False)
     assert "f" * 64 in ended.error["message"]
     assert (ended.progress or {})["step"] == 0
+
+
+def ranks_below(trainer: psutil.Process) -> dict[int, psutil.Process]:
+    """A trainer's ranks by their number."""
+    found = {}
+    for process in trainer.children():
+        with suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            found[int(words[words.index("limbeck.rank_process") + 1])] = process
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_a_job_on_two_devices_outlives_its_ranks_its_pause_and_its_trainer(
+    engine_worker: Worker, database: Database, config: dict[str, Any]
+) -> None:
+    """Guards against ranks that are left behind, a stop that does not reach them, and a resume that is not exact."""
+    config["training"]["devices"] = 2
+    undisturbed = submit(database, config=config)
+    engine_worker.drain()
+    assert read(database, undisturbed.id).status is JobStatus.SUCCEEDED, read(database, undisturbed.id).error
+
+    job = submit(database, config=config)
+    running = in_background(engine_worker)
+    (trainer,) = until(partial(trainers_of_attempt, database, job, 1), 60)
+    wait_for_event(database, job, "checkpoint.saved", 120)
+    first = ranks_below(trainer)
+    assert set(first) == {0, 1}
+    first[1].kill()
+    wait_for_event(database, job, "rank.lost", 120)
+    with database.session() as session:
+        jobs.request_pause(session, job.id)
+    running.join(240)
+    assert read(database, job.id).status is JobStatus.PAUSED
+    assert alive([trainer, *first.values()]) == []
+
+    with database.session() as session:
+        jobs.resume(session, job.id)
+    running = in_background(engine_worker)
+    (trainer,) = until(partial(trainers_of_attempt, database, job, 2), 60)
+    wait_for_event(database, job, "teacher.evaluated", 120)
+    second = ranks_below(trainer)
+    trainer.kill()
+    gone, left = psutil.wait_procs(list(second.values()), timeout=10)
+    assert (len(gone), left) == (2, [])
+    running.join(240)
+    ended = read(database, job.id)
+    assert ended.status is JobStatus.SUCCEEDED, ended.error
+    with database.reading() as session:
+        assert [one.outcome for one in telemetry.attempts(session, job.id)] == ["paused", "failed", "succeeded"]
+    assert weights(database, job.id) == weights(database, undisturbed.id)

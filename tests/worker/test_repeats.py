@@ -7,7 +7,7 @@ import pytest
 from benchmarks.chaos.evidence import Together
 from benchmarks.chaos.faults import Outage
 from benchmarks.chaos.judgement import Judgement, unexcused
-from benchmarks.chaos.repeats import NOTHING, Cost, Mark, exposures, repeated
+from benchmarks.chaos.repeats import NOTHING, Cost, Mark, exposures, repeated, stretches
 
 
 def never(begin: float, end: float) -> float:
@@ -98,3 +98,12 @@ def test_a_worker_that_cannot_look_is_excused_for_as_long_and_no_longer() -> Non
     assert unexcused(span, [Outage(9.0, 14.0, pid=7)]) == 2.0
     assert unexcused(span, [Outage(9.0, 14.0, pid=99)]) == 6.0
     assert unexcused(span, [Outage(12.0, 13.0)]) == 5.0  # the database, for all workers
+
+
+def test_a_step_that_falls_within_an_attempt_is_a_new_start_of_its_ranks() -> None:
+    """Guards against steps that ranks did twice within one attempt, which no attempt's end would show."""
+    again = [Mark(100, False, 20.0), Mark(140, True, 20.5), Mark(150, False, 20.6)]
+    assert stretches([*TRACK, *again]) == [TRACK, again]
+    assert repeated(TRACK, again[0].step, 8.0, never) == Cost(100, 1.0, 0.0)
+    assert stretches(TRACK) == [TRACK]
+    assert stretches([]) == [[]]

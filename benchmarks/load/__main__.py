@@ -4,7 +4,8 @@ Starts the real stack (``limbeck up``) in a temporary folder, submits a long job
 
 - the latency of ``POST /v1/jobs``, one submit after the other over one connection; the jobs wait in the queue and are
   cancelled afterwards;
-- how many answers ``GET /v1/jobs/{id}`` gives a second to 100 clients that poll as fast as they can.
+- how many answers ``GET /v1/jobs/{id}`` gives a second to 100 clients that poll as fast as they can;
+- both once more while 1,000 streams of events are open, of 100 jobs, and what the API process holds then.
 
 The load generator runs on the same cores as the server and the training, so it takes some of what it measures.
 """
@@ -14,18 +15,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
-
+from benchmarks.load.asking import Polls, Submits, measure_polls, measure_submits
+from benchmarks.load.streams import Streamed, measure_streams
 from benchmarks.report import machine, markdown_table, write_json
 from limbeck.cli.local_server import local_server
 from limbeck.client import Client, Job
@@ -33,25 +31,7 @@ from limbeck.recipes import recipe
 
 GOAL_SUBMIT_MS = 50.0
 GOAL_ANSWERS_PER_SECOND = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Submits:
-    count: int
-    median_ms: float
-    p95_ms: float
-    slowest_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Polls:
-    clients: int
-    seconds: float
-    answers: int
-    errors: int
-    answers_per_second: float
-    median_ms: float
-    p95_ms: float
+GOAL_STREAMS_MB = 300.0
 
 
 def main() -> int:
@@ -61,21 +41,23 @@ def main() -> int:
         with local_server(data / "server", data / "server.log") as url, Client(url) as client:
             print(f"server at {url}; waiting until a job trains …", flush=True)
             job = _training_job(client)
-            submits = _measure_submits(client, options.submits)
+            submits = measure_submits(client, options.submits)
             before = client.job(job.id)
-            polls = asyncio.run(_measure_polls(url, job.id, clients=options.clients, seconds=options.seconds))
+            polls = asyncio.run(measure_polls(url, job.id, clients=options.clients, seconds=options.seconds))
             after = client.job(job.id)
+            streamed = measure_streams(client, job.id, options) if options.streams else None
             client.cancel(job.id)
     report = {
         "command": " ".join(("python -m benchmarks.load", *sys.argv[1:])),
         "machine": machine() | {"load": os.getloadavg()[0]},
         "submit": asdict(submits),
         "poll": asdict(polls),
+        "streams": streamed and asdict(streamed),
         "training": {"status": after.status, "steps_while_polled": _steps(after) - _steps(before)},
     }
     print(_table(report))
     print(f"written to {write_json('load', report)}")
-    missed = _missed(submits, polls, before, after)
+    missed = _missed(submits, polls, before, after) + _streams_missed(streamed)
     for line in missed:
         print(f"MISSED: {line}")
     return 1 if missed and options.goals else 0
@@ -86,6 +68,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--submits", type=int, default=100)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--streams", type=int, default=1000, help="open at a time; 0 leaves that part out")
     parser.add_argument("--goals", action="store_true", help="exit 1 where a goal is missed")
     return parser.parse_args()
 
@@ -101,59 +84,6 @@ def _training_job(client: Client) -> Job:
         time.sleep(0.5)
         job = client.job(job.id)
     return job
-
-
-def _measure_submits(client: Client, count: int) -> Submits:
-    document, waiting, milliseconds = dict(recipe("demo").document), [], []
-    with httpx.Client(base_url=client.base_url, timeout=30) as connection:
-        for number in range(count + 1):
-            began = time.perf_counter()
-            answer = connection.post("/v1/jobs", json=document | {"name": f"load {number}"})
-            took = (time.perf_counter() - began) * 1000
-            assert answer.status_code == 202, answer.text
-            waiting.append(answer.json()["id"])
-            if number:  # the first one opens the connection
-                milliseconds.append(took)
-    for job_id in waiting:
-        client.cancel(job_id)
-    return Submits(count, statistics.median(milliseconds), _p95(milliseconds), max(milliseconds))
-
-
-async def _measure_polls(url: str, job_id: str, *, clients: int, seconds: float) -> Polls:
-    address = urlsplit(url)
-    request = f"GET /v1/jobs/{job_id} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
-    end = time.perf_counter() + seconds
-    began = time.perf_counter()
-    each = await asyncio.gather(
-        *(_poll(str(address.hostname), int(address.port or 80), request, end) for _ in range(clients))
-    )
-    took = time.perf_counter() - began
-    milliseconds = [one for times, _ in each for one in times]
-    errors = sum(failed for _, failed in each)
-    rate = len(milliseconds) / took
-    return Polls(clients, took, len(milliseconds), errors, rate, statistics.median(milliseconds), _p95(milliseconds))
-
-
-async def _poll(host: str, port: int, request: bytes, end: float) -> tuple[list[float], int]:
-    """One client: milliseconds of each good answer, and how many were none. Bare HTTP leaves the cores to the rest."""
-    reader, writer = await asyncio.open_connection(host, port)
-    milliseconds, failed = list[float](), 0
-    while (began := time.perf_counter()) < end:
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await reader.readexactly(length)
-        if head.startswith(b"HTTP/1.1 200"):
-            milliseconds.append((time.perf_counter() - began) * 1000)
-        else:
-            failed += 1
-    writer.close()
-    await writer.wait_closed()
-    return milliseconds, failed
-
-
-def _p95(values: Sequence[float]) -> float:
-    return statistics.quantiles(values, n=20, method="inclusive")[-1]
 
 
 def _steps(job: Job) -> int:
@@ -174,6 +104,8 @@ def _table(report: dict[str, Any]) -> str:
         ("answers that were no 200", str(poll["errors"]), "0"),
         (f"training steps in those {poll['seconds']:.0f} s", str(report["training"]["steps_while_polled"]), ""),
     )
+    if report["streams"]:
+        rows += _stream_rows(report["streams"])
     where = f"While a job trains; {here['cpu']}, {here['cores']} cores, the load generator on the same cores."
     return f"\n{where}\n\n{markdown_table(('measured', 'value', 'goal'), rows)}\n"
 
@@ -189,6 +121,36 @@ def _missed(submits: Submits, polls: Polls, before: Job, after: Job) -> list[str
     if after.status != "running" or _steps(after) == _steps(before):
         went = f"from step {_steps(before)} to {_steps(after)}"
         missed.append(f"not measured under training: the job is {after.status} and went {went} meanwhile")
+    return missed
+
+
+def _stream_rows(streams: dict[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    submit, poll = streams["submit"], streams["poll"]
+    return (
+        (
+            f"the API process with {streams['count']} open streams of events (PSS)",
+            f"{streams['memory_mb']:.0f} MB, without them {streams['idle_mb']:.0f} MB",
+            f"< {GOAL_STREAMS_MB:.0f} MB",
+        ),
+        ("streams that broke, or missed an event of their job", str(streams["broken"]), "0"),
+        ("POST /v1/jobs then, median and p95", f"{submit['median_ms']:.1f} and {submit['p95_ms']:.1f} ms", ""),
+        (f"GET /v1/jobs/{{id}} then, {poll['clients']} clients", f"{poll['answers_per_second']:.0f} answers/s", ""),
+    )
+
+
+def _streams_missed(streams: Streamed | None) -> list[str]:
+    if streams is None:
+        return []
+    missed = []
+    if streams.memory_mb >= GOAL_STREAMS_MB:
+        missed.append(f"{streams.memory_mb:.0f} MB with {streams.count} streams, goal < {GOAL_STREAMS_MB:.0f} MB")
+    if streams.broken:
+        missed.append(f"{streams.broken} of {streams.count} streams broke, or missed an event")
+    if streams.submit.median_ms >= GOAL_SUBMIT_MS:
+        missed.append(f"submit median with streams {streams.submit.median_ms:.1f} ms, goal < {GOAL_SUBMIT_MS:.0f} ms")
+    if streams.poll.answers_per_second < GOAL_ANSWERS_PER_SECOND:
+        found = f"{streams.poll.answers_per_second:.0f}"
+        missed.append(f"{found} answers/s with streams, goal ≥ {GOAL_ANSWERS_PER_SECOND:.0f}")
     return missed
 
 

@@ -1,0 +1,22 @@
+"""How many files this process may have open; a connection is one."""
+
+from __future__ import annotations
+
+import resource
+
+#: More than one process can serve.
+_ENOUGH = 65_536
+
+
+def allow_many_connections() -> int:
+    """Raise the soft limit, which is often 1,024, as far as the hard one allows; a thousand open streams need more.
+
+    Returns:
+        The limit from now on.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted

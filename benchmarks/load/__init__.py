@@ -1,0 +1,1 @@
+"""How the API answers while it has other work: see ``__main__``."""

@@ -1,0 +1,1 @@
+"""How fast students answer over HTTP, beside other servers: see ``__main__``."""

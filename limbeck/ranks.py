@@ -1,0 +1,187 @@
+"""The ranks of one training: processes of one machine that share every batch, and what they say to each other.
+
+All ranks run the same phases from the same state. Each computes the gradient of its part of a batch; the sum over the
+ranks is the gradient of the batch, so that all make the same step and hold the same weights. Rank 0 alone writes the
+state and tells of progress; nothing that another rank holds is worth keeping. So a stop needs no agreement: a step is
+made by all ranks or by none, since rank 0 takes part in each.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from limbeck.errors import InvalidConfig, Problem, RankLost
+
+T = TypeVar("T")
+#: How long a rank waits for another one. Whoever started them ends all when one has gone; nothing else is too long,
+#: since rank 0 may encode a large data set while the others wait.
+_PATIENCE = timedelta(days=7)
+#: Gradients that are summed at a time: more would only cost memory.
+_BUCKET = 16 * 1024 * 1024
+
+
+class Ranks:
+    """One rank alone: whatever is asked of all is done by itself."""
+
+    number = 0
+    count = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which writes the state and tells of progress."""
+        return self.number == 0
+
+    def wait(self) -> None:
+        """Until every rank has come here."""
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What rank 0 finds by ``work``, on every rank."""
+        return work()
+
+    def share(self, module: nn.Module) -> None:
+        """Give every rank the parameters and buffers of rank 0."""
+
+    def seed_step(self, *numbers: int) -> None:
+        """Have each rank draw otherwise in this step, by these numbers and its own alone.
+
+        A checkpoint then needs no other rank's generators. One rank alone draws on from where it is.
+        """
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        return tensor
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make each gradient the sum over all ranks; what has none on any rank keeps having none."""
+
+    def part(self) -> Ranks:
+        """The other ranks are done; what this one goes on with."""
+        return self
+
+
+ALONE = Ranks()
+
+
+class Group(Ranks):
+    """One of several ranks, each a process, by ``torch.distributed``: gloo, and NCCL for what lies on GPUs.
+
+    Args:
+        number: of this rank, from 0.
+        meeting: a file that does not exist yet; the ranks find each other by it.
+        threads: what rank 0 computes with when the others are done.
+        parted: called then.
+
+    Raises:
+        InvalidConfig: the machine has GPUs, but not one for each rank.
+        RankLost: as from every other method; another rank has gone.
+    """
+
+    def __init__(self, number: int, count: int, meeting: Path, threads: int, parted: Callable[[], None]) -> None:
+        self.number, self.count = number, count
+        self._threads, self._parted = threads, parted
+        gpus = torch.cuda.device_count()
+        if 0 < gpus < count:
+            detail = f"found {count}; this machine offers {gpus} GPU{'s' * (gpus > 1)}, and each device is one"
+            raise InvalidConfig(f"/training/devices: {detail}", [Problem("/training/devices", detail)])
+        with _peers():
+            store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]
+            store.set_timeout(_PATIENCE)
+            dist.init_process_group("gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE)
+            self._host: Any = dist.group.WORLD
+            self._device = self._host
+            if gpus:
+                torch.cuda.set_device(number)
+                self._device = dist.new_group(backend="nccl", timeout=_PATIENCE)
+
+    def wait(self) -> None:
+        with _peers():
+            dist.barrier(group=self._host)
+
+    def first(self, work: Callable[[], T]) -> T:
+        found: list[Any] = [work() if self.leads else None]
+        with _peers():
+            dist.broadcast_object_list(found, src=0, group=self._host)
+        result: T = found[0]
+        return result
+
+    def share(self, module: nn.Module) -> None:
+        with torch.no_grad(), _peers():
+            for tensor in (*module.parameters(), *module.buffers()):
+                values = tensor.detach().contiguous()
+                dist.broadcast(values, src=0, group=self._group(values))
+                tensor.copy_(values)
+
+    def seed_step(self, *numbers: int) -> None:
+        drawn = np.random.SeedSequence([*numbers, self.number]).generate_state(1, np.uint64)
+        torch.manual_seed(int(drawn[0]))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        total = tensor.detach().clone()
+        with _peers():
+            dist.all_reduce(total, group=self._group(total))
+        return total
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        # A parameter may have no gradient on a rank whose part of the batch had nothing for it; where it has none on
+        # any rank, the optimizer has to pass it over, as it does on one device.
+        known = self.sum(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32))
+        learning = [one for one, ranks in zip(parameters, known.tolist(), strict=True) if ranks]
+        for parameter in learning:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([one.grad for one in learning if one.grad is not None]):
+            total = self.sum(torch.cat([gradient.reshape(-1) for gradient in bucket]))
+            start = 0
+            for gradient in bucket:
+                gradient.copy_(total[start : start + gradient.numel()].view_as(gradient))
+                start += gradient.numel()
+
+    def part(self) -> Ranks:
+        self.wait()
+        if not self.leads:  # what is left is rank 0's; the launcher ends this process
+            threading.Event().wait()
+        self._parted()
+        torch.set_num_threads(self._threads)
+        return ALONE
+
+    def _group(self, tensor: Tensor) -> Any:
+        return self._device if tensor.is_cuda else self._host
+
+
+def sum_values(ranks: Ranks, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of each of these numbers the sum over all ranks, which name the same ones in the same order."""
+    if ranks.count == 1:
+        return dict(values)
+    return dict(zip(values, ranks.sum(torch.stack([*values.values()])), strict=True))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(one.numel() for one in bucket) + gradient.numel() > _BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """An exchange that breaks off, however the backend words it, becomes :class:`RankLost`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RankLost(f"Another rank has gone: {(str(error).splitlines() or [''])[0]}") from error

@@ -1,0 +1,22 @@
+"""How a configuration names where a model or a data set comes from. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+
+BUILTIN_TEACHERS = ("builtin:minilm-l6",)
+BUILTIN_DATASETS = ("builtin:stdlib-docstrings",)
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def source_name(value: str, *, what: str, builtins: tuple[str, ...], reference: str) -> str:
+    """Check the form of a source; ``reference`` is how the service's own things are named, e.g. ``model:mdl_``."""
+    if value.startswith("builtin:") and value not in builtins:
+        raise ValueError(f"there is no such built-in {what}; allowed: {', '.join(builtins)}")
+    known = value in builtins or value.startswith(("path:", reference)) or _HUB_NAME.fullmatch(value)
+    if not known:
+        raise ValueError(
+            f"a {what} is a hub name such as 'org/name', {' or '.join(map(repr, builtins))}, or '{reference}…'"
+        )
+    return value

@@ -1,0 +1,153 @@
+"""The answers of teachers that earlier jobs asked, in a folder that jobs share: one file for each key.
+
+A key is a hash of all that the answers are computed from (``limbeck.cache.answers_key``), so that a file is right or
+damaged and never out of date. Nothing here is needed: whatever is missing is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from limbeck.checkpoint import storage_errors
+from limbeck.errors import DamagedFile
+from limbeck.launching import AnswersPlace
+
+SUFFIX = ".safetensors"
+_PARTIAL = ".partial"
+#: A file that is still being written is younger.
+_ABANDONED_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a file holds."""
+
+    logits: Tensor  #: mapped, not read: the rows of a batch come from the disk when they are asked for
+    seconds: float  #: that computing them took
+
+    @property
+    def bytes(self) -> int:
+        return self.logits.numel() * self.logits.element_size()
+
+
+class TeacherCache:
+    """A folder of answers.
+
+    Args:
+        limit: bytes that the folder may take; the files that were not used for longest go first.
+        fetch: called with a key that the folder does not have; may bring its file there.
+        used: called with a key whose file was found or has just been written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        limit: int | None = None,
+        fetch: Callable[[str], None] = lambda key: None,
+        used: Callable[[str], None] = lambda key: None,
+    ) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._fetch = fetch
+        self._used = used
+
+    @classmethod
+    def at(cls, place: AnswersPlace) -> TeacherCache:
+        return cls(place.folder, limit=place.limit, fetch=place.fetch, used=place.used)
+
+    @property
+    def place(self) -> AnswersPlace:
+        """What it was made of, for whoever has no torch."""
+        return AnswersPlace(self.folder, self.limit, self._fetch, self._used)
+
+    def path(self, key: str) -> Path:
+        return self.folder / (key + SUFFIX)
+
+    def find(self, key: str, shape: tuple[int, ...]) -> Known | None:
+        """The answers, which have to be of this shape; from now on the file counts as just used.
+
+        Raises:
+            DamagedFile: the file is not what was written; it is gone now.
+            OSError: the folder cannot be read.
+        """
+        path = self.path(key)
+        if not path.exists():
+            self._fetch(key)
+        if not path.exists():
+            return None
+        try:
+            known = _read(path, shape)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            path.unlink(missing_ok=True)
+            raise DamagedFile(f"The teacher's answers in {path.name} are damaged: {error}.") from error
+        os.utime(path)
+        self._used(key)
+        return known
+
+    def keep(self, key: str, logits: Tensor, seconds: float) -> bool:
+        """Write a file; whether it fits into the limit at all.
+
+        Raises:
+            StorageFull, OSError: nothing is left behind.
+        """
+        logits = logits.contiguous()
+        size = logits.numel() * logits.element_size()
+        if self.limit is not None and size > self.limit:
+            return False
+        facts = {"sha256": _sha256(logits), "seconds": repr(seconds)}
+        aside = self.folder / f"{key}.{uuid.uuid4().hex}{_PARTIAL}"
+        with storage_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                save_file({"logits": logits}, aside, facts)
+                aside.replace(self.path(key))
+            finally:
+                aside.unlink(missing_ok=True)
+        self._evict(keep=self.path(key))
+        self._used(key)
+        return True
+
+    def _evict(self, keep: Path) -> None:
+        """Whoever has a file mapped keeps it until it lets go."""
+        files = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another job evicts as well
+                facts = path.stat()
+                if path.suffix == SUFFIX:
+                    files.append((facts.st_mtime, facts.st_size, path))
+                elif path.suffix == _PARTIAL and facts.st_mtime < time.time() - _ABANDONED_SECONDS:
+                    path.unlink()
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if self.limit is None or total <= self.limit:
+                return
+            if path != keep:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Known:
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata() or {}
+        logits = file.get_tensor("logits")
+    if tuple(logits.shape) != shape:
+        raise ValueError(f"they have the shape {tuple(logits.shape)} instead of {shape}")
+    if _sha256(logits) != facts["sha256"]:
+        raise ValueError("their sha256 is not the one that was written")
+    return Known(logits, float(facts["seconds"]))
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().data).hexdigest()
