@@ -151,7 +151,8 @@ def _report(general: Scorecard, cards: Mapping[str, Sequence[Scorecard]], comman
     return (
         f"`{command}`, {machine()['date']}, {minutes:.0f} minutes on a machine that others used as well (which moves "
         "the minutes and nothing else).\n\n"
-        f"Hidden tokens found on held-out texts: {figures}; the most frequent token: {general.dataset.majority:.1%}.\n\n"
+        f"Hidden tokens found on held-out texts: {figures}; the most frequent token: {general.dataset.majority:.1%}."
+        "\n\n"
     ) + markdown_table(["start of the 3 layers", *seeds, "mean"], rows)
 
 

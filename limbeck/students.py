@@ -184,6 +184,8 @@ def embedding_name(model: PreTrainedModel) -> str:
 
 def _answered_words(model: PreTrainedModel, vocab_size: int) -> list[str]:
     """What a model's state calls the weights of a masked-LM head that have a row for each token."""
+    if model.base_model is model:
+        return []
     inside, table = f"{model.base_model_prefix}.", word_table(model)
     heads = ((name, one) for name, one in model.state_dict().items() if not name.startswith(inside))
     # A layer as wide as the vocabulary is none but the last; a width is never as large.

@@ -57,8 +57,11 @@ def config_of(family: str, vocab_size: int, pad_token_id: int, **changes: Any) -
 
 
 def write_tiny(family: str, folder: Path, *, head: bool | str = True, spare: int = 3, **changes: Any) -> Path:
-    """Write a Hugging Face folder; ``head`` may be ``ForMaskedLM``. Gains and biases are random as well: at their usual start of 1 and 0 many a mistake
-    would not show. ``spare`` rows of the word table belong to no token, as in many a published model."""
+    """Write a Hugging Face folder; ``head`` may be ``ForMaskedLM``.
+
+    Gains and biases are random as well: at their usual start of 1 and 0 many a mistake would not show. ``spare`` rows
+    of the word table belong to no token, as in many a published model.
+    """
     import torch
     from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
