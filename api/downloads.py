@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import IO, Literal, get_args
 
 from limbeck.errors import NotFound
+from limbeck.formats import FILES
+from limbeck.formats import Format as Export
 from limbeck.scorecard import HARD_SAMPLES
 from models.model import Model, ModelFile
 from models.storage import Storage
 
-Format = Literal["safetensors", "onnx", "onnx-int8"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+Format = Literal["safetensors"] | Export
+FORMATS: tuple[Format, ...] = ("safetensors", *get_args(Export))
 
 #: Goes into an archive's cache name; raise it when the layout changes.
 _LAYOUT = 1
 _CHUNK = 1 << 18
 #: Weights hardly compress: more effort costs seconds and saves nothing.
 _COMPRESSION = 1
-_GRAPHS: dict[Format, str] = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Archive:
 
 def formats_of(paths: Collection[str]) -> list[Format]:
     """Which formats a model with these files can be had in."""
-    found: list[Format] = [name for name, graph in _GRAPHS.items() if graph in paths]
+    found: list[Format] = [name for name, graph in FILES.items() if graph in paths]
     weights: list[Format] = ["safetensors"] if any(_is_weights(path) for path in paths) else []
     return weights + found
 
@@ -52,10 +53,10 @@ def files_of(files: Sequence[ModelFile], form: Format) -> list[ModelFile]:
     """The files of one format, sorted by path.
 
     Every format has what lies beside the weights (``config.json``, the tokenizer, ``limbeck.json``, the model card).
-    ``safetensors`` adds ``model.safetensors``; ``onnx`` and ``onnx-int8`` add their graph below ``onnx/``. The table of
-    hard samples is in none: it holds texts of the data set, and a model may go where these must not.
+    ``safetensors`` adds ``model.safetensors``; the others add their graph below ``onnx/``. The table of hard samples is
+    in none: it holds texts of the data set, and a model may go where these must not.
     """
-    graph = _GRAPHS.get(form)
+    graph = None if form == "safetensors" else FILES[form]
 
     def belongs(path: str) -> bool:
         if path in HARD_SAMPLES:

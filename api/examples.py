@@ -32,6 +32,15 @@ HUB = {
     "dataset": {"source": "stanfordnlp/sst2", "columns": {"text": "sentence"}},
     "method": "kd",
 }
+SEVERAL = {
+    "teacher": {
+        "source": "textattack/bert-base-uncased-SST-2",
+        "more": ["textattack/roberta-base-SST-2", f"model:{_TEACHER_ID}"],
+        "combine": "confidence",
+    },
+    "dataset": {"source": "stanfordnlp/sst2", "columns": {"text": "sentence"}},
+    "method": "kd",
+}
 ALIAS = {
     "name": "reviews",
     "object": "alias",
@@ -45,6 +54,7 @@ JOB_REQUESTS: dict[str, Any] = {
     "smallest": {"summary": "The smallest request: needs no upload and no internet", "value": SMALLEST},
     "full": {"summary": "Your own teacher and data, everything said", "value": FULL},
     "hub": {"summary": "Names from the Hugging Face hub", "value": HUB},
+    "several": {"summary": "Several teachers, each counted by how sure it is", "value": SEVERAL},
 }
 
 JOB: dict[str, Any] = {

@@ -7,7 +7,7 @@ asks the hub.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -33,9 +33,8 @@ def require_possible(house: Services, config: DistillConfig) -> None:
     Raises:
         InvalidConfig: naming each field.
     """
-    facts, student, (labels, task, pair), problems = _look_near(house, config)
-    problems += preflight.check(config, teacher=facts, labels=labels, student=student, task=task, pair=pair)
-    _raise(problems)
+    models, known, problems = _look_near(house, config)
+    _raise((*problems, *_check(config, models, known)))
 
 
 def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | None, list[str]]:
@@ -44,35 +43,48 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
     Raises:
         InvalidConfig: naming each field.
     """
-    facts, student, (labels, task, pair), problems = _look_near(house, config)
+    models, known, problems = _look_near(house, config)
     notes = []
     if not problems and not house.settings.hub_offline:
-        if facts is None:
-            facts, note = _ask_hub("teacher", config.teacher.source, config.teacher.revision)
-            notes += [note] if note else []
-        if student is None and config.student.source is not None:
-            student, note = _ask_hub("student", config.student.source, config.student.revision)
-            notes += [note] if note else []
-    problems += preflight.check(config, teacher=facts, labels=labels, student=student, task=task, pair=pair)
-    _raise(problems)
+        revisions = _revisions(config)
+        for pointer, source in config.model_sources().items():
+            if models[pointer] is None:
+                models[pointer], note = _ask_hub(pointer, source, revisions[pointer])
+                notes += [note] if note else []
+    _raise((*problems, *_check(config, models, known)))
+    facts = models["/teacher/source"]
     if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
         notes.append("The data set is read when the job runs.")
     return (None if facts is None else asdict(facts)), notes
 
 
+def _revisions(config: DistillConfig) -> dict[str, str | None]:
+    """Of the hub, by the pointer of the source that they are of."""
+    specs = zip(config.teacher.pointers, config.teacher.models, strict=True)
+    found = {f"{pointer}/source": spec.revision for pointer, spec in specs}
+    return {**found, "/student/source": config.student.revision}
+
+
+def _check(config: DistillConfig, models: Mapping[str, ModelFacts | None], known: _Known) -> tuple[Problem, ...]:
+    labels, task, pair = known
+    teacher, *more = (models[f"{pointer}/source"] for pointer in config.teacher.pointers)
+    student = models.get("/student/source")
+    return preflight.check(config, teacher=teacher, labels=labels, student=student, task=task, pair=pair, more=more)
+
+
 def _look_near(
     house: Services, config: DistillConfig
-) -> tuple[ModelFacts | None, ModelFacts | None, _Known, tuple[Problem, ...]]:
-    """The teacher's facts, those of ``student.source``, what is known of the data set, and what is wrong."""
+) -> tuple[dict[str, ModelFacts | None], _Known, tuple[Problem, ...]]:
+    """The facts of each model by the pointer of its source, what is known of the data set, and what is wrong."""
     problems = []
-    facts: dict[str, ModelFacts | None] = {"teacher": None, "student": None}
+    facts: dict[str, ModelFacts | None] = {}
     known: _Known = (None, None, None)
-    models = [("teacher", config.teacher.source), ("student", config.student.source)]
-    for part, source in models:
+    for pointer, source in config.model_sources().items():
+        facts[pointer] = None
         try:
-            facts[part] = None if source is None else _model(house, source)
+            facts[pointer] = _model(house, source)
         except (NotFound, InvalidModel) as error:
-            problems.append(Problem(f"/{part}/source", f"found {source!r}: {error.message}"))
+            problems.append(Problem(pointer, f"found {source!r}: {error.message}"))
     for pointer, source in config.data_sources().items():
         try:
             found = _labels(house, source)
@@ -80,11 +92,10 @@ def _look_near(
             problems.append(Problem(pointer, f"found {source!r}: {error.message}"))
         else:
             known = found if pointer == "/dataset/source" else known
-    named = {f"/{part}/source": source for part, source in models if source is not None}
-    for pointer, source in {**named, **config.data_sources()}.items():
+    for pointer, source in {**config.model_sources(), **config.data_sources()}.items():
         if source.startswith(_PATH):
             problems.append(Problem(pointer, f"found {source!r}; a server takes no paths: upload it instead"))
-    return facts["teacher"], facts["student"], known, tuple(problems)
+    return facts, known, tuple(problems)
 
 
 def _model(house: Services, source: str) -> ModelFacts | None:
@@ -115,8 +126,8 @@ def _builtin(source: str) -> ModelFacts:
     return sources.model_facts(sources.teacher_folder(Teacher(source=source), {}).path)
 
 
-def _ask_hub(part: str, source: str, revision: str | None) -> tuple[ModelFacts | None, str | None]:
-    """What the hub's ``config.json`` says of the ``teacher`` or ``student``, or a note why it could not be asked.
+def _ask_hub(pointer: str, source: str, revision: str | None) -> tuple[ModelFacts | None, str | None]:
+    """What the hub's ``config.json`` says of the model that ``pointer`` names, or a note why it could not be asked.
 
     Raises:
         InvalidConfig: the hub has no such model.
@@ -130,13 +141,13 @@ def _ask_hub(part: str, source: str, revision: str | None) -> tuple[ModelFacts |
         if answer.status_code in (401, 403, 404):
             at = f" at revision {revision!r}" if revision else ""
             detail = f"found {source!r}; the hub has no config.json of it{at}, or keeps it private"
-            _raise([Problem(f"/{part}/source", detail)])
+            _raise([Problem(pointer, detail)])
         config = answer.raise_for_status().json()
         return sources.config_facts(config, parameters=0, bytes=0), None
     except (httpx.HTTPError, ValueError) as error:
-        return None, f"The hub could not be asked for the {part} ({type(error).__name__}); the job asks again."
+        return None, f"The hub could not be asked for {source!r} ({type(error).__name__}); the job asks again."
     except InvalidModel as error:
-        _raise([Problem(f"/{part}/source", error.message)])
+        _raise([Problem(pointer, error.message)])
         raise
 
 

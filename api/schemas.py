@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 from api.places import Place
 from limbeck.config import DistillConfig
 from limbeck.errors import InvalidConfig, Problem
+from limbeck.formats import Format
 from limbeck.spec import Spec
 from models.alias import Alias
 from models.attempt import Attempt
@@ -306,7 +307,7 @@ class ModelSummary(Envelope):
 
 class ModelView(ModelSummary):
     files: list[FileView]
-    formats: list[Literal["safetensors", "onnx", "onnx-int8"]]
+    formats: list[Literal["safetensors"] | Format]
     """What ``/download`` has."""
     scorecard: dict[str, Any] | None
     """Of the job that made it."""

@@ -69,6 +69,10 @@ class Encoded:
     def lengths(self) -> NDArray[np.int64]:  # (rows,)
         return np.diff(self.starts)
 
+    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of these rows, in a time that hangs on them alone."""
+        return self.starts[rows + 1] - self.starts[rows]
+
     @property
     def examples(self) -> int:
         """How many examples there are; more rows where long ones come in parts."""
@@ -113,7 +117,7 @@ class Encoded:
         return Encoded(
             self.ids[tokens],
             None if self.segments is None else self.segments[tokens],
-            np.concatenate(([0], np.cumsum(self.lengths[rows]))).astype(np.int64),
+            np.concatenate(([0], np.cumsum(self.lengths_of(rows)))).astype(np.int64),
             self.labels[tokens if self.tagged else rows],
             self.per_token,
             owners,
@@ -263,7 +267,7 @@ class Collator:
     labelled: int | None = None  #: the first so many examples have a label; None: all
 
     def __call__(self, rows: NDArray[np.int64]) -> Batch:
-        lengths = self.data.lengths[rows]
+        lengths = self.data.lengths_of(rows)
         mask = np.arange(lengths.max())[None, :] < lengths[:, None]
         places = self.data.tokens_of(rows)
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
@@ -287,7 +291,7 @@ class Collator:
 
     def counts(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """How many units of each kind a batch of these rows has; those of its parts sum to it."""
-        lengths = self.data.lengths[rows]
+        lengths = self.data.lengths_of(rows)
         counts = {"examples": len(rows), "tokens": int(lengths.sum()), "pairs": int((lengths**2).sum())}
         if self.data.tagged:
             counts["labelled"] = int((self.data.labels[self.data.tokens_of(rows)] != -100).sum())
@@ -299,11 +303,14 @@ class Collator:
         if self.teacher_logits is None:
             return None
         if not self.data.per_token:
-            return self.teacher_logits[torch.from_numpy(rows)].to(self.device, non_blocking=True)
+            return self._send(self.teacher_logits[torch.from_numpy(rows)])
         padded = self.teacher_logits.new_zeros((*mask.shape, self.teacher_logits.shape[-1]))
         padded[torch.from_numpy(mask)] = self.teacher_logits[torch.from_numpy(places)]
-        return padded.to(self.device, non_blocking=True)
+        return self._send(padded)
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
+        return self._send(torch.from_numpy(array))
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        # From pageable memory a GPU copies while the CPU waits.
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)

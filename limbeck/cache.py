@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from limbeck.teacher_cache import Known
 
 _ROLE = "cache"
+#: Of the way that answers are computed; to be raised when it changes, because their rounding does.
+_VERSION = 1
 
 
 @torch.inference_mode()
@@ -77,6 +79,7 @@ def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor
     digest = hashlib.sha256()
     parts: dict[str, Any] = {
         "keeps": "logits",
+        "version": _VERSION,
         "task": task.model_dump(mode="json"),
         "config": {name: value for name, value in config.to_dict().items() if not name.startswith("_")},
         "hardware": run.device.hardware().model_dump(mode="json", exclude={"onnxruntime"}),
@@ -100,7 +103,13 @@ def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
 
 @torch.inference_mode()
 def teacher_logits(
-    load: Callable[[], PreTrainedModel], data: Encoded, task: Task, key: str, classes: int, run: Run
+    load: Callable[[], PreTrainedModel],
+    data: Encoded,
+    task: Task,
+    key: str,
+    classes: int,
+    run: Run,
+    role: str = _ROLE,
 ) -> Tensor:
     """The teacher's logits over the training split, float32, from the state or computed: (rows, classes), and where
     each token is answered (tokens, classes).
@@ -110,32 +119,33 @@ def teacher_logits(
     Args:
         load: the teacher; not called where its answers are known.
         key: :func:`answers_key`.
+        role: where the state keeps them, and the item of the plan.
 
     Raises:
         Diverged: a logit is NaN or infinite.
         Interrupted: the part that was done is staged in the run's state.
     """
     logits, done, seconds = torch.zeros(len(data.ids) if data.per_token else len(data), classes), 0, 0.0
-    if run.store.has(_ROLE):
-        tensors, facts = run.store.read_tensors(_ROLE)
+    if run.store.has(role):
+        tensors, facts = run.store.read_tensors(role)
         if facts["key"] == key:
             logits, done, seconds = tensors["logits"], facts["batches"], facts.get("seconds", 0.0)
     batches = len(forward_batches(data.lengths))
-    run.meter.begin("cache")
+    run.meter.begin(role)
     if done < batches and (known := _find(run, key, tuple(logits.shape))) is not None:
         logits = known.logits
-        _stage(run, logits, batches, key, known.seconds)
+        _stage(run, logits, batches, key, known.seconds, role)
         run.commit()
         _say_used(run, known, len(data))
     elif done < batches:
         hits = sum(len(rows) for rows in forward_batches(data.lengths)[:done])
-        seconds = _fill(load(), data, task, logits, done, key, seconds, run)
+        seconds = _fill(load(), data, task, logits, done, key, seconds, run, role)
         require_finite(logits, "the teacher's logits")
-        _stage(run, logits, batches, key, seconds)
+        _stage(run, logits, batches, key, seconds, role)
         run.commit()
         _say_built(run, logits, len(data), hits, seconds)
         _keep(run, key, logits, seconds)
-    run.meter.finish("cache")
+    run.meter.finish(role)
     return logits
 
 
@@ -163,9 +173,17 @@ def _keep(run: Run, key: str, logits: Tensor, seconds: float) -> None:
         run.event("cache.failed", f"The teacher's answers could not be kept for later jobs: {error}", key=key)
 
 
-def kept_logits(run: Run) -> Tensor | None:
-    """The teacher's finished logits over the training split, where the state still has them."""
-    return run.store.read_tensors(_ROLE)[0]["logits"] if run.store.has(_ROLE) else None
+def cache_role(teacher: str) -> str:
+    """Where the logits of a teacher are kept, by the name of its phase: ``teacher-2`` -> ``cache-2``."""
+    return teacher.replace("teacher", _ROLE, 1)
+
+
+def kept_logits(run: Run, teachers: Sequence[str] = ("teacher",)) -> Tensor | None:
+    """The finished logits over the training split of these teachers, side by side, where the state still has them."""
+    roles = [cache_role(teacher) for teacher in teachers]
+    if not all(run.store.has(role) for role in roles):
+        return None
+    return torch.cat([run.store.read_tensors(role)[0]["logits"] for role in roles], dim=-1)
 
 
 def _say_used(run: Run, known: Known, examples: int) -> None:
@@ -194,32 +212,40 @@ def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: floa
 
 
 def _fill(
-    model: PreTrainedModel, data: Encoded, task: Task, logits: Tensor, done: int, key: str, before: float, run: Run
+    model: PreTrainedModel,
+    data: Encoded,
+    task: Task,
+    logits: Tensor,
+    done: int,
+    key: str,
+    before: float,
+    run: Run,
+    role: str,
 ) -> float:
     """Answer what is left; the seconds that all took, with ``before``, those of earlier attempts."""
     model.train(False)
     collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    tokens, started = data.lengths, time.monotonic()
+    started = time.monotonic()
 
     def spent() -> float:
         return before + time.monotonic() - started
 
-    for number, rows in enumerate(forward_batches(tokens)[done:], start=done):
+    for number, rows in enumerate(forward_batches(data.lengths)[done:], start=done):
         try:
             run.poll()
         except Interrupted:
-            _stage(run, logits, number, key, spent())
+            _stage(run, logits, number, key, spent(), role)
             raise
         if run.save_due():
-            _stage(run, logits, number, key, spent())
+            _stage(run, logits, number, key, spent(), role)
             run.commit()
         with run.device.autocast():
             places, answers = _answers(model, collate, rows, task)
             logits[torch.from_numpy(places)] = answers
-        run.meter.advance(float(tokens[rows].sum() / tokens.sum()), examples=len(rows))
+        run.meter.advance(float(data.lengths_of(rows).sum() / len(data.ids)), examples=len(rows))
     return spent()
 
 
-def _stage(run: Run, logits: Tensor, batches: int, key: str, seconds: float) -> None:
+def _stage(run: Run, logits: Tensor, batches: int, key: str, seconds: float, role: str) -> None:
     facts: dict[str, Any] = {"key": key, "batches": batches, "seconds": seconds}
-    run.store.write_tensors(_ROLE, {"logits": logits}, facts)
+    run.store.write_tensors(role, {"logits": logits}, facts)

@@ -97,11 +97,13 @@ def dkd_losses(
     _require_three(classes, "the non-target term of DKD is always 0")
     # For its checks alone: targets of the wrong shape, or outside the classes, would gather something all the same.
     hard_losses(teacher_logits, targets)
-    others = ~F.one_hot(targets, classes).bool()
+    # By place and not by a mask, whose count a GPU would have to be asked for.
+    others = torch.arange(classes - 1, device=targets.device).expand(rows, -1)
+    others = others + (others >= targets[:, None])
     parts = []
     for logits in (student_logits, teacher_logits):
         scaled = logits.float() / temperature
-        rest = scaled[others].view(rows, classes - 1)
+        rest = scaled.gather(1, others)
         binary = torch.stack((scaled.gather(1, targets[:, None])[:, 0], rest.logsumexp(dim=1)), dim=1)
         parts.append((F.log_softmax(binary, dim=1), F.log_softmax(rest, dim=1)))
     (student_binary, student_rest), (teacher_binary, teacher_rest) = parts

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
 from limbeck.augmentation import BaseAugmentation, MaskReplace, SentenceShuffle
 from limbeck.errors import Problem
+from limbeck.formats import Format
 from limbeck.methods.auto import Auto
 from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.dynabert import DynaBERT
@@ -35,7 +36,7 @@ from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.tasks.token_classification import TokenClassification
-from limbeck.teacher_spec import FineTune, Teacher
+from limbeck.teacher_spec import FineTune, Teacher, TeacherModel
 from limbeck.weighting import SampleWeighting
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Student",
     "Task",
     "Teacher",
+    "TeacherModel",
     "TextColumns",
     "Training",
     "Unlabelled",
@@ -314,9 +316,16 @@ class DistillConfig(Spec):
     method: Method = Auto()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    export: tuple[Literal["onnx", "onnx-int8"], ...] = ("onnx",)
-    """Forms beside safetensors."""
+    export: tuple[Format, ...] = ("onnx",)
+    """Forms beside safetensors. ``onnx`` is exact, or the job fails; the others are left out, and that is said, where
+    they do not answer as well as torch. ``onnx-int8`` scales activations as they come, ``onnx-int8-static`` by what
+    training texts had; ``onnx-fp16`` is for GPUs."""
     gate: Gate = Gate()
+
+    def model_sources(self) -> dict[str, str]:
+        """Every model that is named, by the JSON pointer of the field that names it."""
+        found = {f"{at}/source": one.source for at, one in zip(self.teacher.pointers, self.teacher.models, strict=True)}
+        return found if self.student.source is None else {**found, "/student/source": self.student.source}
 
     def data_sources(self) -> dict[str, str]:
         """Every source of texts, by the JSON pointer of the field that names it."""

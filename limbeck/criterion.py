@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch, Collator
+    from limbeck.ensemble import Ensemble
     from limbeck.ranks import Ranks
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
@@ -39,6 +40,7 @@ class Criterion:
     Args:
         loss: how student and teacher are compared; default: the divergence that fits the task.
         weighting: what makes an example count more; default: all count alike.
+        ensemble: of several teachers, whose logits the batches carry side by side; default: there is one.
         ranks: who shares every batch.
         teacher: loads the teacher, whom a task whose answers are not kept (``Task.of_words``) asks in every batch.
     """
@@ -48,11 +50,13 @@ class Criterion:
         task: Task,
         loss: SoftLoss | None = None,
         weighting: SampleWeighting | None = None,
+        ensemble: Ensemble | None = None,
         ranks: Ranks = ALONE,
         teacher: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
         self.task = task
         self._teacher = None if teacher is None else cache(teacher)
+        self.ensemble = ensemble
         self.loss = loss or KullbackLeibler()
         self.weighting = weighting
         self.ranks = ranks
@@ -67,9 +71,13 @@ class Criterion:
         """The answer in a model's output, in the task's shape."""
         return self.task.logits(output)
 
-    def answer(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """A model's logits for a batch, in the task's shape; those that :meth:`hard` and :meth:`soft` take."""
-        return self.task.answer(model, batch)
+    def answer(self, model: PreTrainedModel, batch: Batch, *, inside: bool = False) -> Tensor:
+        """A model's logits for a batch, in the task's shape; those that :meth:`hard` and :meth:`soft` take.
+
+        Args:
+            inside: whether somebody looks at the states of its layers meanwhile.
+        """
+        return self.task.answer(model, batch, inside=inside)
 
     def hard(self, logits: Tensor, batch: Batch) -> Term:
         """The loss of ``logits`` against the true labels, of the examples that have one."""
@@ -102,20 +110,23 @@ class Criterion:
         Raises:
             ValueError: there are no teacher's logits.
         """
-        teacher = batch.teacher_logits if teacher_logits is None else teacher_logits
-        if teacher is None and self.task.of_words and self._teacher is not None:
+        if teacher_logits is None and self.task.of_words and self._teacher is not None:
             with torch.no_grad():
-                teacher = self.task.answer(self._teacher(), batch)
-        if teacher is None:
+                teacher_logits = self.task.answer(self._teacher(), batch)
+        if teacher_logits is not None:
+            teacher = self.task.rows(teacher_logits, batch)
+        elif batch.teacher_logits is not None:
+            teacher = self.teacher_rows(batch, temperature)
+        else:
             raise ValueError("the soft loss needs the teacher's logits in every batch: Part(teacher_logits=True)")
-        student, teacher = self.task.rows(logits, batch), self.task.rows(teacher, batch)
+        student = self.task.rows(logits, batch)
         losses = self.loss.losses(self.task, student, teacher, self.task.targets(batch), temperature, progress)
         return _mean(losses, self._weights(logits, batch), self.task.unit)
 
     def study(self, collate: Collator) -> None:
         """Look at the whole training split where the weights need that; ``collate`` carries the teacher's logits."""
         if self.weighting is not None and self.weighting.ranked:
-            self._places = ranks(self.weighting, self.task, collate)
+            self._places = ranks(self.weighting, self.task, collate, self.teacher_rows)
 
     @torch.no_grad()
     def weigh(self, parts: Sequence[Batch], progress: float) -> list[Batch]:
@@ -143,9 +154,15 @@ class Criterion:
     def _difficulty(self, logits: Tensor | None, batch: Batch) -> Tensor:
         assert self.weighting is not None
         student = None if logits is None else self.task.rows(logits.detach(), batch)
-        teacher = None if batch.teacher_logits is None else self.task.rows(batch.teacher_logits, batch)
+        teacher = None if batch.teacher_logits is None else self.teacher_rows(batch)
         values = self.weighting.difficulties(self.task, student, teacher, self.task.targets(batch))
         return example_means(values, self.task.owners(batch), batch.counts["examples"])
+
+    def teacher_rows(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """The teacher's logits, or those of all teachers together at ``temperature``, (units, classes)."""
+        assert batch.teacher_logits is not None
+        rows = self.task.rows(batch.teacher_logits, batch)
+        return rows if self.ensemble is None else self.ensemble.logits(self.task, rows, temperature)
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.batches import Collator, forward_batches
+from limbeck.batches import Batch, Collator, forward_batches
 
 if TYPE_CHECKING:
     from limbeck.tasks.base import Task
@@ -58,19 +59,18 @@ def example_means(values: Tensor, owners: Tensor, examples: int) -> Tensor:
     return sums / counts.clamp_min(1)
 
 
-def ranks(weighting: SampleWeighting, task: Task, collate: Collator) -> Tensor:
+def ranks(weighting: SampleWeighting, task: Task, collate: Collator, teacher_rows: Callable[[Batch], Tensor]) -> Tensor:
     """The place of each training example among all by the teacher's difficulty with it, from 0 (easiest) to 1, on the
     CPU.
 
     Args:
         collate: of the training split, with the teacher's logits.
+        teacher_rows: the teacher's answer in a batch, (units, classes).
     """
     found = torch.empty(len(collate.data))
     for rows in forward_batches(collate.data.lengths):
         batch = collate(rows)
-        assert batch.teacher_logits is not None
-        teacher = task.rows(batch.teacher_logits, batch)
-        values = weighting.difficulties(task, None, teacher, task.targets(batch))
+        values = weighting.difficulties(task, None, teacher_rows(batch), task.targets(batch))
         found[torch.from_numpy(rows)] = example_means(values, task.owners(batch), len(rows)).cpu()
     # Equal difficulties get their places in the order of the rows, which is as good as any and always the same.
     order = torch.argsort(found, stable=True)

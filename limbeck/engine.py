@@ -30,17 +30,18 @@ from limbeck.launching import distill_in_ranks
 from limbeck.loop import Fitted, train
 from limbeck.methods.base import Method
 from limbeck.methods.none import FineTuning
-from limbeck.outcome import Evaluation, evaluate_model, export
+from limbeck.outcome import Evaluation, evaluate_model, evaluate_together, export
 from limbeck.phases import (
+    Teachers,
     Weights,
     answers_of,
     epochs_of,
+    first_of,
     keep,
     measures_hard_samples,
     models_of,
     phase_of,
     plan,
-    teacher_of,
     wants_baseline,
 )
 from limbeck.preparation import Prepared, prepare
@@ -49,7 +50,7 @@ from limbeck.result import DistillResult, TeacherFacts
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES
 from limbeck.teacher_cache import TeacherCache
-from limbeck.teaching import judged_by, ready_teacher
+from limbeck.teaching import judged_by, panel_answers, ready_teachers
 from limbeck.trials import planned, settle
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def distill(
         callbacks: hears of progress, and says when to stop.
         sources: local folders of ``model:…`` and ``dataset:…`` references.
         checkpoint_seconds: between two checkpoints within a phase.
-        expected: sha256 that the ``dataset`` and the ``teacher`` have to have, as an earlier run's provenance has them;
-            what has another is refused before anything is trained.
+        expected: sha256 that the ``dataset`` and the ``teacher`` (and ``teacher/more/0`` …) have to have, as an
+            earlier run's provenance has them; what has another is refused before anything is trained.
         teacher_cache: where teachers' answers are looked for and left to other jobs; it changes nothing but time.
 
     Raises:
@@ -108,12 +109,12 @@ def distill_here(
         try:
             job = run.in_turn(lambda: prepare(run, sources, expected))
             plan(run, job, *planned(run, job))
-            teacher = ready_teacher(run, job.for_teacher)
-            job = judged_by(run, job, teacher)
-            job, method = settle(run, job, teacher)
-            models = {"teacher": teacher, "student": _student(run, job, "distilling", method, teacher)}
+            teachers = ready_teachers(run, job)
+            job = judged_by(run, job, first_of(teachers))
+            job, method = settle(run, job, teachers)
+            models = {**teachers, "student": _student(run, job, "distilling", method, teachers)}
             if wants_baseline(config, job):
-                models["baseline"] = _student(run, job, "baseline", FineTuning(), teacher)
+                models["baseline"] = _student(run, job, "baseline", FineTuning(), teachers)
             run.part()
             evaluations = _evaluate(run, job, models)
             if measures_hard_samples(config, job):
@@ -124,14 +125,13 @@ def distill_here(
             raise
 
 
-def _student(run: Run, job: Prepared, name: str, method: Method, teacher: Weights) -> Weights:
-    """Train a student from the teacher's layers by ``method``; ``name`` is its phase."""
+def _student(run: Run, job: Prepared, name: str, method: Method, teachers: Teachers) -> Weights:
+    """Train a student from the first teacher's layers by ``method``; ``name`` is its phase."""
     if run.store.has(name):
         return run.store.read_tensors(name)[0]
 
-    load = teacher_of(run, job, teacher)
-    logits = answers_of(run, job, teacher, load) if name == "distilling" else None
-    models = models_of(run, job, teacher, load)
+    logits = answers_of(run, job, teachers) if name == "distilling" else None
+    models = models_of(run, job, first_of(teachers))
     if name == "distilling":
         _say_remarks(run, job, models.student)
     epochs, rate = epochs_of(run.config, job, name), run.config.training.learning_rate
@@ -166,11 +166,15 @@ def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[st
         if name in done:
             continue
         run.meter.begin(f"evaluate-{name}")
-        reads = job.for_teacher if name == "teacher" else job
+        reads = job.members.get(name, job)
         done[name] = evaluate_model(name, run.device.place(job.build(name, weights)), reads, run).as_json()
         run.meter.finish(f"evaluate-{name}")
         run.commit()
-    return {name: Evaluation(**done[name]) for name in models}
+    found = {name: Evaluation(**done[name]) for name in models}
+    if job.more:
+        together = panel_answers(run, job, {name: models[name] for name in job.members})
+        found["teacher"] = evaluate_together(run, job, found, together)
+    return found
 
 
 def _export(
@@ -180,18 +184,22 @@ def _export(
     models = {name: job.build(name, found) for name, found in weights.items()}
     scorecard = export(run, job, output, models, evaluations)
     run.meter.finish("exporting")
-    teacher = TeacherFacts(
-        source=run.config.teacher.source,
-        revision=job.teacher_revision,
-        sha256=job.teacher_sha256,
-        finetuned=job.finetune is not None,
-        **run.facts["teacher"],
-    )
+    teachers = [
+        TeacherFacts(
+            source=spec.source,
+            revision=read.teacher_revision,
+            sha256=read.teacher_sha256,
+            finetuned=read.finetune is not None,
+            **run.facts[name],
+        )
+        for spec, (name, read) in zip(run.config.teacher.models, job.members.items(), strict=True)
+    ]
     run.commit()
     return DistillResult(
         student=output / "student",
         baseline=output / "baseline" if "baseline" in weights else None,
-        teacher=teacher,
+        teacher=teachers[0],
+        more_teachers=tuple(teachers[1:]),
         scorecard=scorecard,
         provenance=run.facts["provenance"],
         hard_samples=tuple(output / name for name in HARD_SAMPLES) if run.store.has("difficulty") else (),

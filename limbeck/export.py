@@ -3,18 +3,16 @@
 ``onnx``: float32, by ``limbeck/graph.py``. It has to answer as torch does: logits within 1e-3 of the largest logit (and
 of 1), and the same label for 99.9 % of the examples.
 
-``onnx-int8``: weights in 8 bits, one scale per output channel, of which 7 are used ("reduced range"), as the int16 sums
-of CPUs without VNNI overflow otherwise. Activations are quantised as they come, with one scale for a whole batch, so
-that an answer depends a little on its neighbours. Its logits do differ, so it is judged by what it gets right: it is
-refused when it surely loses more than two points of the main metric, that is, when the paired 95 % interval of
-(torch - int8) lies beyond 0.02 as a whole.
+The other forms (``limbeck/export_forms.py``) do differ, so they are judged by what they get right: one is refused when
+it surely loses more of the main metric than it may (:data:`LOSS`), that is, when the paired 95 % interval of (torch -
+form) lies beyond that as a whole, or when a logit is not finite. A refused form's file goes, and the job goes on.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +20,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from limbeck import fewer_heads
 from limbeck.batches import Encoded
-from limbeck.errors import ExportFailed
+from limbeck.errors import ExportFailed, InvalidModel
 from limbeck.evaluate import Resamples
+from limbeck.export_forms import write_form
+from limbeck.formats import FILES, Format
 from limbeck.graph import input_names, write_graph
 from limbeck.latency import Runner
 from limbeck.runtime.encoding import Feeds, Row, chunks, pad
 from limbeck.runtime.session import Session
-from limbeck.runtime.student import FILES, Format
-from limbeck.scorecard import ExportCard
+from limbeck.scorecard import ExportCard, RefusedExport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,9 +49,20 @@ _SIZES = (1, 2, 7, 16)
 
 LOGIT_TOLERANCE = 1e-3
 LABEL_AGREEMENT = 0.999
-INT8_LOSS = 0.02
+#: Of the main metric, as a share of 1.
+LOSS: Mapping[Format, float] = {"onnx-int8": 0.02, "onnx-int8-static": 0.02, "onnx-fp16": 0.005}
+#: Training examples that fixed scales are measured on.
+CALIBRATED_EXAMPLES = 128
 #: A protobuf file cannot be larger.
 _LARGEST_FILE = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came of the forms that were asked for, each part in their order."""
+
+    cards: tuple[ExportCard, ...]  #: ``latency`` is empty, see ``limbeck.latency``
+    refused: tuple[RefusedExport, ...]
 
 
 def export_onnx(
@@ -62,8 +73,9 @@ def export_onnx(
     *,
     task: Task,
     seed: int,
+    calibration: Sequence[Row] = (),
     poll: Callable[[], None] = lambda: None,
-) -> tuple[ExportCard, ...]:
+) -> Exported:
     """Write ``onnx/…`` into a student's folder and compare it with torch.
 
     Args:
@@ -71,37 +83,50 @@ def export_onnx(
         formats: which forms.
         rows: the test split as tokens of the folder's vocabulary (see :func:`rows_of`).
         data: the same with its labels; its ids are not looked at.
-        task: its metrics judge; the main one judges int8.
+        task: its metrics judge; the main one judges all forms but ``onnx``.
         seed: draws the examples that are compared where the split is large, and the bootstrap.
+        calibration: training texts, for ``onnx-int8-static``.
         poll: called between steps; may raise to stop.
 
-    Returns:
-        A card for each format, in the order asked for; ``latency`` is empty, see ``limbeck.latency``.
-
     Raises:
-        ExportFailed: a form does not answer as torch does; its file is gone.
+        ExportFailed: ``onnx`` does not answer as torch does; its file is gone.
     """
     if not formats:
-        return ()
+        return Exported((), ())
     model = _load(folder, task)
-    _write(model, task, folder, formats, poll)
+    pad_id = int(model.config.pad_token_id or 0)
     chosen = _drawn(rows, data, seed, task.width(model.config) if not task.of_words else int(model.config.vocab_size))
     checked = data.take(chosen)
     feeds = [
-        (places, pad([rows[i] for i in data.rows_of(chosen)[places]], int(model.config.pad_token_id or 0)))
-        for places in _batches(checked.lengths)
+        (places, pad([rows[i] for i in data.rows_of(chosen)[places]], pad_id)) for places in _batches(checked.lengths)
     ]
+    whole = folder / FILES["onnx"]
+    poll()
+    _write_whole(model, task, whole)
     expected = _answer(torch_runner(model, task), checked, feeds, poll)
-    cards = []
+    known = [pad([calibration[i] for i in places], pad_id) for places in chunks([len(row) for row in calibration])]
+    cards, refused = [], []
     for name in formats:
         path = folder / FILES[name]
+        poll()
         try:
-            card = compare(name, path, _answer(Session(path), checked, feeds, poll), expected, checked, task, seed)
-        except ExportFailed:
-            path.unlink()
-            raise
-        cards.append(card)
-    return tuple(cards)
+            if name != "onnx":
+                write_form(name, whole, path, known)
+            logits = _answer(_checked_session(name, path), checked, feeds, poll)
+            cards.append(compare(name, path, logits, expected, checked, task, seed))
+        except (ExportFailed, InvalidModel) as error:
+            path.unlink(missing_ok=True)
+            if name == "onnx":
+                raise
+            refused.append(RefusedExport(format=name, reason=error.message))
+    if "onnx" not in formats:
+        whole.unlink()
+    return Exported(tuple(cards), tuple(refused))
+
+
+def _checked_session(name: Format, path: Path) -> Session:
+    """torch computes its answers on the CPU, so that a form has to do as well there; half precision is for GPUs."""
+    return Session(path, providers=None if name == "onnx-fp16" else ["cpu"])
 
 
 def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row]:
@@ -151,51 +176,20 @@ def _load(folder: Path, task: Task) -> PreTrainedModel:
     from limbeck.students import quiet_transformers
 
     with quiet_transformers():
+        if (folder / fewer_heads.LOADER).exists():
+            return fewer_heads.load(folder, task.model_class())
         model: PreTrainedModel = task.model_class().from_pretrained(
             folder, dtype="float32", use_safetensors=True, local_files_only=True
         )
     return model
 
 
-def _write(
-    model: PreTrainedModel, task: Task, folder: Path, formats: Sequence[Format], poll: Callable[[], None]
-) -> None:
+def _write_whole(model: PreTrainedModel, task: Task, path: Path) -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size >= _LARGEST_FILE:
         raise ExportFailed(f"The student has {size:,} bytes of weights; an ONNX file holds {_LARGEST_FILE:,} at most.")
-    whole = folder / FILES["onnx"]
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    poll()
-    write_graph(model, task, whole)
-    if "onnx-int8" in formats:
-        poll()
-        _quantise(whole, folder / FILES["onnx-int8"])
-    if "onnx" not in formats:
-        whole.unlink()
-
-
-def _quantise(whole: Path, target: Path) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _quiet_quantiser():
-        quantize_dynamic(whole, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-
-
-@contextmanager
-def _quiet_quantiser() -> Iterator[None]:
-    """Without its advice, through the root logger, to run shape inference first, which changes nothing here."""
-    root = logging.getLogger()
-    advice = _Advice()
-    root.addFilter(advice)
-    try:
-        yield
-    finally:
-        root.removeFilter(advice)
-
-
-class _Advice(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "pre-processing before quantization" not in record.getMessage()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_graph(model, task, path)
 
 
 def check_batches(rows: Sequence[Row], seed: int) -> list[NDArray[np.int64]]:
@@ -274,7 +268,7 @@ def compare(
     if name == "onnx":
         require_equal(logits, expected)
     else:
-        _require_quality(drawn, task.main_metric, agreement)
+        _require_quality(name, logits, drawn, task.main_metric, agreement)
     return ExportCard(
         format=name,
         bytes=path.stat().st_size,
@@ -301,13 +295,16 @@ def require_equal(logits: NDArray[np.float32], expected: NDArray[np.float32]) ->
         )
 
 
-def _require_quality(drawn: Resamples, metric: str, agreement: float) -> None:
+def _require_quality(
+    name: Format, logits: NDArray[np.float32], drawn: Resamples, metric: str, agreement: float
+) -> None:
+    if not np.isfinite(logits).all():
+        raise ExportFailed(f"The student's logits hold NaN or infinite values as {name}.")
     each = drawn.values(metric, ("torch", "export"))
     surely = float(np.quantile(each["torch"] - each["export"], 0.025))
-    if surely > INT8_LOSS:
+    if surely > LOSS[name]:
         lost = drawn.value(metric, "torch") - drawn.value(metric, "export")
         raise ExportFailed(
-            f"The student loses {100 * lost:.1f} points of {metric} in 8 bits (at least {100 * surely:.1f} with 97.5 % "
-            f"certainty; allowed: {100 * INT8_LOSS:.0f}), and only {agreement:.1%} of its answers stay the same. "
-            "Leave onnx-int8 out of `export`."
+            f"The student loses {100 * lost:.1f} points of {metric} as {name} (at least {100 * surely:.1f} with 97.5 % "
+            f"certainty; allowed: {100 * LOSS[name]:g}), and only {agreement:.1%} of its answers stay the same."
         )

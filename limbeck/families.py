@@ -119,3 +119,8 @@ def require_plain(config: PreTrainedConfig) -> None:
             f"The teacher is an ALBERT of {groups[0]} groups of {groups[1]} layers each; allowed: one layer that all "
             "share (num_hidden_groups 1, inner_group_num 1)."
         )
+    if getattr(config, "kept_heads", None) is not None:
+        raise InvalidModel(
+            f"The model is a student whose layers keep {config.kept_heads} of {config.num_attention_heads} heads "
+            "(student.prune.heads), which nothing can be cut from; take one with all of them."
+        )

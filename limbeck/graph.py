@@ -42,9 +42,11 @@ class FusedAttention(nn.Module):
     def __init__(self, original: nn.Module, names: tuple[str, str, str]) -> None:
         super().__init__()
         projections: list[Any] = [original.get_submodule(name) for name in names]
-        weight = torch.cat([p.weight.detach() for p in projections])  # (3 hidden, hidden)
-        self.weight = nn.Parameter(weight.T.contiguous())  # (hidden, 3 hidden)
-        self.bias = nn.Parameter(torch.cat([p.bias.detach() for p in projections]))  # (3 hidden,)
+        weight = torch.cat([p.weight.detach() for p in projections])  # (3 width, hidden)
+        self.weight = nn.Parameter(weight.T.contiguous())  # (hidden, 3 width)
+        self.bias = nn.Parameter(torch.cat([p.bias.detach() for p in projections]))  # (3 width,)
+        #: Of all heads together: the hidden size, or less where some are gone.
+        self.width = int(projections[0].out_features)
         self.heads = projections[0].out_features // int(original.attention_head_size)  # type: ignore[arg-type]
         #: DistilBERT keeps the output projection in the same module, ALBERT the rest of the block as well.
         self.output = getattr(original, "out_lin", None)
@@ -61,7 +63,7 @@ class FusedAttention(nn.Module):
             (hidden_states, self.weight, self.bias, attention_mask),
             {"num_heads": self.heads},
             dtype=hidden_states.dtype,
-            shape=hidden_states.shape,
+            shape=(*hidden_states.shape[:-1], self.width),
             version=1,
         )
         if self.dense is not None and self.norm is not None:

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.batches import Collator, Encoded, forward_batches
-from limbeck.cache import kept_logits, predict
+from limbeck.cache import cache_role, kept_logits, predict
 from limbeck.difficulty import entropies, example_means, right_rows
+from limbeck.phases import ensemble_of
 from limbeck.scorecard import HARD_SAMPLES, ClassAnswers, Difficulty, HardSample
+from limbeck.teaching import panel_answers
 from limbeck.texts import Shown, shorten
 
 if TYPE_CHECKING:
@@ -212,16 +214,20 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
         return
     run.meter.begin("difficulty")
     student = run.device.place(job.build("student", weights["student"]))
+    first, ensemble = next(iter(job.members)), ensemble_of(run.config)
 
     def teacher() -> PreTrainedModel:
-        return run.device.place(job.build("teacher", weights["teacher"]))
+        return run.device.place(job.build(first, weights[first]))
 
-    answers = None
-    if job.teachers is not None:
+    answers, trained = None, kept_logits(run, tuple(job.members))
+    if ensemble is not None:
+        assert trained is not None  # kept because hard samples are measured
+        answers, trained = panel_answers(run, job, weights), ensemble.logits(job.task, trained)
+    elif job.teachers is not None:
         # The teacher reads other tokens than the batches that the student answers.
         answers = torch.from_numpy(predict(teacher(), job.for_teacher.validation, job.task, run))
     splits = {
-        "train": (job.train, job.card.train, kept_logits(run)),
+        "train": (job.train, job.card.train, trained),
         "validation": (job.validation, job.validation.examples, answers),
     }
     examples = sum(count for _, count, _ in splits.values())
@@ -239,6 +245,7 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
         )
         tensors |= {f"{name}.{column}": values for column, values in columns.items()}
     run.store.write_tensors("difficulty", tensors, {})
-    run.store.drop("cache")
+    for member in job.members:
+        run.store.drop(cache_role(member))
     run.meter.finish("difficulty")
     run.commit()

@@ -21,11 +21,13 @@ from limbeck.errors import Diverged, Interrupted
 from limbeck.methods.base import Method, Models, Objective
 from limbeck.ranks import Ranks, sum_values
 from limbeck.run import Run
+from limbeck.size_card import shape_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
+    from limbeck.ensemble import Ensemble
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
     from limbeck.weighting import SampleWeighting
@@ -58,6 +60,7 @@ class Phase:
     loss: SoftLoss | None = None  #: how the student is compared with the teacher's logits
     weighting: SampleWeighting | None = None  #: which examples count more
     labelled: int | None = None  #: the first so many training examples have a label; None: all
+    ensemble: Ensemble | None = None  #: of several teachers, whose logits stand side by side
 
     @property
     def steps(self) -> int:
@@ -127,14 +130,17 @@ def train(phase: Phase, run: Run) -> Fitted:
     objective: Objective | None = None
     answers = phase.teacher_logits
     if answers is not None:
-        answers = phase.method.soft_labels(answers, phase.seed)
+        # Each teacher's on its own: what is drawn for an example is then the same for all of them.
+        each = answers.chunk(phase.ensemble.members, dim=-1) if phase.ensemble else (answers,)
+        spoilt = [phase.method.soft_labels(one, phase.seed) for one in each]
+        answers = spoilt[0] if len(spoilt) == 1 else torch.cat(spoilt, dim=-1)
     for index, (part, steps) in enumerate(zip(phase.method.parts(), phase.part_steps(), strict=True)):
         if index < position.part:
             continue
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        criterion = Criterion(phase.task, phase.loss, phase.weighting, run.ranks, phase.models.teacher)
+        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks, phase.models.teacher)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
@@ -283,6 +289,9 @@ def _validate_variants(objective: Objective, phase: Phase, position: Position, r
         if label not in position.variants:
             position.variants[label] = _score(model, phase, position, run)
     if models:
+        run.facts["variants"] = {
+            label: {**shape_of(model), "validation": position.variants[label]} for label, model in models.items()
+        }
         name = phase.task.main_metric
         shown = ", ".join(f"{label} {evaluate.shown(name, score)}" for label, score in position.variants.items())
         scores = dict(position.variants)
@@ -295,7 +304,7 @@ def _validate(objective: Objective, phase: Phase, position: Position, run: Run) 
     position.history.append({"step": position.step, name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
     epoch = math.ceil(position.step / phase.steps_per_epoch)
-    title = _TITLES.get(phase.name, "Trial")
+    title = _title(phase.name)
     run.event(
         "epoch.finished",
         f"{title}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
@@ -315,7 +324,11 @@ def _keep_best(objective: Objective, score: float, phase: Phase, position: Posit
     return best
 
 
-_TITLES = {"teacher": "Teacher", "distilling": "Student", "baseline": "Baseline"}
+def _title(name: str) -> str:
+    """Of a phase, for people: ``teacher-2`` is the second of several teachers."""
+    if name.startswith("teacher"):
+        return name.replace("-", " ").capitalize()
+    return {"distilling": "Student", "baseline": "Baseline"}.get(name, "Trial")
 
 
 def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phase: Phase, run: Run) -> None:
@@ -343,7 +356,7 @@ def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phas
 
 
 def _advance(phase: Phase, rows: NDArray[np.int64], run: Run) -> None:
-    share = float(phase.train.lengths[rows].sum() / phase.train.lengths.sum()) / phase.epochs
+    share = float(phase.train.lengths_of(rows).sum() / len(phase.train.ids)) / phase.epochs
     run.meter.advance(share, examples=len(rows), steps=1)
 
 

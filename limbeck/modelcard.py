@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from string import Template
 
-from limbeck.runtime.student import FILES
+from limbeck.formats import FILES
 from limbeck.scorecard import NO_SHARES, Estimate, ExitsCard, ExportCard, Latency, ModelCard, Scorecard
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -84,17 +84,17 @@ _WITH_TORCH = """\
 ```python
 ${first}from transformers import pipeline
 
-ask = pipeline("$pipeline", model="this/folder"$setting)
+ask = pipeline("$pipeline", model=$model$setting)
 print(ask($question$options))
 ```"""
 
 _QUESTIONS_WITH_TORCH = """\
 ```python
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+${first}from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("this/folder")
-model = AutoModelForQuestionAnswering.from_pretrained("this/folder")
+model = $asked
 tokens = tokenizer($texts, return_tensors="pt", truncation="only_second")
 with torch.inference_mode():
     found = model(**tokens)
@@ -120,6 +120,8 @@ print(torch.nn.functional.normalize(pooled, dim=-1))
 The package sentence-transformers reads the folder as well."""
 _POOLED = {"mean": "(states * mask).sum(dim=1) / mask.sum(dim=1)", "cls": "states[:, 0]"}
 
+#: What reads a student without some of its heads.
+_LOADED = "from fewer_heads import load  # the file beside the weights: transformers has no such shape\n"
 #: What transformers has to be told of before it reads a recurrent student.
 _KNOWN_TO_LIMBECK = "import limbeck.recurrent  # tells transformers of this kind of model (pip install limbeck)\n"
 
@@ -167,7 +169,7 @@ def model_card(
     """The model card, in Markdown, of the scorecard's ``name``: ``student`` or ``baseline``.
 
     Args:
-        teacher: the source that the job named, e.g. a hub name.
+        teacher: the source that the job named, e.g. a hub name; of several the first one's.
         dataset: likewise.
         pair: whether an example is two texts.
         pooling: of a student that gives vectors.
@@ -176,7 +178,7 @@ def model_card(
     is_student = name == "student"
     parts = [
         _front_matter(card, teacher, dataset),
-        f"# A {card.student.layers}-layer {name} of `{teacher}`",
+        f"# A {card.student.layers}-layer {name} of {_teachers(card, teacher)}",
         _origin(card, is_student, teacher, dataset),
         "## What it is worth",
         _quality(card, name),
@@ -184,28 +186,40 @@ def model_card(
     ]
     if is_student and card.exports:
         parts += [_exports(card)]
+    if is_student and card.refused_exports:
+        reasons = "\n".join(f"- {one.format}: {one.reason}" for one in card.refused_exports)
+        parts += [f"Forms that were asked for and did not pass:\n\n{reasons}"]
     if is_student and card.exits:
         parts += ["## Early exit", _exits(card.exits, card.main_metric)]
+    if is_student and card.sub_networks:
+        parts += ["## Other sizes", _sizes(card)]
     parts += ["## How to use it", _usage(card, is_student, pair, pooling, mask), "## What to mind", _limits(card)]
     return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(card: Scorecard, teacher: str, dataset: str) -> str:
     lines = ["library_name: transformers", f"pipeline_tag: {_TASKS[card.task].tag}"]
-    if _HUB_NAME.fullmatch(teacher):
-        lines += [f"base_model: {teacher}"]
+    named = [one.name for one in card.teachers] or [teacher]
+    bases = [one for one in dict.fromkeys(named) if _HUB_NAME.fullmatch(one)]
+    if bases:
+        lines += [f"base_model: {bases[0] if len(bases) == 1 else '[' + ', '.join(bases) + ']'}"]
     if _HUB_NAME.fullmatch(dataset):
         lines += [f"datasets: [{dataset}]"]
     return "\n".join(["---", *lines, "tags: [limbeck, distillation]", "---"])
 
 
+def _teachers(card: Scorecard, teacher: str) -> str:
+    """The one, or all of several: `` `a` and `b` ``."""
+    return " and ".join(f"`{one.name}`" for one in card.teachers) or f"`{teacher}`"
+
+
 def _origin(card: Scorecard, is_student: bool, teacher: str, dataset: str) -> str:
     how = (
-        f"Distilled from `{teacher}` by Limbeck with the method `{card.method}`."
+        f"Distilled from {_teachers(card, teacher)} by Limbeck with the method `{card.method}`."
         if is_student
-        else f"The baseline of a distillation from `{teacher}`: the student's twin, from the same start, with the same "
-        "steps and data, trained without the teacher's answers. It is here to be compared with; the student is the one "
-        "to use, where it is better."
+        else f"The baseline of a distillation from {_teachers(card, teacher)}: the student's twin, from the same "
+        "start, with the same steps and data, trained without the teacher's answers. It is here to be compared with; "
+        "the student is the one to use, where it is better."
     )
     labels = [f"`{label}`" for label in card.dataset.labels[:_LABELS_SHOWN]]
     if len(card.dataset.labels) > _LABELS_SHOWN:
@@ -228,7 +242,12 @@ def _more(card: Scorecard, is_student: bool) -> str:
 
 
 def _quality(card: Scorecard, name: str) -> str:
-    rows = {"teacher": card.teacher, "student": card.student, "baseline": card.baseline}
+    rows = {
+        "teacher": card.teacher,
+        **{f"— `{one.name}` alone": one for one in card.teachers},
+        "student": card.student,
+        "baseline": card.baseline,
+    }
     metrics = list(card.student.metrics)
     batches = [latency.batch_size for latency in card.student.latency]
     head = ["", "layers", "parameters", *(_words(metric) for metric in metrics), *(f"ms for {n}" for n in batches)]
@@ -306,6 +325,21 @@ def _exits(exits: ExitsCard, metric: str) -> str:
     )
 
 
+def _sizes(card: Scorecard) -> str:
+    metric = card.main_metric
+    lines = [_line(["layers", "neurons", "parameters", "operations", f"{_words(metric)} on validation"])]
+    lines.append(_line(["---"] * 5))
+    for one in card.sub_networks:
+        layers = f"**{one.layers}** (this)" if one.student else str(one.layers)
+        shown = f"{one.validation:.3f}" if metric in NO_SHARES else f"{one.validation:.1%}"
+        lines.append(_line([layers, f"{one.neurons:,}", f"{one.parameters:,}", f"{one.flops:.0%}", shown]))
+    return (
+        "It was cut from one network that was trained at all these sizes. On validation after the last step, with the "
+        "operations of the layers as a share of the whole network's (counted, not timed); a job whose `student` names "
+        "another size makes that one:\n\n" + "\n".join(lines)
+    )
+
+
 def _export_cells(export: ExportCard, metrics: list[str]) -> list[str]:
     return [
         export.format,
@@ -332,12 +366,17 @@ def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: st
         "question": question,
         "texts": texts,
         "first": _KNOWN_TO_LIMBECK if card.student.architecture.startswith("Recurrent") else "",
+        "model": '"this/folder"',
+        "asked": 'AutoModelForQuestionAnswering.from_pretrained("this/folder")',
         "graph": FILES[card.exports[0].format] if card.exports else "",
         "pipeline": task.pipeline,
         "options": task.options,
         "pooled": _POOLED[pooling],
         "setting": ', aggregation_strategy="first"' if card.task == "token_classification" else "",
     }
+    if card.student.kept_heads is not None:
+        loaded = 'load("this/folder")'
+        names |= {"first": _LOADED, "model": f'{loaded}, tokenizer="this/folder"', "asked": loaded}
     with_torch = _WITH_TORCH if task.pipeline else _QUESTIONS_WITH_TORCH
     if card.task == "embeddings":
         with_torch = _VECTORS_WITH_TORCH

@@ -10,19 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from limbeck import evaluate, hard_samples, texts
 from limbeck.cache import predict
 from limbeck.config import DistillConfig, Gate
 from limbeck.errors import Diverged
 from limbeck.exit_card import measure_exits
-from limbeck.export import export_onnx, onnx_runner, rows_of, torch_runner
-from limbeck.latency import measure_latency
+from limbeck.export import CALIBRATED_EXAMPLES, Exported, export_onnx, onnx_runner, rows_of, torch_runner
+from limbeck.fewer_heads import kept_heads
+from limbeck.latency import measure_latency, one_after_the_other
 from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
+from limbeck.phases import ensemble_of
 from limbeck.preparation import Prepared, below
 from limbeck.run import Run
+from limbeck.runtime.encoding import Row
 from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
+from limbeck.size_card import sub_networks
 from limbeck.students import read_config
 from limbeck.tokenizing import load_tokenizer
 from limbeck.trimming import name_for_all, trimmed
@@ -46,6 +53,7 @@ class Evaluation:
     parameters: int
     predictions: list[Any]  #: of each test example, as the task's metrics take them
     validation: dict[str, float]
+    kept_heads: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,12 +77,13 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     if not np.isfinite(logits).all():
         raise Diverged(f"The {name}'s logits hold NaN or infinite values on the test split.")
     predictions = job.task.predictions(logits, job.test)
-    quality = evaluate.scores(job.task.metrics, predictions, job.task.truth(job.test))
-    shown = ", ".join(f"{one.replace('_', ' ')} {evaluate.shown(one, value)}" for one, value in quality.items())
-    run.event(f"{name}.tested", f"{name.capitalize()} on the test split: {shown}", **quality)
+    is_teacher = name.startswith("teacher")
+    if is_teacher and name != "teacher":
+        run.store.write_tensors(_tested(name), {"logits": torch.from_numpy(logits)}, {})
+    _say_tested(run, job, "teacher" if is_teacher else name, name.replace("-", " ").capitalize(), predictions)
     table: Any = model.get_input_embeddings().weight
-    of = job.blueprint if name == "teacher" else job.student.origin
-    whole = name == "teacher" or not job.student.trimmed
+    of = job.blueprint if is_teacher else job.student.origin
+    whole = is_teacher or not job.student.trimmed
     unused = of.vocabulary.full_size - len(of.vocabulary) if whole else 0
     return Evaluation(
         architecture=type(model).__name__,
@@ -83,7 +92,46 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
         parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
         predictions=predictions.tolist() if isinstance(predictions, np.ndarray) else list(predictions),
         validation=evaluate.scores(job.task.metrics, answers, job.task.truth(job.validation)),
+        kept_heads=kept_heads(model.config),
     )
+
+
+def evaluate_together(run: Run, job: Prepared, evaluations: Mapping[str, Evaluation], validation: Tensor) -> Evaluation:
+    """Several teachers as the one that the student has learned from; their sizes are sums.
+
+    Args:
+        evaluations: of each of them.
+        validation: their logits together, :func:`limbeck.teaching.panel_answers`.
+    """
+    members = [evaluations[name] for name in job.members]
+    answered = [run.store.read_tensors(_tested(name))[0]["logits"] for name in job.members]
+    ensemble = ensemble_of(run.config)
+    assert ensemble is not None
+    logits = ensemble.logits(job.task, torch.cat(answered, dim=-1)).numpy()
+    predictions = job.task.predictions(logits, job.test)
+    if not run.facts.get("together_said"):
+        _say_tested(run, job, "teachers", f"The {len(members)} teachers together", predictions)
+        run.facts["together_said"] = True
+    answers = job.task.predictions(validation.numpy(), job.validation)
+    return Evaluation(
+        architecture=" + ".join(one.architecture for one in members),
+        layers=sum(one.layers for one in members),
+        hidden_size=members[0].hidden_size,
+        parameters=sum(one.parameters for one in members),
+        predictions=predictions.tolist() if isinstance(predictions, np.ndarray) else list(predictions),
+        validation=evaluate.scores(job.task.metrics, answers, job.task.truth(job.validation)),
+    )
+
+
+def _tested(name: str) -> str:
+    """Where the state keeps what one of several teachers answered to the test split."""
+    return f"tested-{name}"
+
+
+def _say_tested(run: Run, job: Prepared, kind: str, who: str, predictions: Any) -> None:
+    quality = evaluate.scores(job.task.metrics, predictions, job.task.truth(job.test))
+    shown = ", ".join(f"{one.replace('_', ' ')} {evaluate.shown(one, value)}" for one, value in quality.items())
+    run.event(f"{kind}.tested", f"{who} on the test split: {shown}", **quality)
 
 
 def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: DistillConfig) -> None:
@@ -119,12 +167,13 @@ def export(
     """Write the student's and the baseline's folders, export and check the student, time everything, and sum it up.
 
     Args:
-        models: ``teacher``, ``student`` and perhaps ``baseline``.
+        models: ``teacher`` (or ``teacher-1`` …), ``student`` and perhaps ``baseline``.
+        evaluations: of the same, and of several teachers together as ``teacher``.
 
     Raises:
-        ExportFailed: an exported form does not answer as the student does.
+        ExportFailed: the form ``onnx`` does not answer as the student does.
     """
-    written = [name for name in models if name != "teacher"]
+    written = [name for name in models if name not in job.members]
     for name in written:
         run.poll()
         write_folder(models[name], output / name, job, run.config)
@@ -134,42 +183,42 @@ def export(
     if job.student.trimmed:
         pad_id = job.reader.vocabulary.place(pad_id)
     rows = rows_of(job.test, kept)
-    exports = export_onnx(
+    exported = export_onnx(
         student,
         run.config.export,
         rows,
         job.test if kept is None else job.reader.vocabulary.restore(job.test),
         task=job.task,
         seed=run.config.training.seed,
+        calibration=_calibration(job, run.config, kept),
         poll=run.poll,
     )
     run.meter.advance(_EXPORTED)
-    for card in exports:
-        run.event(
-            "student.exported",
-            f"Student as {card.format}: {card.bytes:,} bytes, {card.label_agreement:.1%} of the answers as torch's "
-            f"(measured on {card.examples:,} examples), logits within {card.max_logit_difference:.1g}",
-            **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
-        )
+    _tell(run, exported)
+    exports = exported.cards
     measured = None
     if isinstance(run.config.method, FastBert):
         measured = measure_exits(run, job, run.config.method, models["student"], student, rows, pad_id)
+    elsewhere = {name: read for name, read in job.members.items() if read.test is not job.test}
     runners = {
         name: torch_runner(run.device.place(model), job.task, kept=kept, autocast=run.device.autocast)
         for name, model in models.items()
+        if name not in elsewhere
     }
     runners |= {card.format: onnx_runner(student, card.format) for card in exports}
     latency: dict[str, tuple[Latency, ...]] = {}
-    if job.teachers is not None:
-        # The same texts in other tokens, so that the teacher cannot take turns with the rest in one measurement.
-        own, pad = job.blueprint.vocabulary.kept, job.blueprint.config.pad_token_id or 0
-        alone = {"teacher": torch_runner(models["teacher"], job.task, kept=own, autocast=run.device.autocast)}
-        read = rows_of(job.for_teacher.test, own)
-        latency |= measure_latency(alone, read, pad_id=pad, seconds=_TIMED, poll=run.poll)
-        runners.pop("teacher")
+    for name, read in elsewhere.items():
+        # The same texts in other tokens, so that this teacher cannot take turns with the rest in one measurement.
+        own, pad = read.blueprint.vocabulary.kept, read.blueprint.config.pad_token_id or 0
+        place = run.device.place(models[name])
+        alone = {name: torch_runner(place, job.task, kept=own, autocast=run.device.autocast)}
+        latency |= measure_latency(alone, rows_of(read.test, own), pad_id=pad, seconds=_TIMED, poll=run.poll)
     latency |= measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=run.poll)
+    if job.more:
+        latency["teacher"] = one_after_the_other([latency[name] for name in job.members])
     exports = tuple(card.model_copy(update={"latency": latency[card.format]}) for card in exports)
-    scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update={"exits": measured})
+    beside = {"exits": measured, "sub_networks": sub_networks(run, job), "refused_exports": exported.refused}
+    scorecard = _scorecard(run, job, evaluations, latency, exports).model_copy(update=beside)
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:
@@ -186,6 +235,26 @@ def export(
         (output / name / "README.md").write_text(text, encoding="utf-8")
     (output / "scorecard.json").write_text(scorecard.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return scorecard
+
+
+def _calibration(job: Prepared, config: DistillConfig, kept: NDArray[np.int64] | None) -> list[Row]:
+    """Some of the data set's own training texts, where a form measures its scales on them."""
+    if "onnx-int8-static" not in config.export:
+        return []
+    order = np.random.default_rng(config.training.seed).permutation(job.card.train)
+    return rows_of(job.train.take(order[:CALIBRATED_EXAMPLES]), kept)
+
+
+def _tell(run: Run, exported: Exported) -> None:
+    for card in exported.cards:
+        run.event(
+            "student.exported",
+            f"Student as {card.format}: {card.bytes:,} bytes, {card.label_agreement:.1%} of the answers as torch's "
+            f"(measured on {card.examples:,} examples), logits within {card.max_logit_difference:.1g}",
+            **card.model_dump(mode="json", include={"format", "bytes", "label_agreement", "max_logit_difference"}),
+        )
+    for one in exported.refused:
+        run.event("student.export_refused", f"No student as {one.format}: {one.reason}", format=one.format)
 
 
 def _scorecard(
@@ -210,6 +279,11 @@ def _scorecard(
         dataset=job.card,
         hardware=run.device.hardware(),
         teacher=cards["teacher"],
+        teachers=tuple(
+            cards[name].model_copy(update={"name": spec.source})
+            for name, spec in zip(job.members, run.config.teacher.models, strict=True)
+            if job.more
+        ),
         student=cards["student"],
         baseline=cards.get("baseline"),
         retention=retention,
@@ -257,6 +331,7 @@ def _card(name: str, found: Evaluation, latency: tuple[Latency, ...], job: Prepa
         architecture=found.architecture,
         layers=found.layers,
         hidden_size=found.hidden_size,
+        kept_heads=found.kept_heads,
         parameters=found.parameters,
         bytes=found.parameters * 4,
         metrics=evaluate.estimates(job.task.metrics, found.predictions, job.task.truth(job.test), seed=seed),

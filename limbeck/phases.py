@@ -9,18 +9,20 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from limbeck.batches import Encoded
-from limbeck.cache import answers_key, teacher_logits
+from limbeck.cache import answers_key, cache_role, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
+from limbeck.ensemble import Ensemble
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
 from limbeck.preparation import Prepared, special_tokens
 from limbeck.progress import TRAINING, Item, forward_work
-from limbeck.pruning import importance_of, kept_neurons
+from limbeck.pruning import PARTS, importance_of, kept_parts
 from limbeck.run import Run
 from limbeck.students import renew_head
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from limbeck.weighting import SampleWeighting
 
 Weights = dict[str, Tensor]
+#: Of each teacher, by the name of its phase; the first one's first.
+Teachers = Mapping[str, Weights]
 #: Prefix of the names of phases that try something out (``limbeck/trials.py``).
 TRIAL = "trial"
 
@@ -49,37 +53,37 @@ def wants_baseline(config: DistillConfig, job: Prepared) -> bool:
 
 def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) -> None:
     """Count the work of every phase, for the progress."""
-    training, tune = run.config.training, job.finetune
+    training, shallow = run.config.training, job.student.config()
 
     def once(config: Any, data: Encoded) -> float:
         return forward_work(config, int(config.num_hidden_layers), data.lengths)
 
-    def learn(config: Any, data: Encoded, epochs: int) -> float:
-        checked = read.validation if config is deep else job.validation
+    def learn(config: Any, data: Encoded, epochs: int, checked: Encoded) -> float:
         return epochs * (once(config, data) * TRAINING + once(config, checked))
 
-    deep, shallow, read = job.blueprint.config, job.student.config(), job.for_teacher
     items = {
         **trials,
-        "teacher": Item(
-            Stage.TEACHER,
-            learn(deep, read.own, tune.epochs) if tune else once(deep, read.validation),
-        ),
-        "distilling": Item(Stage.DISTILLING, learn(shallow, job.train, training.epochs)),
-        "evaluate-teacher": Item(Stage.EVALUATING, once(deep, read.test)),
+        "distilling": Item(Stage.DISTILLING, learn(shallow, job.train, training.epochs, job.validation)),
         "evaluate-student": Item(Stage.EVALUATING, once(shallow, job.test)),
         "exporting": Item(Stage.EXPORTING, seconds=_EXPORT_SECONDS + _TIMING_SECONDS * (3 + len(run.config.export))),
     }
-    if asks_teacher(run.config, job, "distilling"):
-        items["cache"] = Item(Stage.DISTILLING, once(deep, read.train))
+    for name, read in job.members.items():
+        deep, tune = read.blueprint.config, read.finetune
+        checked = once(deep, read.validation)
+        taught = learn(deep, read.own, tune.epochs, read.validation) if tune else checked
+        items[name] = Item(Stage.TEACHER, taught)
+        items[f"evaluate-{name}"] = Item(Stage.EVALUATING, once(deep, read.test))
+        if asks_teacher(run.config, job, "distilling"):
+            items[cache_role(name)] = Item(Stage.DISTILLING, once(deep, read.train))
     if measures_hard_samples(run.config, job):
-        answered = once(shallow, job.own) + once(shallow, job.validation) + once(deep, read.validation)
+        answered = once(shallow, job.own) + once(shallow, job.validation) + checked
         items["difficulty"] = Item(Stage.EVALUATING, answered)
     if wants_baseline(run.config, job):
-        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, epochs_of(run.config, job, "baseline")))
+        epochs = epochs_of(run.config, job, "baseline")
+        items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, epochs, job.validation))
         items["evaluate-baseline"] = Item(Stage.EVALUATING, once(shallow, job.test))
     trainings = [(job.train, training.epochs)]
-    trainings += [(job.own, tune.epochs)] if tune else []
+    trainings += [(read.own, read.finetune.epochs) for read in job.members.values() if read.finetune]
     trainings += [(job.labelled, epochs_of(run.config, job, "baseline"))] if wants_baseline(run.config, job) else []
     steps = trial_steps + sum(math.ceil(data.groups / training.batch_size) * epochs for data, epochs in trainings)
     run.meter.plan(items, steps)
@@ -103,7 +107,7 @@ def phase_of(
     learning_rate: float,
 ) -> Phase:
     training = run.config.training
-    data = {"teacher": job.own, "baseline": job.labelled}.get(name, job.train)
+    data = job.own if _is_teacher(name) else job.labelled if name == "baseline" else job.train
     return Phase(
         name=name,
         method=method,
@@ -122,7 +126,19 @@ def phase_of(
         loss=training.loss,
         weighting=_weighting(run, name),
         labelled=len(job.labelled) if name == "distilling" and job.card.unlabelled else None,
+        ensemble=ensemble_of(run.config),
     )
+
+
+def ensemble_of(config: DistillConfig) -> Ensemble | None:
+    """How the answers of several teachers become one; None where there is one teacher."""
+    teacher = config.teacher
+    return Ensemble(len(teacher.models), teacher.combine) if teacher.more else None
+
+
+def _is_teacher(name: str) -> bool:
+    """Whether a phase is a teacher's."""
+    return name.startswith("teacher")
 
 
 def teacher_of(run: Run, job: Prepared, weights: Weights) -> Callable[[], PreTrainedModel]:
@@ -136,16 +152,14 @@ def teacher_of(run: Run, job: Prepared, weights: Weights) -> Callable[[], PreTra
     return load
 
 
-def answers_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Tensor | None:
+def answers_of(run: Run, job: Prepared, teachers: Teachers) -> Tensor | None:
     """The teacher's answers to the training split, where something asks for them: from the state, from the folder that
-    jobs share, or computed."""
+    jobs share, or computed; those of several teachers side by side, (rows, teachers · classes)."""
     if not asks_teacher(run.config, job, "distilling"):
         if job.task.of_words:
             _say_live(run, job)
         return None
-    config, data = job.blueprint.config, job.for_teacher.train
-    key = answers_key(run, config, teacher, data, job.task)
-    return run.ranks.first(lambda: teacher_logits(load, data, job.task, key, job.task.width(config), run))
+    return run.first(lambda: _all_answers(run, job, teachers))
 
 
 def _say_live(run: Run, job: Prepared) -> None:
@@ -163,9 +177,26 @@ def _say_live(run: Run, job: Prepared) -> None:
     run.facts["live_said"] = True
 
 
-def models_of(run: Run, job: Prepared, teacher: Weights, load: Callable[[], PreTrainedModel]) -> Models:
-    """The student at step 0, and what it learns from."""
-    student = run.device.place(job.student.start(_start(run, job, teacher), kept_neurons(run, job, load)))
+def _all_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
+    found = []
+    for name, read in job.members.items():
+        config, weights = read.blueprint.config, teachers[name]
+        key = answers_key(run, config, weights, read.train, job.task)
+        load, width = teacher_of(run, read, weights), job.task.width(config)
+        found.append(teacher_logits(load, read.train, job.task, key, width, run, cache_role(name)))
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+
+def first_of(teachers: Teachers) -> Weights:
+    """The weights of the teacher from whose layers the student starts."""
+    return next(iter(teachers.values()))
+
+
+def models_of(run: Run, job: Prepared, teacher: Weights) -> Models:
+    """The student at step 0, and the teacher that it starts from."""
+    load = teacher_of(run, job, teacher)
+    neurons, heads = (kept_parts(run, job, load, part) for part in PARTS)
+    student = run.device.place(job.student.start(_start(run, job, teacher), neurons, heads))
     return Models(
         student,
         load,
@@ -192,7 +223,7 @@ def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
 def _weighting(run: Run, name: str) -> SampleWeighting | None:
     """The baseline is the student's twin without a teacher: it gets the weights that take none, and no others."""
     weighting = run.config.training.sample_weighting
-    if name == "teacher" or weighting is None:
+    if _is_teacher(name) or weighting is None:
         return None
     return weighting if name != "baseline" or not weighting.by_teacher else None
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from limbeck import embedding_checks, masked_lm_checks, shapes
-from limbeck.config import TASKS, DistillConfig
+from limbeck import embedding_checks, masked_lm_checks, several_teachers, shapes
+from limbeck.config import TASKS, DistillConfig, TeacherModel
 from limbeck.config import Method as AnyMethod
 from limbeck.data.cells import NUMBER
 from limbeck.errors import Problem
@@ -30,6 +30,7 @@ def check(
     student: ModelFacts | None = None,
     task: str | None = None,
     pair: bool | None = None,
+    more: Sequence[ModelFacts | None] = (),
 ) -> tuple[Problem, ...]:
     """Hold a configuration against its teacher, its data set and ``student.source``, each where it is known.
 
@@ -37,6 +38,7 @@ def check(
         labels: of the data set.
         task: the ``type`` of the task that the data set is of.
         pair: whether its examples are two texts.
+        more: the facts of ``teacher.more``, in its order.
 
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
@@ -45,6 +47,7 @@ def check(
     if chosen is not None and pair is not None:
         chosen = chosen.for_data(pair=pair)
     found: list[Problem] = [*_served(config, chosen), *_objective(config, chosen, labels)]
+    found += several_teachers.alone(config, chosen)
     if config.task is not None and task is not None and labels is not None:
         found += _task(config.task, task, labels)
     if teacher is not None:
@@ -57,20 +60,33 @@ def check(
     found += misfits
     if teacher is not None:
         found += () if misfits else _needs(config, teacher)
-        found += _family(teacher, "teacher")
-        found += _length(config, teacher, "the teacher")
-        found += _finetuning(config, teacher, chosen)
         if isinstance(chosen, Embeddings):
             found += embedding_checks.against_teacher(config, chosen, teacher, None if misfits else origin)
-        if labels is not None:
-            chosen = chosen or TASKS["sequence_classification"]()
-            found += _labels(config, teacher, chosen, labels)
-            if origin is not None:
-                count = shapes.depth(config.student, origin.layers)
-                found += config.method.problems(
-                    classes=chosen.outputs(labels), teacher_layers=teacher.layers, student_layers=count
-                )
+        if labels is not None and origin is not None:
+            classes = (chosen or TASKS["sequence_classification"]()).outputs(labels)
+            count = shapes.depth(config.student, origin.layers)
+            found += config.method.problems(classes=classes, teacher_layers=teacher.layers, student_layers=count)
+    members = zip(config.teacher.models, config.teacher.pointers, (teacher, *more), strict=False)
+    for spec, pointer, facts in members:
+        if facts is not None:
+            found += _teacher(config, spec, pointer, facts, chosen, labels)
     return tuple(dict.fromkeys(found))
+
+
+def _teacher(
+    config: DistillConfig,
+    spec: TeacherModel,
+    pointer: str,
+    facts: ModelFacts,
+    task: Task | None,
+    labels: Sequence[str] | None,
+) -> Iterator[Problem]:
+    """What forbids this model as the teacher, or as one of several."""
+    yield from _family(facts, pointer.strip("/"))
+    yield from _length(config, facts, "the teacher")
+    yield from _finetuning(spec, pointer, facts, task)
+    if labels is not None:
+        yield from _labels(spec, pointer, facts, task or TASKS["sequence_classification"](), labels)
 
 
 def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str] | None) -> Iterator[Problem]:
@@ -146,24 +162,26 @@ def _task(wanted: Task, task: str, labels: Sequence[str]) -> Iterator[Problem]:
         yield Problem("/task", f"found {wanted.type!r}; the data set is of {task}")
 
 
-def _finetuning(config: DistillConfig, teacher: ModelFacts, task: Task | None) -> Iterator[Problem]:
+def _finetuning(spec: TeacherModel, pointer: str, teacher: ModelFacts, task: Task | None) -> Iterator[Problem]:
     has_head = teacher.has_head if task is None else teacher.has_head_for(task)
-    if config.teacher.finetune is False and not has_head:
+    if spec.finetune is False and not has_head:
         yield Problem(
-            "/teacher/finetune",
+            f"{pointer}/finetune",
             f"found false, but the teacher ({teacher.architecture}) has no head{f' for {task.type}' if task else ''} "
             "to use as it is; leave it out, or set true",
         )
 
 
-def _labels(config: DistillConfig, teacher: ModelFacts, task: Task, labels: Sequence[str]) -> Iterator[Problem]:
+def _labels(
+    spec: TeacherModel, pointer: str, teacher: ModelFacts, task: Task, labels: Sequence[str]
+) -> Iterator[Problem]:
     """A head that is used as it is has to answer with the data set's labels."""
-    if config.teacher.finetune or task.headless or teacher.labels is None or not teacher.has_head_for(task):
+    if spec.finetune or task.headless or teacher.labels is None or not teacher.has_head_for(task):
         return
     if not task.named:
         if len(teacher.labels) != task.outputs(labels):
             yield Problem(
-                "/teacher/source",
+                f"{pointer}/source",
                 f"the teacher's head has {len(teacher.labels)} outputs, {task.type} needs {task.outputs(labels)}; "
                 "set teacher.finetune to train a new head",
             )
@@ -172,7 +190,7 @@ def _labels(config: DistillConfig, teacher: ModelFacts, task: Task, labels: Sequ
     same = {name.casefold() for name in teacher.labels} == {name.casefold() for name in labels}
     if len(teacher.labels) != len(labels) or not (unnamed or same):
         yield Problem(
-            "/teacher/source",
+            f"{pointer}/source",
             f"the teacher answers with {_shown(teacher.labels)}; the data set has {_shown(labels)}; "
             "set teacher.finetune to train a new head",
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,23 +16,25 @@ from torch import Tensor
 from limbeck import copies, data, evaluate, preflight, sources, texts
 from limbeck.batches import Encoded
 from limbeck.callbacks import Stage
-from limbeck.config import TASKS, FineTune
-from limbeck.device import installed
-from limbeck.errors import InvalidConfig, InvalidDataset, InvalidModel, Problem
+from limbeck.config import TASKS
+from limbeck.errors import InvalidConfig, Problem
 from limbeck.families import FAMILIES
 from limbeck.methods.base import SpecialTokens
+from limbeck.provenance import require_same, say_provenance
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
 from limbeck.student_plan import StudentPlan
-from limbeck.students import Blueprint, label_order, read_config
+from limbeck.students import Blueprint, read_config
 from limbeck.tasks.base import Task
-from limbeck.tokenizing import load_tokenizer, other_tokenizer
+from limbeck.teachers import TeacherFolder, find_teachers, labels_agree
+from limbeck.tokenizing import further_tokenizer, load_tokenizer, other_tokenizer
 from limbeck.trimming import kept_ids, trimmed
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from limbeck.config import FineTune
     from limbeck.copies import Enlarged
     from limbeck.data import Corpus, Split
     from limbeck.sources import LocalModel, ModelFacts
@@ -61,6 +61,15 @@ class Prepared:
     teacher_sha256: str
     texts: Tensor  #: of training and validation examples, as ``limbeck.texts`` packs them
     teachers: tuple[Encoded, Encoded, Encoded] | None = None  #: the splits in the teacher's tokens, if those are others
+    more: tuple[Prepared, ...] = ()  #: the same job as each further teacher has it: its blueprint, its tokens
+
+    @property
+    def members(self) -> dict[str, Prepared]:
+        """The job as each teacher has it, by the name of the teacher's phase: ``teacher``, or ``teacher-1`` and so on
+        of several. Rows are the same examples in the same order."""
+        if not self.more:
+            return {"teacher": self.for_teacher}
+        return {f"teacher-{number}": one for number, one in enumerate((self.for_teacher, *self.more), start=1)}
 
     @property
     def for_teacher(self) -> Prepared:
@@ -86,9 +95,9 @@ class Prepared:
         return self._first(self.card.train + self.card.copies)
 
     def build(self, name: str, weights: dict[str, Tensor]) -> PreTrainedModel:
-        """The finished model of the phase ``name``: the teacher's shape, or the student's, which is the baseline's."""
-        if name == "teacher":
-            return self.blueprint.build(self.blueprint.layers, weights)
+        """The finished model of the phase ``name``: a teacher's shape, or the student's, which is the baseline's."""
+        if (member := self.members.get(name)) is not None:
+            return member.blueprint.build(member.blueprint.layers, weights)
         return self.student.build(weights)
 
     def _first(self, count: int) -> Encoded:
@@ -99,23 +108,20 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     """Fetch, check and encode; what an earlier attempt encoded is read from the state.
 
     Args:
-        expected: sha256 by ``dataset`` and ``teacher``, where a run repeats another.
+        expected: sha256 by ``dataset``, ``teacher``, ``teacher/more/0`` …, where a run repeats another.
 
     Raises:
         InvalidInput: naming the field, row or label that is wrong.
     """
     run.meter.enter(Stage.PREPARING)
-    spec = run.config.teacher
-    if (known := run.facts.get("teacher_revision")) is not None:
-        spec = spec.model_copy(update={"revision": known})
-    teacher = sources.teacher_folder(spec, given)
-    facts = sources.model_facts(teacher.path)
+    teachers = find_teachers(run, given)
+    teacher = teachers[0]
     source = _student_source(run, given)
     about = None if source is None else sources.model_facts(source.path)
-    _preflight(run, facts, None, about, None)
+    _preflight(run, teachers, None, about, None)
     if not run.store.has("data"):
-        _encode(run, teacher.path, facts, given, source, about)
-        run.facts["teacher_revision"] = teacher.revision
+        _encode(run, teachers, given, source, about)
+        run.facts["teacher_revisions"] = [one.model.revision for one in teachers]
         run.facts["student_revision"] = None if source is None else source.revision
         run.commit()
     tensors, stored = run.store.read_tensors("data")
@@ -126,12 +132,11 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
     others = tensors.get("student_vocabulary")
     plan = _student_plan(run, blueprint, card.labels, source, about, None if others is None else others.numpy())
-    finetune = _finetune(run, facts, task)
-    sha256 = _weights_sha256(teacher.path)
-    _require_same(expected, {"dataset": card.sha256, "teacher": sha256})
-    _say_provenance(run, card, stored["revision"], teacher.revision, sha256)
+    digests = {one.pointer.strip("/"): one.sha256() for one in teachers}
+    require_same(expected, {"dataset": card.sha256, **digests})
+    say_provenance(run, card, stored["revision"], teachers, list(digests.values()))
     train, validation, test = _read_splits(tensors)
-    return Prepared(
+    prepared = Prepared(
         task=task,
         blueprint=blueprint,
         card=card,
@@ -141,12 +146,36 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         test=test,
         student=plan,
         layers=plan.matched,
-        finetune=finetune,
-        keep_head=facts.has_head_for(task) and _labels_agree(teacher.path, task, card.labels, must=finetune is None),
-        teacher_revision=teacher.revision,
-        teacher_sha256=sha256,
+        finetune=teacher.finetune(task),
+        keep_head=teacher.keeps_head(task, card.labels),
+        teacher_revision=teacher.model.revision,
+        teacher_sha256=digests["teacher"],
         texts=tensors["texts"],
         teachers=None if others is None else _read_splits(tensors, "teacher."),
+    )
+    further = [_further(prepared, one, digests[one.pointer.strip("/")], tensors) for one in teachers[1:]]
+    return replace(prepared, more=tuple(further))
+
+
+def _further(job: Prepared, teacher: TeacherFolder, sha256: str, tensors: Mapping[str, Tensor]) -> Prepared:
+    """The job as a further teacher has it: in the first one's tokens, or in its own where those are others."""
+    view, name = job.for_teacher, teacher.pointer.strip("/")
+    kept = tensors.get(f"{name}/vocabulary")
+    whole = _read_splits(tensors, f"{name}/") if kept is not None else (view.train, view.validation, view.test)
+    full_size = int(read_config(teacher.path).vocab_size)
+    vocabulary = Vocabulary(view.blueprint.vocabulary.kept if kept is None else kept.numpy(), full_size)
+    train, validation, test = whole
+    return replace(
+        view,
+        blueprint=Blueprint.read(teacher.path, job.task, job.card.labels, vocabulary),
+        train=train,
+        validation=validation,
+        test=test,
+        finetune=teacher.finetune(job.task),
+        keep_head=teacher.keeps_head(job.task, job.card.labels),
+        teacher_revision=teacher.model.revision,
+        teacher_sha256=sha256,
+        teachers=None,
     )
 
 
@@ -182,14 +211,13 @@ def _student_plan(
         raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
     vocabulary = Vocabulary(teacher.vocabulary.kept if kept is None else kept, full_size)
     own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
-    keep = about.has_head_for(teacher.task) and _labels_agree(source.path, teacher.task, labels, must=False)
+    keep = about.has_head_for(teacher.task) and labels_agree(source.path, teacher.task, labels, must=False)
     return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
 
 
 def _encode(
     run: Run,
-    teacher: Path,
-    facts: ModelFacts,
+    teachers: Sequence[TeacherFolder],
     given: Mapping[str, Path],
     source: LocalModel | None,
     about: ModelFacts | None,
@@ -198,39 +226,38 @@ def _encode(
     wanted = run.config.task
     corpus = data.load(run.config.dataset, seed=seed, sources=given, task=wanted.type if wanted else None)
     pair = corpus.train.pairs is not None
-    _preflight(run, facts, corpus.labels, about, corpus.task, pair)
+    _preflight(run, teachers, corpus.labels, about, corpus.task, pair)
     chosen: Task = wanted or TASKS[corpus.task]()
     task = chosen.for_data(pair=pair)
+    teacher = teachers[0].path
     config = read_config(teacher)
     tokenizer = load_tokenizer(teacher, config, task)
+    further = {one.pointer: further_tokenizer(run.config, tokenizer, one, corpus, task) for one in teachers[1:]}
     other = None if source is None else other_tokenizer(run.config, tokenizer, source, corpus, task)
     length = run.config.training.max_length
     whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
     card, cut = _card(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
     enlarged = copies.enlarge(run, corpus, whole, teacher, tokenizer, given)
     whole["train"] = enlarged.train
+    sharing = [one for one in teachers if further.get(one.pointer) is None]
     vocabulary = Vocabulary.of(
         whole.values(),
         special=tokenizer.all_special_ids,
         pad_id=tokenizer.pad_token_id,
         full_size=int(config.vocab_size),
-        offset=any(FAMILIES[one.model_type].offset for one in (facts, about) if one is not None),
+        offset=any(FAMILIES[one.model_type].offset for one in (*(one.facts for one in sharing), about) if one),
     )
     if task.of_words and run.config.student.vocabulary == "full":
         vocabulary = Vocabulary.whole(int(config.vocab_size))
     tensors: dict[str, Tensor] = {}
+    for one in teachers:
+        if (own := further.get(one.pointer)) is not None:
+            tensors |= _in_own_tokens(run, one, own, corpus, task)
     if other is not None and source is not None and about is not None:
         # What follows is the student's; the teacher's splits are set aside.
         tensors |= {"vocabulary": torch.from_numpy(vocabulary.kept)} | _split_tensors(whole, vocabulary, "teacher.")
         tokenizer, config = other, read_config(source.path)
-        whole = {name: task.encode(other, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
-        vocabulary = Vocabulary.of(
-            whole.values(),
-            special=other.all_special_ids,
-            pad_id=other.pad_token_id,
-            full_size=int(config.vocab_size),
-            offset=FAMILIES[about.model_type].offset,
-        )
+        whole, vocabulary = _read_by(run, other, about, int(config.vocab_size), corpus, task)
     if run.config.student.vocabulary == "trimmed":
         vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, vocabulary.kept))
         small = trimmed(tokenizer, vocabulary.kept)
@@ -272,6 +299,31 @@ def _encode(
     )
     if run.config.training.augmentation:
         _say_enlarged(run, enlarged)
+
+
+def _read_by(
+    run: Run, tokenizer: Any, facts: ModelFacts, full_size: int, corpus: Corpus, task: Task
+) -> tuple[dict[str, Encoded], Vocabulary]:
+    """The splits in the tokens of one model alone."""
+    length = run.config.training.max_length
+    whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
+    vocabulary = Vocabulary.of(
+        whole.values(),
+        special=tokenizer.all_special_ids,
+        pad_id=tokenizer.pad_token_id,
+        full_size=full_size,
+        offset=FAMILIES[facts.model_type].offset,
+    )
+    return whole, vocabulary
+
+
+def _in_own_tokens(run: Run, teacher: TeacherFolder, tokenizer: Any, corpus: Corpus, task: Task) -> dict[str, Tensor]:
+    """The splits of a further teacher, below its name."""
+    name = teacher.pointer.strip("/")
+    full_size = int(read_config(teacher.path).vocab_size)
+    whole, vocabulary = _read_by(run, tokenizer, teacher.facts, full_size, corpus, task)
+    kept = {f"{name}/vocabulary": torch.from_numpy(vocabulary.kept)}
+    return kept | _split_tensors(whole, vocabulary, f"{name}/")
 
 
 def _split_tensors(whole: Mapping[str, Encoded], vocabulary: Vocabulary, prefix: str = "") -> dict[str, Tensor]:
@@ -321,87 +373,18 @@ def _card(corpus: Corpus, task: Task, test: Encoded) -> DatasetCard:
 
 def _preflight(
     run: Run,
-    facts: ModelFacts,
+    teachers: Sequence[TeacherFolder],
     labels: tuple[str, ...] | None,
     student: ModelFacts | None,
     task: str | None,
     pair: bool | None = None,
 ) -> None:
-    problems = preflight.check(run.config, teacher=facts, labels=labels, student=student, task=task, pair=pair)
+    facts, *more = (one.facts for one in teachers)
+    problems = preflight.check(
+        run.config, teacher=facts, labels=labels, student=student, task=task, pair=pair, more=more
+    )
     if problems:
         raise InvalidConfig("; ".join(f"{p.pointer}: {p.detail}" for p in problems), problems)
-
-
-def _finetune(run: Run, facts: ModelFacts, task: Task) -> FineTune | None:
-    wanted, has_head = run.config.teacher.finetune, facts.has_head_for(task)
-    if isinstance(wanted, FineTune):
-        return wanted
-    if wanted is False and not has_head:
-        detail = f"found false; this teacher has no head for {task.type}, so that it has to be fine-tuned: true"
-        raise InvalidConfig(f"/teacher/finetune: {detail}", [Problem("/teacher/finetune", detail)])
-    return FineTune() if wanted or not has_head else None
-
-
-def _labels_agree(teacher: Path, task: Task, labels: tuple[str, ...], *, must: bool) -> bool:
-    """Whether the teacher's head answers with the data set's labels; where it ``must``, raises InvalidModel if not."""
-    config = read_config(teacher)
-    try:
-        if task.headless or task.of_words:
-            return True
-        if not task.named:
-            _require_outputs(config.num_labels, task.outputs(labels))
-            return True
-        label_order([config.id2label[i] for i in range(config.num_labels)], labels)
-    except InvalidModel:
-        if must:
-            raise
-        return False
-    return True
-
-
-def _require_same(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Refuse to repeat a run on other data or from another teacher: their names stay when what they name changes."""
-    for part, refusal, what in (("dataset", InvalidDataset, "data set"), ("teacher", InvalidModel, "teacher")):
-        wanted = expected.get(part)
-        if wanted is not None and wanted != found[part]:
-            detail = (
-                f"the {what} is no longer the one that the first run had: found the sha256 {found[part]}, and it has "
-                f"to be {wanted}; submit a new job to train on what is there now"
-            )
-            raise refusal(f"/{part}/source: {detail}", [Problem(f"/{part}/source", detail)])
-
-
-def _require_outputs(found: int, wanted: int) -> None:
-    if found != wanted:
-        raise InvalidModel(
-            f"The teacher's head has {found} outputs and needs {wanted}; let the job fine-tune it: "
-            "teacher.finetune = true."
-        )
-
-
-def _say_provenance(
-    run: Run, card: DatasetCard, dataset_revision: str | None, teacher_revision: str | None, teacher_sha256: str
-) -> None:
-    packages = ("limbeck", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
-    if run.config.student.source is not None:
-        run.provenance(student={"source": run.config.student.source, "revision": run.facts["student_revision"]})
-    run.provenance(
-        dataset={"source": card.source, "revision": dataset_revision, "sha256": card.sha256},
-        teacher={"source": run.config.teacher.source, "revision": teacher_revision, "sha256": teacher_sha256},
-        seed=run.config.training.seed,
-        hardware=run.device.hardware().model_dump(mode="json"),
-        python=platform.python_version(),
-        packages={name: installed(name) for name in packages},
-    )
-
-
-def _weights_sha256(folder: Path) -> str:
-    """Of the one safetensors file, or of the list of several files' hashes."""
-    digests = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from typing import Any
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
+from limbeck.errors import Interrupted, RankLost
 from limbeck.launching import Order
 
 _EXIT_FAILED = 1
@@ -131,7 +132,10 @@ def main(number: int, count: int, descriptor: int, parent: int) -> int:
     try:
         result = _work(number, count, order, told)
     except Exception as error:  # the boundary: what went wrong is said on the other side
-        traceback.print_exc()
+        if isinstance(error, RankLost | Interrupted):  # nothing is wrong here
+            sys.stderr.write(f"Rank {number}: {error.message}\n")
+        else:
+            traceback.print_exc()
         told.send("failed", _portable(error))
         return _EXIT_FAILED
     told.send("result", result)

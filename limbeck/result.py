@@ -31,3 +31,4 @@ class DistillResult:
     scorecard: Scorecard
     provenance: dict[str, Any]  #: revisions, hashes, versions, device: what repeating the run needs
     hard_samples: tuple[Path, ...] = ()  #: the same table in two forms
+    more_teachers: tuple[TeacherFacts, ...] = ()  #: of several, in the order of ``teacher.more``

@@ -61,6 +61,19 @@ class Run:
         self.facts = found["facts"] | {"config": config}
         self.meter.restore(found["meter"])
 
+    def first(self, work: Callable[[], T]) -> T:
+        """What rank 0 finds by ``work``, on every rank; within it there are no others."""
+        ranks = self.ranks
+
+        def by_itself() -> T:
+            self.ranks = ALONE
+            try:
+                return work()
+            finally:
+                self.ranks = ranks
+
+        return ranks.first(by_itself)
+
     def in_turn(self, work: Callable[[], T]) -> T:
         """Do what ends in a commit on rank 0, and then on the others, which find it in the state."""
         if self.ranks.leads:

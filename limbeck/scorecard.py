@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from limbeck.formats import Format
 from limbeck.spec import Spec
 
 #: The table of hard samples, beside the student's files; its texts belong to the data set, so no archive holds it.
@@ -40,6 +41,8 @@ class ModelCard(Spec):
     """As in its config.json, e.g. ``BertForSequenceClassification``."""
     layers: int
     hidden_size: int
+    kept_heads: int | None = None
+    """Attention heads that each layer has, where pruning took some."""
     parameters: int
     bytes: int
     """Of its weights in float32, whole vocabulary included: about the size of the safetensors file."""
@@ -54,7 +57,7 @@ class ModelCard(Spec):
 class ExportCard(Spec):
     """One exported form of the student, checked against torch."""
 
-    format: Literal["onnx", "onnx-int8"]
+    format: Format
     bytes: int
     examples: int
     """How many test examples the check compared."""
@@ -64,6 +67,14 @@ class ExportCard(Spec):
     Numbers are the same where they are within a hundredth of their spread."""
     metrics: dict[str, Estimate]
     latency: tuple[Latency, ...]
+
+
+class RefusedExport(Spec):
+    """A form that was asked for and is not in the student's folder."""
+
+    format: Format
+    reason: str
+    """What it failed: as a sentence."""
 
 
 class ExitPoint(Spec):
@@ -99,6 +110,28 @@ class ExitsCard(Spec):
     """Of the student's ONNX form without exits, timed together with the curve."""
     curve: tuple[ExitPoint, ...]
     """From speed 0 (all layers) on, the default among them."""
+
+
+class SubNetwork(Spec):
+    """One size of a network that was trained at many (``dynabert``), as it was after the last step.
+
+    Another job whose ``student`` names this size makes it the student.
+    """
+
+    layers: int
+    neurons: int
+    """In the feed-forward part of each layer."""
+    width: float
+    """The same as a share of the whole network's."""
+    parameters: int
+    """Whole vocabulary included, as in a :class:`ModelCard`."""
+    validation: float
+    """The main metric on the validation split."""
+    flops: float
+    """Floating-point operations of its layers on the test split, as a share of the whole network's; counted, not
+    timed."""
+    student: bool
+    """Whether it is the job's student; the best epoch of that one was kept, not the last step."""
 
 
 class DatasetCard(Spec):
@@ -193,6 +226,10 @@ class Scorecard(Spec):
     dataset: DatasetCard
     hardware: Hardware
     teacher: ModelCard
+    """What the student has learned from: one model, or several together, whose ``layers``, ``parameters``, ``bytes``
+    and latencies are then the sums of theirs."""
+    teachers: tuple[ModelCard, ...] = ()
+    """Each of several teachers alone, by its source; empty where there is one."""
     student: ModelCard
     baseline: ModelCard | None
     """The same student fine-tuned without a teacher: same start, same steps, same data."""
@@ -208,8 +245,12 @@ class Scorecard(Spec):
     compression: float
     """Teacher's bytes / student's bytes."""
     exports: tuple[ExportCard, ...]
+    refused_exports: tuple[RefusedExport, ...] = ()
+    """Forms that were asked for and failed their comparison with torch."""
     exits: ExitsCard | None = None
     """Of a student that the method ``fastbert`` trained."""
+    sub_networks: tuple[SubNetwork, ...] = ()
+    """Of the method ``dynabert``: every size that it trained, the largest first."""
     minutes: dict[str, float]
     """Wall-clock minutes by stage."""
     verdict: Verdict

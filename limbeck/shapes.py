@@ -66,6 +66,7 @@ class Shape:
     intermediate_size: int
     heads: int
     embedding_size: int
+    kept_heads: int | None = None  #: of each layer's ``heads``, where pruning takes some
 
 
 def student_layers(student: Student, teacher_layers: int) -> tuple[int, ...]:
@@ -129,7 +130,13 @@ def resolve(student: Student, origin: ModelFacts) -> Shape:
     table = student.embedding_size or (
         origin.embedding_size if origin.embedding_size not in (None, origin.hidden_size) else width
     )
-    return Shape(layers, len(layers), width, inner, heads, table or width)
+    return Shape(layers, len(layers), width, inner, heads, table or width, _kept_heads(student, heads))
+
+
+def _kept_heads(student: Student, heads: int) -> int | None:
+    if student.prune is None or student.prune.heads is None:
+        return None
+    return max(1, round(heads * (1 - student.prune.heads)))
 
 
 def _default_heads(width: int, origin: ModelFacts) -> int:
@@ -141,7 +148,7 @@ def _default_heads(width: int, origin: ModelFacts) -> int:
 
 
 def _default_inner(student: Student, width: int, origin: ModelFacts) -> int:
-    if student.prune is not None:
+    if student.prune is not None and student.prune.neurons is not None:
         return max(1, round(origin.intermediate_size * (1 - student.prune.neurons)))
     return max(1, origin.intermediate_size * width // origin.hidden_size)
 
@@ -167,6 +174,8 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
         cut = (shape.hidden_size, shape.heads, shape.embedding_size) == (teacher.hidden_size, teacher.heads, table)
         if cut and student.start == "svd" and not (family.shared or family.gated):
             found.add("elastic")
+        if shape.kept_heads is not None:
+            found -= {"steps", "scores", "same_heads", "teacher_layers", "elastic"}
     return frozenset(found)
 
 
@@ -180,6 +189,21 @@ def problems(student: Student, origin: ModelFacts) -> Iterator[Problem]:
     if student.source is None:
         yield from _width(student, origin)
         yield from _table(student, origin)
+        yield from _fewer_heads(student, origin)
+
+
+def _fewer_heads(student: Student, origin: ModelFacts) -> Iterator[Problem]:
+    """Whether heads can go, and one does."""
+    kept, family = _kept_heads(student, origin.heads), FAMILIES.get(origin.model_type)
+    if kept is None or student.prune is None or family is None:
+        return
+    at = "/student/prune/heads"
+    if not family.fused_export or family.shared:
+        able = ", ".join(name for name, one in FAMILIES.items() if one.fused_export and not one.shared)
+        yield Problem(at, f"found a teacher of the type {origin.model_type!r}; allowed for: {able}")
+    elif kept == origin.heads:
+        least = f"{1 / origin.heads:.3g}"
+        yield Problem(at, f"found {student.prune.heads} of {origin.heads} heads, which is none; allowed: {least} on")
 
 
 def _depth(student: Student, origin_layers: int) -> Iterator[Problem]:

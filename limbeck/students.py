@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck import exits
+from limbeck import exits, fewer_heads
 from limbeck.cutting import cut_config, cut_weights
 from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidModel
@@ -140,6 +140,7 @@ class Blueprint:
         ``weights``."""
         with quiet_transformers():  # of special tokens whose ids are beyond the compact vocabulary
             model = self.task.model_class().from_config(self.compact(config))
+        fewer_heads.shrink(model)
         load_weights(model, weights)
         quicken_dropout(model)
         found: PreTrainedModel = model
@@ -215,9 +216,10 @@ def write_model(
     config.vocab_size, config.pad_token_id = vocabulary.full_size, pad_token_id
     with quiet_transformers():
         whole: Any = type(model)(config)
+        fewer_heads.shrink(whole)
         whole.load_state_dict(weights)
         whole.save_pretrained(folder)
-    save_branches(model, folder)
+    save_beside(model, folder)
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor] | None) -> None:
@@ -233,8 +235,10 @@ def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in model.state_dict().items() if not exits.is_branch(name)}
 
 
-def save_branches(model: PreTrainedModel, folder: Path) -> None:
-    """Write a model's branches beside it, where it has some."""
+def save_beside(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's branches beside it, where it has some, and what reads a model without some of its heads."""
+    if fewer_heads.kept_heads(model.config) is not None:
+        fewer_heads.save_loader(folder)
     if exits.branches_of(model) is not None:
         exits.save(model, folder)
 

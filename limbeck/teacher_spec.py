@@ -1,10 +1,11 @@
-"""What a job says about its teacher. Imports no torch."""
+"""What a job says about its teacher, or its several teachers. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from limbeck.source_names import BUILTIN_TEACHERS, source_name
 from limbeck.spec import Spec
@@ -19,8 +20,8 @@ class FineTune(Spec):
     """Peak learning rate of AdamW."""
 
 
-class Teacher(Spec):
-    """The model whose knowledge is passed on."""
+class TeacherModel(Spec):
+    """A model whose knowledge is passed on."""
 
     shorthand: ClassVar[str | None] = "source"
 
@@ -35,3 +36,44 @@ class Teacher(Spec):
     @classmethod
     def _known_source(cls, value: str) -> str:
         return source_name(value, what="teacher", builtins=BUILTIN_TEACHERS, reference="model:mdl_")
+
+
+class Teacher(TeacherModel):
+    """The model whose knowledge is passed on; with ``more``, the first of several.
+
+    The student starts from the layers of this one, and reads texts with its tokenizer.
+    """
+
+    more: tuple[TeacherModel, ...] = Field(default=(), max_length=7)
+    """Further teachers, of any size and family, each as ``source``, ``revision`` and ``finetune``, or its source alone.
+    They give answers only: what a method looks up inside a teacher is the first one's. Their tokenizers may be others
+    where a text is answered as a whole (``sequence_classification``, ``multi_label``, ``regression``), without
+    ``training.augmentation``."""
+    combine: Literal["mean", "confidence"] = "mean"
+    """How the answers of several teachers become one. ``mean``: the mean of their softened distributions (of
+    regression the mean of their numbers). ``confidence``: each counts by how sure it is of the text, 1 - entropy / ln
+    classes of its answer; not for regression."""
+
+    @property
+    def models(self) -> tuple[TeacherModel, ...]:
+        """All teachers, this one first."""
+        return (self, *self.more)
+
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        """The JSON pointer of each of :attr:`models`."""
+        return ("/teacher", *(f"/teacher/more/{index}" for index in range(len(self.more))))
+
+    @field_validator("more", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Mapping | TeacherModel) else value
+
+    @model_validator(mode="after")
+    def _fields_that_go_together(self) -> Teacher:
+        if self.combine != "mean" and not self.more:
+            raise ValueError("combine says how several teachers' answers become one: name the others in more")
+        named = [(one.source, one.revision, repr(one.finetune)) for one in self.models]
+        if len(set(named)) < len(named):
+            raise ValueError("name each teacher once: the same model answers the same a second time")
+        return self

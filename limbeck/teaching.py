@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from limbeck import evaluate
 from limbeck.cache import predict
@@ -16,7 +17,7 @@ from limbeck.loop import Phase, train
 from limbeck.losses import require_finite
 from limbeck.methods.base import Models
 from limbeck.methods.none import FineTuning
-from limbeck.phases import Weights, keep, phase_of
+from limbeck.phases import Teachers, Weights, ensemble_of, keep, phase_of
 from limbeck.preparation import Prepared
 from limbeck.run import Run
 
@@ -24,25 +25,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _JUDGE = "judge"
+#: Where the state keeps what several teachers answer together to validation.
+_PANEL = "panel"
 
 
-def ready_teacher(run: Run, job: Prepared) -> Weights:
+def ready_teachers(run: Run, job: Prepared) -> Teachers:
+    """Every teacher's weights; of several, what they are worth together on validation is said as well.
+
+    Raises:
+        Diverged, TeacherUnfit: as :func:`ready_teacher`; each has to be fit.
+    """
+    found = {name: ready_teacher(run, read, name) for name, read in job.members.items()}
+    if len(found) > 1:
+        panel_answers(run, job, found)
+    return found
+
+
+def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
     """The fine-tuned teacher's weights.
+
+    Args:
+        job: as this teacher has it (:attr:`Prepared.members`).
+        name: of its phase.
 
     Raises:
         Diverged: its logits are not finite.
         TeacherUnfit: it is not better on validation than the most common class.
     """
-    if run.store.has("teacher"):
-        return run.store.read_tensors("teacher")[0]
-    run.meter.begin("teacher")
+    if run.store.has(name):
+        return run.store.read_tensors(name)[0]
+    run.meter.begin(name)
     seed_everything(run.config.training.seed)
     model = run.device.place(job.blueprint.load_teacher(keep_head=job.keep_head))
     if not job.keep_head:
         layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
         job.task.begin_head(layer, job.train)
     if job.finetune:
-        fitted = train(_teacher_phase(run, job, job.finetune, model), run)
+        fitted = train(_teacher_phase(run, job, name, job.finetune, model), run)
         model, score, epoch = fitted.model, fitted.score, fitted.epoch
     else:
         logits = predict(model, job.validation, job.task, run)
@@ -51,16 +70,64 @@ def ready_teacher(run: Run, job: Prepared) -> Weights:
         answers = job.task.predictions(logits, job.task.judged(job.validation, logits))
         score = evaluate.score(job.task.main_metric, answers, job.task.truth(job.validation))
         epoch = None
-    _require_fit(job, score)
-    run.facts["teacher"] = {"validation": score, "epoch": epoch}
+    _require_fit(job, score, name)
+    run.facts[name] = {"validation": score, "epoch": epoch}
+    who = name.replace("-", " ")
     run.event(
         "teacher.evaluated",
-        f"{'Fine-tuned teacher' if job.finetune else 'Teacher'}: "
+        f"{f'Fine-tuned {who}' if job.finetune else who.capitalize()}: "
         f"{evaluate.shown(job.task.main_metric, score)} on validation",
         epoch=epoch,
+        teacher=name,
         **{job.task.main_metric: score},
     )
-    return keep(run, "teacher", model)
+    return keep(run, name, model)
+
+
+def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
+    """The answers of several teachers together to validation, in the form of one model's; asked once.
+
+    Returns:
+        Logits at temperature 1, (rows, classes); where each token is answered (tokens, classes).
+    """
+    return run.first(lambda: _panel(run, job, teachers))
+
+
+def _panel(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
+    if not run.store.has(_PANEL):
+        each = {
+            name: torch.from_numpy(predict(_placed(run, read, teachers[name]), read.validation, job.task, run))
+            for name, read in job.members.items()
+        }
+        ensemble = ensemble_of(run.config)
+        assert ensemble is not None
+        together = ensemble.logits(job.task, torch.cat(list(each.values()), dim=-1))
+        run.store.write_tensors(_PANEL, {"together": together}, {})
+        _say_combined(run, job, together)
+        run.commit()
+    return run.store.read_tensors(_PANEL)[0]["together"]
+
+
+def _placed(run: Run, job: Prepared, weights: Weights) -> PreTrainedModel:
+    return run.device.place(job.blueprint.build(job.blueprint.layers, weights))
+
+
+def _say_combined(run: Run, job: Prepared, together: Tensor) -> None:
+    metric, teacher = job.task.main_metric, run.config.teacher
+    answers = job.task.predictions(together.numpy(), job.validation)
+    score = evaluate.score(metric, answers, job.task.truth(job.validation))
+    alone = {name: run.facts[name]["validation"] for name in job.members}
+    how = "by how sure each is" if teacher.combine == "confidence" else "as their mean"
+    inside = "; what the method compares inside a teacher is the first one's" * run.config.method.looks_inside
+    shown = ", ".join(f"{name.replace('-', ' ')} {evaluate.shown(metric, value)}" for name, value in alone.items())
+    run.event(
+        "teachers.combined",
+        f"The {len(alone)} teachers together ({how}): {evaluate.shown(metric, score)} on validation; alone: {shown}. "
+        f"The student starts from the first one's layers and learns the answers of all{inside}",
+        combine=teacher.combine,
+        alone=alone,
+        **{metric: score},
+    )
 
 
 def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
@@ -70,7 +137,7 @@ def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
     if run.store.has(_JUDGE):
         found = run.store.read_tensors(_JUDGE)[0]
     else:
-        model = run.device.place(job.build("teacher", weights))
+        model = _placed(run, job, weights)
         splits = {"validation": job.validation, "test": job.test}
         found = {name: torch.from_numpy(predict(model, data, job.task, run)) for name, data in splits.items()}
         for name, vectors in found.items():
@@ -84,18 +151,16 @@ def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
     )
 
 
-def _teacher_phase(run: Run, job: Prepared, tune: FineTune, model: PreTrainedModel) -> Phase:
-    return phase_of(
-        run, job, "teacher", FineTuning(), Models(model, lambda: model), None, tune.epochs, tune.learning_rate
-    )
+def _teacher_phase(run: Run, job: Prepared, name: str, tune: FineTune, model: PreTrainedModel) -> Phase:
+    return phase_of(run, job, name, FineTuning(), Models(model, lambda: model), None, tune.epochs, tune.learning_rate)
 
 
-def _require_fit(job: Prepared, score: float) -> None:
-    metric, truth = job.task.main_metric, job.task.truth(job.validation)
+def _require_fit(job: Prepared, score: float, name: str) -> None:
+    metric, truth, who = job.task.main_metric, job.task.truth(job.validation), name.replace("-", " ")
     guessing = evaluate.score(metric, job.task.guess(truth), truth)
     if score <= guessing:
         raise TeacherUnfit(
-            f"The teacher's {metric} on validation is {evaluate.shown(metric, score)}, and always giving the most "
+            f"The {who}'s {metric} on validation is {evaluate.shown(metric, score)}, and always giving the most "
             f"common answer has {evaluate.shown(metric, guessing)}: there is nothing to learn from it. "
             + (
                 "Give teacher.finetune more epochs or another learning rate."

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from limbeck.config import DistillConfig
     from limbeck.data import Corpus
     from limbeck.sources import LocalModel
+    from limbeck.teachers import TeacherFolder
 
 #: Tasks with one row of logits for each example, whatever tokens it is cut into.
 _BY_TEXT = ("sequence_classification", "multi_label", "regression")
@@ -27,10 +28,7 @@ def other_tokenizer(config: DistillConfig, tokenizer: Any, source: LocalModel, c
         InvalidConfig: this job needs student and teacher to read the same tokens.
     """
     own = load_tokenizer(source.path, read_config(source.path), task, "student")
-    texts = list(corpus.train.texts[:_COMPARED])
-    same = own.get_vocab() == tokenizer.get_vocab() and own(texts)["input_ids"] == tokenizer(texts)["input_ids"]
-    # Of a pair, models tell the two texts apart by token types or not at all.
-    if same and (corpus.train.pairs is None or not task.joined or own.model_input_names == tokenizer.model_input_names):
+    if _same_tokens(own, tokenizer, corpus, task):
         return None
     reason = _needs_same_tokens(config, task)
     if reason is not None:
@@ -43,6 +41,34 @@ def other_tokenizer(config: DistillConfig, tokenizer: Any, source: LocalModel, c
     return own
 
 
+def further_tokenizer(config: DistillConfig, tokenizer: Any, teacher: TeacherFolder, corpus: Corpus, task: Task) -> Any:
+    """The tokenizer of a further teacher where it does not read texts as the first one does, else None.
+
+    Raises:
+        InvalidConfig: this job needs all teachers to read the same tokens.
+    """
+    own = load_tokenizer(teacher.path, read_config(teacher.path), task)
+    if _same_tokens(own, tokenizer, corpus, task):
+        return None
+    reason = _needs_whole_texts(config, task)
+    if reason is not None:
+        at = f"{teacher.pointer}/source"
+        detail = (
+            f"found a model whose tokenizer ({len(own):,} tokens) is not the first teacher's ({len(tokenizer):,} "
+            f"tokens), and {reason}; allowed: a model with the first teacher's own tokenizer"
+        )
+        raise InvalidConfig(f"{at}: {detail}", [Problem(at, detail)])
+    return own
+
+
+def _same_tokens(one: Any, other: Any, corpus: Corpus, task: Task) -> bool:
+    """Whether two tokenizers read the data set's texts as the same ids."""
+    texts = list(corpus.train.texts[:_COMPARED])
+    same = one.get_vocab() == other.get_vocab() and one(texts)["input_ids"] == other(texts)["input_ids"]
+    # Of a pair, models tell the two texts apart by token types or not at all.
+    return same and (corpus.train.pairs is None or not task.joined or one.model_input_names == other.model_input_names)
+
+
 def _needs_same_tokens(config: DistillConfig, task: Task) -> str | None:
     """Why student and teacher have to read the same tokens; None where they need not."""
     if not config.method.any_tokenizer:
@@ -50,6 +76,11 @@ def _needs_same_tokens(config: DistillConfig, task: Task) -> str | None:
             f"the method {config.method.type!r} may take more from the teacher than its answers to whole texts, which "
             "kd, noise and none do not"
         )
+    return _needs_whole_texts(config, task)
+
+
+def _needs_whole_texts(config: DistillConfig, task: Task) -> str | None:
+    """Why all models of a job have to read the same tokens, whatever the method takes from the teacher."""
     if task.type not in _BY_TEXT:
         return f"the task {task.type} does not answer each text as a whole, as {', '.join(_BY_TEXT)} do"
     if config.training.augmentation:

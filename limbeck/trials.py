@@ -15,7 +15,7 @@ import numpy as np
 from limbeck import evaluate, shapes
 from limbeck.callbacks import Stage
 from limbeck.loop import train
-from limbeck.phases import TRIAL, Weights, answers_of, models_of, phase_of, teacher_of
+from limbeck.phases import TRIAL, Teachers, answers_of, first_of, models_of, phase_of
 from limbeck.preflight import serves
 from limbeck.progress import TRAINING, Item, forward_work
 from limbeck.student_plan import StudentPlan
@@ -60,23 +60,23 @@ def planned(run: Run, job: Prepared) -> tuple[dict[str, Item], int]:
     return items, sum(-(-size // run.config.training.batch_size) for size in sizes)
 
 
-def settle(run: Run, job: Prepared, teacher: Weights) -> tuple[Prepared, Method]:
+def settle(run: Run, job: Prepared, teachers: Teachers) -> tuple[Prepared, Method]:
     """The job with its student's start, and the method that trains it."""
     method = run.config.method
     starts = [_Candidate(f"start {init!r}", _starting(run, job, init), method) for init in _starts(run, job)]
-    chosen = _decide(run, starts, teacher, _START_SHARE) if len(starts) > 1 else _Candidate("", job, method)
+    chosen = _decide(run, starts, teachers, _START_SHARE) if len(starts) > 1 else _Candidate("", job, method)
     rivals = [_Candidate(f"method {one.type!r}", chosen.job, one) for one in _rivals(run, job)]
     if len(rivals) > 1:
-        chosen = _decide(run, rivals, teacher, _METHOD_SHARE)
+        chosen = _decide(run, rivals, teachers, _METHOD_SHARE)
     if starts or rivals:
         run.provenance(student_layers=list(chosen.job.layers), method=chosen.method.type)
     return chosen.job, chosen.method
 
 
-def _decide(run: Run, candidates: list[_Candidate], teacher: Weights, share: float) -> _Candidate:
+def _decide(run: Run, candidates: list[_Candidate], teachers: Teachers, share: float) -> _Candidate:
     """The best of these; of equal ones the first."""
     while len(candidates) > 1:
-        scores = [_score(run, one, teacher, share) for one in candidates]
+        scores = [_score(run, one, teachers, share) for one in candidates]
         order = sorted(range(len(candidates)), key=lambda place: -scores[place])  # stable
         metric = candidates[0].job.task.main_metric
         shown = ", ".join(f"{candidates[place].label} {evaluate.shown(metric, scores[place])}" for place in order)
@@ -94,7 +94,7 @@ def _decide(run: Run, candidates: list[_Candidate], teacher: Weights, share: flo
     return candidates[0]
 
 
-def _score(run: Run, candidate: _Candidate, teacher: Weights, share: float) -> float:
+def _score(run: Run, candidate: _Candidate, teachers: Teachers, share: float) -> float:
     """The main metric on validation after a short training; what an earlier attempt found is not done again."""
     found: dict[str, float] = run.facts.setdefault("trials", {})
     key = f"{candidate.label} at {share}"
@@ -102,8 +102,7 @@ def _score(run: Run, candidate: _Candidate, teacher: Weights, share: float) -> f
         return found[key]
     name = _name(len(found) + 1)
     job, training = candidate.job, run.config.training
-    load = teacher_of(run, job, teacher)
-    answers = answers_of(run, job, teacher, load)
+    answers = answers_of(run, job, teachers)
     drawn = np.random.default_rng(training.seed).permutation(job.card.train)[: _examples(run, job, share)]
     rows = np.sort(drawn)
     phase = phase_of(
@@ -111,7 +110,7 @@ def _score(run: Run, candidate: _Candidate, teacher: Weights, share: float) -> f
         job,
         name,
         candidate.method,
-        models_of(run, job, teacher, load),
+        models_of(run, job, first_of(teachers)),
         _of(answers, job, rows),
         1,
         training.learning_rate,

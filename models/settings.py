@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """Students kept loaded for ``/predict`` take at most about this much; the least recently used goes first."""
     predict_threads: int | None = Field(default=None, ge=1, le=256)
     """Windows of texts that an API process answers at the same time; default: one for each core."""
+    predict_providers: Annotated[tuple[Literal["cuda", "openvino", "cpu"], ...], NoDecode] = ()
+    """What computes for ``/predict``, the preferred one first, with commas; default: whatever of it is installed."""
     predict_queue_texts: int = Field(default=4096, gt=0)
     """Texts that may wait for ``/predict`` in one API process; beyond that the answer is 429."""
     predict_seconds: float = Field(default=30, gt=0)
@@ -76,6 +78,11 @@ class Settings(BaseSettings):
     hub_offline: bool = False
     """Never ask the hub; use what its local cache has."""
     log_format: Literal["text", "json"] = "text"
+
+    @field_validator("predict_providers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -100,3 +107,9 @@ class Settings(BaseSettings):
                 "heartbeat_seconds has to be at most half of lease_seconds, so that one beat may be missed"
             )
         return self
+
+
+def complaint(error: ValidationError) -> str:
+    """One line for whoever set what :class:`Settings` refuses."""
+    found = (f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors())
+    return f"the settings cannot be used: {'; '.join(found)}"

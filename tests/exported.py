@@ -51,7 +51,7 @@ def export_student(folder: Path, formats: tuple[str, ...], *, pair: bool = False
     encoder = Encoder.load(folder, StudentFacts.read(folder))
     rows = encoder.encode(firsts, firsts[::-1] if pair else None)
     labels = [i % len(LABELS) for i in range(len(rows))]
-    return export_onnx(folder, formats, rows, encoded(rows, labels), task=SequenceClassification(), seed=1)  # type: ignore[arg-type]
+    return export_onnx(folder, formats, rows, encoded(rows, labels), task=SequenceClassification(), seed=1).cards  # type: ignore[arg-type]
 
 
 def encoded(rows: Sequence[Row], labels: Sequence[int]) -> Encoded:

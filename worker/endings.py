@@ -22,6 +22,9 @@ from models.repository.catalogue import StoredFile
 from models.text import storable
 from worker.lease import Lease, hold, in_seconds, write_ledger
 
+#: Characters of a model's column for where its teachers came from.
+_LONGEST_TEACHERS = 300
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -74,7 +77,7 @@ def succeed(session: Session, lease: Lease, outcome: Outcome) -> JobStatus:
             name=job.name if model.kind is ModelKind.STUDENT else f"{job.name} ({model.kind})",
             files=model.files,
             job_id=job.id,
-            teacher=job.config["teacher"]["source"],
+            teacher=_teachers(job.config["teacher"]),
             dataset=job.config["dataset"]["source"],
             method=job.method,
             **model.facts,
@@ -85,6 +88,13 @@ def succeed(session: Session, lease: Lease, outcome: Outcome) -> JobStatus:
     _end(session, job, lease, JobStatus.SUCCEEDED, "succeeded")
     _tell(session, job, "job.succeeded", f"The student is {model_id}.", dict(outcome.result))
     return job.status
+
+
+def _teachers(teacher: Mapping[str, Any]) -> str:
+    """All that a config names, in one column; where they are too long for it, the first and how many more."""
+    more = [one["source"] for one in teacher.get("more") or ()]
+    whole = " + ".join([teacher["source"], *more])
+    return whole if len(whole) <= _LONGEST_TEACHERS else f"{teacher['source']} + {len(more)} more"
 
 
 def stop(session: Session, lease: Lease) -> JobStatus:

@@ -12,7 +12,7 @@ from typing import Any
 from limbeck.errors import DamagedFile, NotFound
 from models.db import Database
 from models.repository import catalogue
-from models.repository.sources import data_sources
+from models.repository.sources import data_sources, model_sources
 from models.storage import Storage
 
 
@@ -31,15 +31,14 @@ def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> t
     Raises:
         NotFound: one has been deleted.
     """
-    references = {part: str(config[part].get("source")) for part in ("teacher", "student") if part in config}
     texts = set(data_sources(config).values())
     sources: dict[str, Path] = {}
     needed: list[Needed] = []
     with database.reading() as session:
-        for part, reference in references.items():
+        for pointer, reference in model_sources(config).items():
             if not reference.startswith("model:") or reference in sources:
                 continue
-            place = sources[reference] = folder / part
+            place = sources[reference] = folder / pointer.strip("/").removesuffix("/source").replace("/", "-")
             files = catalogue.model_files(session, reference.removeprefix("model:"))
             needed += [Needed(file.key, place / file.path, file.sha256) for file in files]
         for number, reference in enumerate(sorted(one for one in texts if one.startswith("dataset:"))):
@@ -50,9 +49,11 @@ def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> t
 
 
 def expected_of(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """``dataset`` and ``teacher`` to the sha256 that the repeated job had found; empty for a first run."""
+    """``dataset`` and ``teacher`` (of several also ``teacher/more/0`` …) to the sha256 that the repeated job had found;
+    empty for a first run."""
     first = provenance.get("rerun_of") or {}
     found = {part: (first.get(part) or {}).get("sha256") for part in ("dataset", "teacher")}
+    found |= {f"teacher/more/{place}": one.get("sha256") for place, one in enumerate(first.get("more_teachers") or ())}
     return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
 
 

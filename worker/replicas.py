@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from limbeck.errors import Conflict
-from models.settings import Settings
+from models.settings import Settings, complaint
 from worker.supervisor import Child, Supervisor, bind, refuse, say
 
 
@@ -37,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             farewell = "stopping: what was asked is answered; Ctrl-C again does not wait for new requests to cease"
             Supervisor(children, (host, port), settings.serve_drain_seconds + settings.grace_seconds, farewell).run()
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors())
-        return refuse(f"the settings cannot be used: {what}")
+        return refuse(complaint(error))
     except Conflict as error:
         return refuse(error.message)
     say("stopped")

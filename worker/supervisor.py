@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from limbeck.errors import Conflict, LimbeckError
 from models.db import Database
-from models.settings import Settings
+from models.settings import Settings, complaint
 
 USAGE_ERROR = 2
 _TICK = 0.1
@@ -189,8 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _migrate(settings)
             _supervise(settings, listener)
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors())
-        return refuse(f"the settings cannot be used: {what}")
+        return refuse(complaint(error))
     except Conflict as error:
         return refuse(error.message)
     except LimbeckError as error:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from api.inference.files import FileFacts, LocalFiles
 from limbeck.errors import Conflict
-from limbeck.runtime import Format, Predictor
+from limbeck.formats import FILES, Format
+from limbeck.runtime import Predictor
 from limbeck.runtime.exits import FOLDER as EXITS
-from limbeck.runtime.student import FILES, SIDE_FILES
+from limbeck.runtime.providers import choose
+from limbeck.runtime.student import SIDE_FILES
 from models.settings import Settings
 from models.storage import Storage
 
@@ -21,8 +23,10 @@ from models.storage import Storage
 #: 1.5 times the file (fp32) and, with the tokenizer, 12 MB.
 _GRAPH_FACTOR = 1.5
 _BASE_BYTES = 12 * 1024**2
-#: For so long a model that another process deleted, or an alias that it switched, may still answer here.
-_TRUSTED_SECONDS = 2.0
+#: For so long a name is not looked up again, and for so long again one caller looks it up while the others go on as
+#: before: else all requests of a busy student ask the database at once. A model that another process deleted, or an
+#: alias that it switched, may so answer for 2 s.
+_TRUSTED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,15 @@ class _Place:
     predictor: Future[Predictor] = field(default_factory=Future)
 
 
+@dataclass(slots=True)
+class _Known:
+    """What answers under a name."""
+
+    key: tuple[str, Format]
+    since: float  #: on the clock of :class:`Students`
+    asked: bool = False  #: whether somebody looks it up again
+
+
 class Students:
     """Predictors by model and format; every method may be called from several threads at once.
 
@@ -47,20 +60,23 @@ class Students:
     the limit is loaded all the same, alone.
     """
 
-    def __init__(self, storage: Storage, settings: Settings) -> None:
+    def __init__(self, storage: Storage, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         assert settings.scratch_dir is not None  # Settings fills it in
         self._files = LocalFiles(storage, settings.scratch_dir / "students", settings.predict_cache_bytes)
         self._limit = settings.predict_memory_bytes
         self._lock = threading.Lock()
         self._places: OrderedDict[tuple[str, Format], _Place] = OrderedDict()
-        self._known: dict[str, tuple[tuple[str, Format], float]] = {}  # what answers under a name, and until when
+        self._clock = clock
+        self._providers = settings.predict_providers
+        choose(self._providers)  # a server that cannot compute so does not start
+        self._known: dict[str, _Known] = {}
 
     def get(self, model_id: str, files: Sequence[FileFacts], format: Format | None = None) -> Predictor:
         """The student, loaded now if it is not yet; of several callers at once one loads and the others wait for it.
 
         Args:
             files: of the model, as ``models.repository.catalogue.model_files`` gives them.
-            format: default: ``onnx`` where there is one, else ``onnx-int8``.
+            format: default: ``onnx`` where there is one, else the next of :data:`limbeck.formats.FILES`.
 
         Raises:
             Conflict: the model has no such form.
@@ -81,26 +97,33 @@ class Students:
         return place.predictor.result()
 
     def at_hand(self, name: str) -> Predictor | None:
-        """The student of this id or alias, if it is loaded and was looked up a moment ago; asks nobody."""
+        """The student of this id or alias, if it is loaded and was looked up a moment ago; asks nobody.
+
+        None tells the caller to look it up, and to say so to :meth:`know`; where it grows old, one caller alone.
+        """
         with self._lock:
-            key, until = self._known.get(name, (None, 0.0))
-            place = self._places.get(key) if key is not None else None
-            if place is None or key is None or time.monotonic() > until or not place.predictor.done():
+            known = self._known.get(name)
+            place = self._places.get(known.key) if known is not None else None
+            if known is None or place is None or not place.predictor.done():
                 return None
-            self._places.move_to_end(key)
+            age = self._clock() - known.since
+            if age > 2 * _TRUSTED_SECONDS or (age > _TRUSTED_SECONDS and not known.asked):
+                known.asked = True
+                return None
+            self._places.move_to_end(known.key)
         return place.predictor.result()
 
     def forget(self, model_id: str) -> None:
         """Drop a model that was deleted."""
         with self._lock:
-            self._known = {name: known for name, known in self._known.items() if known[0][0] != model_id}
+            self._known = {name: known for name, known in self._known.items() if known.key[0] != model_id}
             for key in [key for key in self._places if key[0] == model_id]:
                 del self._places[key]
 
     def know(self, name: str, model_id: str, predictor: Predictor) -> None:
         """Let :meth:`at_hand` find a student under the ``name`` by which the database was just asked for it."""
         with self._lock:
-            self._known[name] = (model_id, predictor.format), time.monotonic() + _TRUSTED_SECONDS
+            self._known[name] = _Known((model_id, predictor.format), self._clock())
 
     def forget_name(self, name: str) -> None:
         """An alias means another model now."""
@@ -122,7 +145,7 @@ class Students:
     def _load(self, key: tuple[str, Format], place: _Place, needed: Sequence[FileFacts]) -> None:
         try:
             with self._files.laid_out(needed) as folder:
-                place.predictor.set_result(Predictor.load(folder, format=key[1]))
+                place.predictor.set_result(Predictor.load(folder, format=key[1], providers=self._providers))
         except BaseException as error:
             with self._lock:
                 if self._places.get(key) is place:
@@ -141,9 +164,7 @@ def files_of(
     by_path = {file.path: file for file in files}
     forms = [form for form, path in FILES.items() if path in by_path]
     if not forms or not all(path in by_path for path in SIDE_FILES):
-        raise Conflict(
-            f"Model {model_id} cannot answer: only students that a job exported (`export: [onnx]` or [onnx-int8]) can."
-        )
+        raise Conflict(f"Model {model_id} cannot answer: only students that a job exported (`export: [onnx]`) can.")
     if wanted is not None and wanted not in forms:
         raise Conflict(f"Model {model_id} has no form {wanted}; it has: {', '.join(forms)}.")
     form = wanted or forms[0]

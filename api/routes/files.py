@@ -70,9 +70,9 @@ def download_model(
     """A `.tar.gz` with one folder, named like the model. The first time takes as long as the packing does.
 
     Every format has `config.json`, the tokenizer, `limbeck.json` and the model card. `safetensors` adds
-    `model.safetensors` (load it with plain transformers), `onnx` adds `onnx/model.onnx`, and `onnx-int8` adds
-    `onnx/model_int8.onnx`. The bytes are the same every time: `ETag` is their sha256, and with `Range` and `If-Range` a
-    download that broke off goes on.
+    `model.safetensors` (load it with plain transformers), `onnx` adds `onnx/model.onnx`, and the other forms add their
+    file of that folder (`onnx/model_int8.onnx`, …). The bytes are the same every time: `ETag` is their sha256, and with
+    `Range` and `If-Range` a download that broke off goes on.
     """
     with house.database.reading() as session:
         model = catalogue.get_model(session, model_id)

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import structlog
 from pydantic import ValidationError
@@ -18,7 +19,7 @@ from api.serve.app import create_app
 from api.serve.folder import FolderShelf
 from api.serve.server import server
 from limbeck.errors import Conflict, LimbeckError
-from models.settings import Settings
+from models.settings import Settings, complaint
 
 USAGE_ERROR = 2
 log = structlog.get_logger("limbeck.serve")
@@ -36,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_logging(settings)
         said = check(settings)
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors())
-        return refuse(f"the settings cannot be used: {what}")
+        return refuse(complaint(error))
     except LimbeckError as error:
         return refuse(error.message)
     if options.check:
@@ -64,12 +64,11 @@ def check(settings: Settings) -> str:
     if settings.serve_folder is not None:
         return f"students in {settings.serve_folder}: {', '.join(FolderShelf(settings.serve_folder).names())}"
     url = make_url(settings.database_url)
-    if settings.environment == "embedded" and url.get_backend_name() == "sqlite":
-        if not (settings.data_dir / "limbeck.db").is_file() and f"{settings.data_dir / 'limbeck.db'}" == url.database:
-            raise Conflict(
-                f"There is no database in {settings.data_dir}. Name the folder of a `limbeck up` with --data-dir, "
-                "or one with students with --local; in production set the LIMBECK_… variables of the API."
-            )
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise Conflict(
+            f"There is no database {url.database}. Name the folder of a `limbeck up` with --data-dir, or one with "
+            "students with --local; in production set the LIMBECK_… variables of the API."
+        )
     return f"students of the database {url.render_as_string(hide_password=True)}"
 
 

@@ -73,7 +73,9 @@ def _memory(run: dict[str, Any]) -> Verdict:
 
 def _lines(run: dict[str, Any]) -> Iterator[Verdict]:
     for what, parts in (("examples", ("prepare", "pass", "step")), ("tokens", ("step",))):
-        goal = f"time grows in a line with the {what}: each costs at most {SLACK:g}× the least of any size"
+        goal = (
+            f"time grows in a line with the {what}: each costs at most {SLACK:g}× the least of any size, in every part"
+        )
         points = (run["scaling"] or {}).get(what)
         if not points or len(points) < 2:
             yield Verdict(goal, "not measured", None)

@@ -45,6 +45,5 @@ def _times(files: Files, workers: Workers, workload: Workload, examples: int) ->
 
 
 def growth(points: Sequence[dict[str, float]], parts: Sequence[str]) -> float:
-    """The largest size's time over the least of any; what every size costs alike makes only the small ones dearer."""
-    times = [sum(point[part] for part in parts) for point in points]
-    return times[-1] / min(times)
+    """Of the part that grows most: the largest size's time over the least of any, both for an example or a token."""
+    return max(points[-1][part] / min(point[part] for point in points) for part in parts)

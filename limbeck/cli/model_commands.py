@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from limbeck.cli.output import DEFAULT_URL, AsJson, Url, connect, err, print_json, say
 from limbeck.client import Client
 from limbeck.errors import InvalidInput
+from limbeck.formats import FILES
 
 _BATCH = 32
 
-#: Inputs in, answers in the shapes of Hugging Face pipelines out.
-_Ask = Callable[[list[Any]], list[Any]]
+#: Inputs in; each with its answer, in the shapes of Hugging Face pipelines, out.
+_Answering = Callable[[Iterable[Any]], Iterator[tuple[Any, Any]]]
 
 
 def download(
@@ -28,7 +29,7 @@ def download(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder, or a .tar.gz to keep packed.")
     ] = None,
-    format: Annotated[str, typer.Option(help="safetensors, onnx or onnx-int8.")] = "safetensors",
+    format: Annotated[str, typer.Option(help=f"safetensors, {', '.join(FILES)}.")] = "safetensors",
     url: Url = DEFAULT_URL,
 ) -> None:
     """Fetch a model. A download that broke off goes on."""
@@ -75,19 +76,18 @@ def predict(
     with ExitStack() as stack:
         options = {"top_k": top_k, "speed": speed}
         if local:
-            ask = _local_student(local, options)
+            answering = _local_student(local, options, many=file is not None)
         else:
-            ask = _remote_student(stack.enter_context(connect(url)), str(model), options)
+            answering = _remote_student(stack.enter_context(connect(url)), str(model), options)
         if file is not None:
             source = sys.stdin if str(file) == "-" else stack.enter_context(file.open(encoding="utf-8"))
-            for batch in _batches(_read_inputs(source)):
-                for given, answer in zip(batch, ask(batch), strict=True):
-                    print_json({"input": given, "prediction": answer})
+            for given, answer in answering(_read_inputs(source)):
+                print_json({"input": given, "prediction": answer})
             return
         inputs: list[Any] = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
         if context is not None:
             inputs = [{"question": text, "context": context} for text in texts]
-        for text, answer in zip(texts, ask(inputs), strict=True):
+        for text, (_, answer) in zip(texts, answering(inputs), strict=True):
             _show(text, answer, as_json=as_json, alone=len(texts) == 1)
 
 
@@ -96,26 +96,27 @@ def resolve(client: Client, name: str) -> str:
     return client.job(name).student_id if name.startswith("job_") else name
 
 
-def _remote_student(client: Client, name: str, options: dict[str, Any]) -> _Ask:
+def _remote_student(client: Client, name: str, options: dict[str, Any]) -> _Answering:
     model = resolve(client, name)
 
-    def ask(inputs: list[Any]) -> list[Any]:
-        answers: list[Any] = client.predict(model, inputs, **options)
-        return answers
+    def answering(inputs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        for batch in _batches(inputs):
+            answers: list[Any] = client.predict(model, batch, **options)
+            yield from zip(batch, answers, strict=True)
 
-    return ask
+    return answering
 
 
-def _local_student(folder: Path, options: dict[str, Any]) -> _Ask:
-    from limbeck.runtime import Predictor
+def _local_student(folder: Path, options: dict[str, Any], *, many: bool) -> _Answering:
+    """``many``: texts keep every core busy side by side; else the cores share the work on each."""
+    from limbeck.runtime import Predictor, stream
 
-    student = Predictor.load(folder)
+    student = Predictor.load(folder, threads=1 if many else None)
 
-    def ask(inputs: list[Any]) -> list[Any]:
-        answers: list[Any] = student.predict(inputs, **options)
-        return answers
+    def answering(inputs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        return stream(student, inputs, **options)
 
-    return ask
+    return answering
 
 
 def _read_inputs(lines: TextIO) -> Iterator[Any]:
@@ -137,8 +138,9 @@ def _read_inputs(lines: TextIO) -> Iterator[Any]:
         yield value if isinstance(value, str) else {key: value[key] for key in ("text", "text_pair") if value.get(key)}
 
 
-def _batches(inputs: Iterator[Any]) -> Iterator[list[Any]]:
-    while batch := list(islice(inputs, _BATCH)):
+def _batches(inputs: Iterable[Any]) -> Iterator[list[Any]]:
+    left = iter(inputs)
+    while batch := list(islice(left, _BATCH)):
         yield batch
 
 

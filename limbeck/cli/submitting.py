@@ -144,6 +144,7 @@ def _layers(text: str | None) -> int | list[int] | None:
 def _upload_what_is_local(client: Client, document: Document) -> None:
     """Upload, and name in ``document`` what the server made of it."""
     teacher = _local(_source(document, "teacher"), ARCHIVES)
+    _upload_further_teachers(client, document)
     dataset = _local(_source(document, "dataset"), _TABLES)
     if teacher is not None:
         say(f"Uploading {teacher} …", "dim")
@@ -170,6 +171,25 @@ def _unlabelled(document: Document) -> list[Document]:
     found = training.get("augmentation") if isinstance(training, dict) else None
     each = found if isinstance(found, list) else [found]
     return [one for one in each if isinstance(one, dict) and isinstance(one.get("source"), str)]
+
+
+def _upload_further_teachers(client: Client, document: Document) -> None:
+    """Those of ``teacher.more`` that lie here."""
+    teacher = document.get("teacher")
+    more = teacher.get("more") if isinstance(teacher, dict) else None
+    if not isinstance(teacher, dict) or not isinstance(more, list):
+        return
+    found: list[Any] = []
+    for one in more:
+        source = one.get("source") if isinstance(one, dict) else one
+        path = _local(source if isinstance(source, str) else None, ARCHIVES)
+        if path is not None:
+            say(f"Uploading {path} …", "dim")
+            reference = client.upload_model(path).reference
+            say(f"{path} is now {reference}.")
+            one = {**one, "source": reference} if isinstance(one, dict) else reference
+        found.append(one)
+    document["teacher"] = {**teacher, "more": found}
 
 
 def _take_columns(document: Document) -> Columns | None:

@@ -44,7 +44,8 @@ def scorecard_table(card: Scorecard) -> RenderableType:
     classes = f", {len(data.labels)} labels" if data.labels else ""
     guess = f"{data.majority:.3f}" if card.main_metric in NO_SHARES else f"{data.majority:.1%}"
     about = f"{data.source}: {data.test} test examples{classes}, guessing gets {guess}"
-    return Group(Text(about), _quality(card), _speed(card), Text("\n" + "\n".join(_findings(card))))
+    sizes = (_sizes(card),) if card.sub_networks else ()
+    return Group(Text(about), _quality(card), _speed(card), *sizes, Text("\n" + "\n".join(_findings(card))))
 
 
 def hard_samples_table(rows: Iterable[Mapping[str, str]]) -> Table:
@@ -63,7 +64,8 @@ def hard_samples_table(rows: Iterable[Mapping[str, str]]) -> Table:
 
 
 def _models(card: Scorecard) -> list[tuple[str, ModelCard]]:
-    rows = (("teacher", card.teacher), ("baseline", card.baseline), ("student", card.student))
+    alone = ((f"  {one.name} alone", one) for one in card.teachers)
+    rows = (("teacher", card.teacher), *alone, ("baseline", card.baseline), ("student", card.student))
     return [(name, model) for name, model in rows if model is not None]
 
 
@@ -86,6 +88,17 @@ def _speed(card: Scorecard) -> Table:
         table.add_row(name, size(model.bytes), *_latency_cells(model.latency))
     for export in card.exports:
         table.add_row(f"student {export.format}", size(export.bytes), *_latency_cells(export.latency))
+    return table
+
+
+def _sizes(card: Scorecard) -> Table:
+    """What the network was trained at beside the student's size."""
+    metric = card.main_metric
+    table = _table("neurons", "params", "operations", f"{metric.replace('_', ' ')} on validation")
+    for one in card.sub_networks:
+        name = f"{one.layers} layers" + " (student)" * one.student
+        shown = f"{one.validation:.3f}" if metric in NO_SHARES else f"{one.validation:.1%}"
+        table.add_row(name, f"{one.neurons}", f"{one.parameters / 1e6:.1f} M", f"{one.flops:.0%}", shown)
     return table
 
 

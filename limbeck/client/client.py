@@ -311,7 +311,7 @@ class Client:
 
         Args:
             target: a folder to unpack into, or the name of a ``.tar.gz`` to keep as it is.
-            format: ``safetensors``, ``onnx`` or ``onnx-int8``.
+            format: ``safetensors``, or a form of :data:`limbeck.formats.FILES`: ``onnx``, ``onnx-int8``, ….
             on_bytes: called with the bytes that are here and the bytes of the whole.
 
         Raises:

@@ -35,6 +35,8 @@ class Auto(Method):
 
     starts: ClassVar[tuple[str, ...]] = ("uniform", "first")
 
+    looks_inside: ClassVar[bool] = True
+
     type: Literal["auto"] = "auto"
     race: bool = False
     """Try this method, ``kd``, additive ``theseus`` and plain fine-tuning (``none``) on an eighth of the steps each,

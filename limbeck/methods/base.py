@@ -150,6 +150,10 @@ class Method(Spec, ABC):
     paper: ClassVar[str | None] = None
     #: What the student has to offer, of ``limbeck.shapes.OFFERS``.
     needs: ClassVar[frozenset[str]] = frozenset()
+    #: Whether it compares more of the student with the teacher than answers: hidden states, attention.
+    looks_inside: ClassVar[bool] = False
+    #: Why it cannot learn from several teachers; None where it can, since batches carry their answers.
+    one_teacher: ClassVar[str | None] = None
     #: Whether all that it takes from the teacher is its answers to whole texts, so that the student may read the texts
     #: as other tokens.
     any_tokenizer: ClassVar[bool] = False

@@ -37,6 +37,8 @@ class DistilBERT(Method):
     paper: ClassVar[str | None] = "Sanh et al. 2019, DistilBERT, a distilled version of BERT, arXiv:1910.01108"
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "same_width"})
 
+    looks_inside: ClassVar[bool] = True
+
     type: Literal["distilbert"] = "distilbert"
     temperature: float = Field(default=2.0, ge=0.1, le=100)
     """T of the soft loss."""
@@ -78,9 +80,9 @@ class _TaskAgnostic(Objective):
         if self.options.answers == "all":
             asked, unit = replace(batch, labels=batch.inputs["input_ids"].masked_fill(mask == 0, -100)), "tokens"
         with captured(self.student) as ours:
-            logits = self.criterion.answer(self.student, asked)
+            logits = self.criterion.answer(self.student, asked, inside=True)
         with torch.no_grad(), captured(self.teacher) as theirs:
-            answers = self.criterion.answer(self.teacher, asked)
+            answers = self.criterion.answer(self.teacher, asked, inside=True)
         soft = self.criterion.soft(
             logits, asked, self.options.temperature, teacher_logits=answers, progress=step / steps
         )
@@ -124,7 +126,7 @@ class _Triple(Objective):
 
         last = int(self.student.config.num_hidden_layers)
         with captured(self.student) as ours:
-            logits = self.criterion.answer(self.student, batch)
+            logits = self.criterion.answer(self.student, batch, inside=True)
         with torch.no_grad(), captured(self.teacher) as theirs:
             self.teacher.base_model(**batch.inputs)
         there = theirs.hidden(int(self.teacher.config.num_hidden_layers))

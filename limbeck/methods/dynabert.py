@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from limbeck.methods.base import Method, Models, Objective, Part, Term
+from limbeck.methods.base import Method, Models, Objective, Part
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
-    from limbeck.batches import Batch
     from limbeck.config import Student
     from limbeck.criterion import Criterion
-    from limbeck.elastic import Elastic, Size
 
 _Share = Annotated[float, Field(gt=0, le=1)]
 #: Where the student keeps the network that it is a part of, between the two stages; no part of its ``state_dict``.
@@ -28,8 +24,7 @@ class DynaBERT(Method):
     the teacher; then with fewer layers as well, taught by the first stage's result at the same width. The student is
     the part that ``student.layers`` and ``student.prune`` (or ``intermediate_size``) name.
 
-    A width is a share of the feed-forward neurons. The attention heads, elastic in the paper, all stay: in transformers
-    a head is ``hidden_size / heads`` wide, so that a student without some of them could not be loaded.
+    A width is a share of the feed-forward neurons. The attention heads, elastic in the paper, all stay.
     """
 
     paper: ClassVar[str | None] = (
@@ -40,6 +35,8 @@ class DynaBERT(Method):
     tasks: ClassVar[frozenset[str] | None] = frozenset(
         {"sequence_classification", "multi_label", "regression", "token_classification", "question_answering"}
     )
+
+    one_teacher: ClassVar[str | None] = "the network that is trained at many sizes is its own"
 
     type: Literal["dynabert"] = "dynabert"
     widths: tuple[_Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), min_length=1, max_length=8)
@@ -76,6 +73,7 @@ class DynaBERT(Method):
 
     def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
         from limbeck.elastic import Elastic, Size, neurons_of, sizes
+        from limbeck.sub_networks import Deeper, SubNetworks
 
         teacher, deep = Elastic(models.teacher()), part.name == "depths"
         elastic: Elastic | None = getattr(models.student, _KEPT, None) if deep else None
@@ -99,70 +97,3 @@ class DynaBERT(Method):
         vars(objective.student).pop(_KEPT, None)
         release(objective.student)
         return objective.student
-
-
-class SubNetworks(Objective):
-    """The answers and hidden states of every sub-network against a fixed network's. A step's gradient is the sum over
-    all of them, whose activations are in memory together: ``training.gradient_accumulation`` needs less."""
-
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        criterion: Criterion,
-        elastic: Elastic,
-        teacher: Elastic,
-        chosen: list[Size],
-        temperature: float,
-        hidden_weight: float,
-    ) -> None:
-        self.student, self.criterion, self.elastic, self.teacher = student, criterion, elastic, teacher
-        self.module: nn.Module = elastic.network
-        self.sizes, self.temperature, self.hidden_weight = chosen, temperature, hidden_weight
-
-    def train_mode(self) -> None:
-        self.elastic.network.train()
-
-    def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        import torch
-
-        from limbeck.elastic import distance
-
-        terms, taught, distances = {}, {}, []
-        for size in self.sizes:
-            asked = self.asked(size)
-            if asked not in taught:
-                with torch.no_grad():
-                    taught[asked] = self.teacher.run(batch.inputs, asked)
-            output, states = self.elastic.run(batch.inputs, size)
-            (answer, theirs), logits = taught[asked], self.criterion.logits(output)
-            terms[f"{size}_loss"] = self.criterion.soft(
-                logits,
-                batch,
-                self.temperature,
-                teacher_logits=self.criterion.logits(answer),
-                progress=step / steps,
-            )
-            distances.append(distance(states, theirs, size, self.teacher.whole, batch.inputs["attention_mask"]))
-        return {**terms, "hidden_loss": Term(torch.stack(distances).sum(), self.hidden_weight, unit="tokens")}
-
-    def asked(self, size: Size) -> Size:
-        """Which part of the fixed network teaches a sub-network."""
-        return self.teacher.whole
-
-
-class Deeper(SubNetworks):
-    """The second stage: what the first one trained teaches, at the same width and with all of its layers, as in the
-    paper (the authors' code leaves it at one width)."""
-
-    def __init__(self, *given: Any) -> None:
-        from torch import nn
-
-        super().__init__(*given)
-        # Unlike the teacher, it has no folder that it could come from again after an interruption.
-        self.module = nn.ModuleDict({"network": self.elastic.network, "widths": self.teacher.network})
-
-    def asked(self, size: Size) -> Size:
-        return self.teacher.whole._replace(neurons=size.neurons)
-
-    def variants(self) -> Mapping[str, PreTrainedModel]:
-        return {str(size).replace("_", " "): self.elastic.cut(size) for size in self.sizes}

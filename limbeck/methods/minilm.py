@@ -27,6 +27,8 @@ class MiniLM(Method):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "relations"})
 
+    looks_inside: ClassVar[bool] = True
+
     type: Literal["minilm"] = "minilm"
     relation_heads: int | None = Field(default=None, ge=1, le=256)
     """Heads that the relations are computed in; divides the widths of teacher and student. Default: the teacher's own
@@ -122,7 +124,9 @@ def relation_heads(wanted: int | None, *configs: object) -> int:
     """
     import math
 
-    widths = [int(config.hidden_size) for config in configs]  # type: ignore[attr-defined]
+    from limbeck.fewer_heads import attention_width
+
+    widths = [attention_width(config) for config in configs]
     most = math.gcd(*widths)
     if wanted is None:
         own = int(configs[-1].num_attention_heads)  # type: ignore[attr-defined]

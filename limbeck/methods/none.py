@@ -21,6 +21,8 @@ class FineTuning(Method):
     labels_alone: ClassVar[bool] = True
     any_tokenizer: ClassVar[bool] = True
 
+    one_teacher: ClassVar[str | None] = "it learns from none"
+
     type: Literal["none"] = "none"
 
     def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:

@@ -27,6 +27,8 @@ class Patient(Method):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "same_width"})
 
+    looks_inside: ClassVar[bool] = True
+
     type: Literal["patient"] = "patient"
     temperature: float = Field(default=4.0, ge=0.1, le=100)
     """As for ``kd``."""

@@ -38,6 +38,8 @@ class Theseus(Method):
     labels_alone: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "teacher_layers", "own_layers"})
 
+    one_teacher: ClassVar[str | None] = "its layers are replaced one by one, and its answers are learned by nobody"
+
     type: Literal["theseus"] = "theseus"
     replacing: Literal["linear", "constant", "additive"] = "linear"
     """``linear``: each group is replaced by chance, with a probability that rises step by step to 1. ``constant``: with
@@ -111,7 +113,7 @@ class Replacing(Objective):
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
         network = self._network(self.method.share(step, steps), step)
-        return {"hard_loss": self.criterion.hard(self.criterion.answer(network, batch), batch)}
+        return {"hard_loss": self.criterion.hard(self.criterion.answer(network, batch, inside=True), batch)}
 
     def _network(self, share: float, step: int) -> PreTrainedModel:
         if share >= 1:

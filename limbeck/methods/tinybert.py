@@ -31,6 +31,8 @@ class TinyBERT(Method):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "scores", "same_heads"})
 
+    looks_inside: ClassVar[bool] = True
+
     type: Literal["tinybert"] = "tinybert"
     share: float = Field(default=0.5, gt=0, lt=1)
     """Share of the steps that go to the inside; the rest go to the answers."""

@@ -82,15 +82,18 @@ class ExitSession:
     Args:
         files: one graph for each layer, see :func:`found_graphs`.
         speed: what :meth:`__call__` answers with.
-        threads: that one call computes with; default: as many as the machine has cores.
+        threads, providers: as for :class:`~limbeck.runtime.session.Session`.
 
     Raises:
-        InvalidModel: ONNX Runtime cannot load a file.
+        InvalidModel: ONNX Runtime cannot load a file, or cannot start a provider that was named.
+        InvalidInput: a provider is unknown or not installed.
     """
 
-    def __init__(self, files: Sequence[Path], speed: float, *, threads: int | None = None) -> None:
+    def __init__(
+        self, files: Sequence[Path], speed: float, *, threads: int | None = None, providers: Sequence[str] | None = None
+    ) -> None:
         self.speed = speed
-        self._layers = [Session(file, threads=threads) for file in files]
+        self._layers = [Session(file, threads=threads, providers=providers) for file in files]
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:  # (examples, classes)
         """Logits, at the student's own speed."""
@@ -113,8 +116,9 @@ class ExitSession:
         for number, layer in enumerate(self._layers[:-1], start=1):
             states, logits = layer.run(given)
             # At speed 0 nobody leaves, however sure: an entropy of exactly 0 is not above it.
-            staying = (uncertainty(logits) > speeds[here]) | (speeds[here] == 0)
-            if not staying.all():
+            own = speeds[here]
+            staying = (uncertainty(logits) > own) | (own == 0) if own.any() else None
+            if staying is not None and not staying.all():
                 answers = np.empty((len(layers), logits.shape[1]), dtype=np.float32) if answers is None else answers
                 answers[here[~staying]] = logits[~staying]
                 layers[here[~staying]] = number

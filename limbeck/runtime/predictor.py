@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.errors import InvalidModel
+from limbeck.formats import Format
 from limbeck.runtime.encoding import Encoder, Row, chunks, pad
 from limbeck.runtime.entities import entities
 from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
 from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
 from limbeck.runtime.masks import TOP_K, fillings, require_masks
 from limbeck.runtime.session import Session
-from limbeck.runtime.student import Format, StudentFacts, exported
+from limbeck.runtime.student import StudentFacts, exported
 from limbeck.runtime.windows import Windows, best_spans, probabilities
 
 
@@ -35,23 +36,35 @@ class Predictor:
         self.format = format
 
     @classmethod
-    def load(cls, folder: Path, *, format: Format | None = None, threads: int | None = None) -> Predictor:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        format: Format | None = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> Predictor:
         """Load a student's folder.
 
         Args:
             folder: with ``limbeck.json``, ``config.json``, ``tokenizer.json`` and ``onnx/``.
-            format: default: ``onnx`` where there is one, else ``onnx-int8``.
+            format: default: ``onnx`` where there is one, else the next of :data:`limbeck.formats.FILES`.
             threads: that one call computes with; default: as many as the machine has cores.
+            providers: what computes: ``cuda``, ``openvino``, ``cpu``, the preferred one first; default: whatever is
+                installed.
 
         Raises:
-            InvalidModel: the folder is no student's, lacks the form, or holds a broken file.
+            InvalidModel: the folder is no student's, lacks the form, or holds a broken file; or a provider that was
+                named does not start.
+            InvalidInput: a provider is unknown or not installed.
         """
         facts = StudentFacts.read(folder)
         layers = found_graphs(folder) if facts.speed is not None and format in (None, "onnx") else ()
         if facts.speed is not None and layers:
-            return cls(facts, Encoder.load(folder, facts), ExitSession(layers, facts.speed, threads=threads), "onnx")
+            session = ExitSession(layers, facts.speed, threads=threads, providers=providers)
+            return cls(facts, Encoder.load(folder, facts), session, "onnx")
         found, path = exported(folder, format)
-        return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads), found)
+        return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads, providers=providers), found)
 
     @property
     def task(self) -> str:

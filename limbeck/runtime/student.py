@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from limbeck.errors import InvalidModel
+from limbeck.formats import FILES, Format
 
-Format = Literal["onnx", "onnx-int8"]
 #: The tasks whose students can be asked.
 TASKS = (
     "sequence_classification",
@@ -22,8 +21,6 @@ TASKS = (
     "masked_lm",
 )
 
-#: Where a student's folder has which exported form, the preferred one first.
-FILES: Mapping[Format, str] = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
 #: The files beside it that a :class:`~limbeck.runtime.Predictor` reads.
 SIDE_FILES = ("limbeck.json", "config.json", "tokenizer.json")
 

@@ -106,9 +106,11 @@ class Task(Spec, ABC):
         """The training split as it is read in an epoch: a function of its arguments."""
         return data
 
-    def answer(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """A model's logits for a batch, in the task's shape."""
-        return self.logits(model(**batch.inputs))
+    def answer(self, model: PreTrainedModel, batch: Batch, *, inside: bool = False) -> Tensor:
+        """A model's logits for a batch, in the task's shape; ``inside`` where somebody looks at its layers' states."""
+        from limbeck.first_token import answer
+
+        return self.logits(model(**batch.inputs) if inside else answer(model, batch.inputs))
 
     def kept(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """What :meth:`predictions` needs of the answer to a batch, in float32: the logits, or less."""

@@ -104,7 +104,7 @@ class MaskedLM(Task):
 
         return hide(data, [seed, epoch])
 
-    def answer(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def answer(self, model: PreTrainedModel, batch: Batch, *, inside: bool = False) -> Tensor:
         from limbeck.tasks._cloze import answering
 
         with answering(model, batch.labels != -100):

@@ -36,6 +36,8 @@ __all__ = [
 
 _REPEATED = ("name", "owner", "priority", "method", "labels", "webhook_url", "request_hash", "gpus", "max_attempts")
 _SOURCES = ("teacher", "student", "dataset")
+#: What the provenance tells of ``teacher.more``, in its order.
+_MORE = "more_teachers"
 
 
 def submit(
@@ -167,7 +169,7 @@ def rerun(session: Session, job_id: str) -> Job:
     values = {field: getattr(old, field) for field in _REPEATED}
     values["config"] = _pinned(old)
     # Under a key of its own: the run writes what it finds under ``dataset`` and ``teacher``, to be compared with this.
-    known = {part: old.provenance[part] for part in _SOURCES if part in old.provenance}
+    known = {part: old.provenance[part] for part in (*_SOURCES, _MORE) if part in old.provenance}
     values["provenance"] = {"rerun_of": {"job": old.id, "teacher": None, "dataset": None} | known}
     return _create(session, values, f"The job is in the queue; it repeats {old.id}.")
 
@@ -257,6 +259,13 @@ def _pinned(old: Job) -> dict[str, Any]:
         revision = (old.provenance.get(part) or {}).get("revision")
         if revision is not None:
             config[part] = {**config[part], "revision": revision}
+    found = old.provenance.get(_MORE) or []
+    if found:
+        more = [
+            {**named, "revision": one.get("revision") or named.get("revision")}
+            for named, one in zip(config["teacher"]["more"], found, strict=True)
+        ]
+        config["teacher"] = {**config["teacher"], "more": more}
     return config
 
 

@@ -13,9 +13,6 @@ from models.dataset import Dataset
 from models.job import TERMINAL, Job
 from models.model import Model
 
-#: Parts of a config whose ``source`` may be one of the service's models.
-MODEL_FIELDS = ("teacher", "student")
-
 
 def hold(session: Session, config: Mapping[str, Any]) -> None:
     """Make sure that they are there, and stay until the transaction ends.
@@ -23,11 +20,19 @@ def hold(session: Session, config: Mapping[str, Any]) -> None:
     Raises:
         InvalidInput: one is not.
     """
-    for field in MODEL_FIELDS:
-        source = (config.get(field) or {}).get("source") or ""
-        _hold(session, source, at=f"/{field}/source", prefix="model:", table=Model)
+    for pointer, source in model_sources(config).items():
+        _hold(session, source, at=pointer, prefix="model:", table=Model)
     for pointer, source in data_sources(config).items():
         _hold(session, source, at=pointer, prefix="dataset:", table=Dataset)
+
+
+def model_sources(config: Mapping[str, Any]) -> dict[str, str]:
+    """Every model that a stored config names, by the JSON pointer of its field; see
+    :meth:`limbeck.config.DistillConfig.model_sources`. Names from the hub are among them."""
+    teacher = config.get("teacher") or {}
+    parts = {"/teacher": teacher, "/student": config.get("student") or {}}
+    parts |= {f"/teacher/more/{index}": one for index, one in enumerate(teacher.get("more") or ())}
+    return {f"{at}/source": part["source"] for at, part in parts.items() if part.get("source")}
 
 
 def data_sources(config: Mapping[str, Any]) -> dict[str, str]:

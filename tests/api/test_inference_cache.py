@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from api.inference import Students
-from limbeck.errors import Conflict, DamagedFile, InvalidModel, Unavailable
+from limbeck.errors import Conflict, DamagedFile, InvalidInput, InvalidModel, Unavailable
+from limbeck.runtime.providers import installed
 from models.settings import Settings
 from models.storage.local import LocalStorage
 from tests.exported import texts
@@ -240,3 +241,27 @@ def test_the_stand_in_for_a_bucket_hashes_as_the_real_one(bucket: Bucket, tmp_pa
     """Guards against these tests comparing nothing."""
     (tmp_path / "file").write_bytes(b"content")
     assert bucket.put_file(tmp_path / "file", "a/b").sha256 == hashlib.sha256(b"content").hexdigest()
+
+
+def test_one_caller_alone_looks_a_name_up_again(bucket: Bucket, exported_student: Path, tmp_path: Path) -> None:
+    """Guards against all requests of a busy student asking the database in the moment in which its name grows old, and
+    against a name that nobody could look up being trusted for ever."""
+    now = [100.0]
+    settings = Settings(data_dir=tmp_path / "data")
+    loaded = Students(bucket, settings, clock=lambda: now[0])
+    student = loaded.get("mdl_a", stored(bucket, exported_student, "mdl_a"))
+    loaded.know("reviews", "mdl_a", student)
+    assert loaded.at_hand("reviews") is student
+    now[0] += 1.5
+    assert [loaded.at_hand("reviews") for _ in range(3)] == [None, student, student]
+    now[0] += 1
+    assert [loaded.at_hand("reviews") for _ in range(2)] == [None, None]
+    loaded.know("reviews", "mdl_a", student)
+    assert loaded.at_hand("reviews") is student
+
+
+def test_a_provider_that_is_not_there_is_told_before_anybody_asks(bucket: Bucket, tmp_path: Path) -> None:
+    """Guards against a server that starts, and answers every question with the same error."""
+    missing = next(name for name in ("openvino", "cuda") if name not in installed())
+    with pytest.raises(InvalidInput, match=f"{missing} is not in this ONNX Runtime"):
+        Students(bucket, Settings(data_dir=tmp_path / "data", predict_providers=(missing,)))

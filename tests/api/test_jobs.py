@@ -104,6 +104,13 @@ def test_every_problem_of_a_config_is_named_at_once_with_what_is_allowed(client:
             "/training/augmentation/1/source",
         ),
         ({"teacher": "model:mdl_none"}, "/teacher/source"),
+        ({"teacher": {"source": "builtin:minilm-l6", "more": ["model:mdl_none"]}}, "/teacher/more/0/source"),
+        ({"teacher": {"source": "builtin:minilm-l6", "more": ["path:/etc"]}}, "/teacher/more/0/source"),
+        ({"teacher": {"source": "org/a", "more": ["org/b"]}, "method": "theseus"}, "/teacher/more"),
+        (
+            {"teacher": {"source": "org/a", "more": [{"source": "builtin:minilm-l6", "finetune": False}]}},
+            "/teacher/more/0/finetune",
+        ),
         ({"dataset": "dataset:ds_none"}, "/dataset/source"),
         ({"student": {"layers": 9}}, "/student/layers"),
         ({"metadata": {"bad key!": "x"}}, "/metadata/bad key!"),

@@ -114,6 +114,26 @@ def test_submit_uploads_unlabelled_texts_as_texts_alone(api: Api, tmp_path: Path
     assert sent == {"type": "unlabelled", "source": "dataset:ds_7"}
 
 
+def test_submit_uploads_further_teachers_that_are_here(api: Api, tmp_path: Path) -> None:
+    """Guards against sending the server a second teacher's path, which it refuses."""
+    teacher = tmp_path / "second"
+    teacher.mkdir()
+    (teacher / "config.json").write_text("{}")
+    (teacher / "model.safetensors").write_bytes(b"x")
+    row = {"name": "n", "created_at": "2026-01-01T00:00:00Z"}
+    api.answer("POST /v1/models", row | {"id": "mdl_2", "kind": "teacher"}, status=201)
+    api.answer("POST /v1/jobs", JOB, status=202)
+    more = json.dumps(["org/hub", {"source": str(teacher), "finetune": True}])
+    settings = ("--set", f"teacher.more={more}", "--set", "teacher.combine=confidence")
+    result = run(api, "submit", "--teacher", "org/first", "--dataset", "org/data", *settings, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert api.body("POST /v1/jobs")["teacher"] == {
+        "source": "org/first",
+        "more": ["org/hub", {"source": "model:mdl_2", "finetune": True}],
+        "combine": "confidence",
+    }
+
+
 def test_submit_names_each_problem_and_exits_with_2(api: Api) -> None:
     found = [{"pointer": "/method/temperature", "detail": "found -1; has to be over 0"}]
     api.answer("POST /v1/jobs", {"code": "invalid_config", "detail": "Not valid.", "errors": found}, status=422)

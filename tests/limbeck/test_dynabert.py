@@ -25,9 +25,10 @@ from limbeck.errors import Interrupted, InvalidConfig
 from limbeck.families import family_of
 from limbeck.loop import backward, train
 from limbeck.methods.base import Models
-from limbeck.methods.dynabert import DynaBERT, SubNetworks
+from limbeck.methods.dynabert import DynaBERT
 from limbeck.pruning import neuron_importance
 from limbeck.sources import model_facts
+from limbeck.sub_networks import SubNetworks
 from tests.families import LABELS as NAMES
 from tests.families import LENGTH, write_tiny
 from tests.limbeck.bench import TASK, Bench, Recorder
@@ -314,6 +315,19 @@ def test_a_job_cuts_the_size_that_it_names_and_resumes_exactly(tmp_path: Path) -
     loaded = AutoModelForSequenceClassification.from_pretrained(whole.student)
     assert (loaded.config.intermediate_size, loaded.config.num_hidden_layers) == (38, 3)
     assert whole.scorecard.student.parameters == sum(parameter.numel() for parameter in loaded.parameters())
+    card = whole.scorecard
+    assert {(one.layers, one.neurons) for one in card.sub_networks} == {
+        (layers, neurons) for layers in (2, 3, 4) for neurons in (16, 32, 38, 48, 64)
+    }
+    (own,) = (one for one in card.sub_networks if one.student)
+    assert (own.layers, own.neurons, own.width) == (3, 38, 38 / 64)
+    assert own.parameters == card.student.parameters
+    (largest,) = (one for one in card.sub_networks if one.flops == 1)
+    assert (largest.layers, largest.neurons, largest.parameters) == (4, 64, card.teacher.parameters)
+    # Per token and layer 2 · (4 · 32² + 2 · 32 · neurons), and attention, which is the same for both.
+    assert 3 / 4 * (4 * 32 + 2 * 38) / (4 * 32 + 2 * 64) < own.flops < 3 / 4
+    assert "## Other sizes" in (whole.student / "README.md").read_text(encoding="utf-8")
+    assert card.baseline is not None
     attempts = 0
     while True:
         try:
@@ -322,6 +336,7 @@ def test_a_job_cuts_the_size_that_it_names_and_resumes_exactly(tmp_path: Path) -
         except Interrupted:
             attempts += 1
     assert attempts > 3
+    assert again.scorecard.sub_networks == card.sub_networks
     one, other = (load_file(result.student / "model.safetensors") for result in (whole, again))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 

@@ -164,7 +164,7 @@ def test_int8_is_refused_when_it_surely_loses_more_than_two_points(wrong: int, r
     (tmp_path / "file").write_bytes(b"x")
     right, given = logits_of(LABELS, 0), logits_of(LABELS, wrong)
     if refused:
-        with pytest.raises(ExportFailed, match="points of accuracy in 8 bits"):
+        with pytest.raises(ExportFailed, match="points of accuracy as onnx-int8"):
             compare("onnx-int8", tmp_path / "file", given, right, DATA, TASK, 1)
         return
     card = compare("onnx-int8", tmp_path / "file", given, right, DATA, TASK, 1)

@@ -160,7 +160,9 @@ def test_every_family_is_exported_and_answers_the_same(folder: Path, tmp_path: P
     blueprint.save(student, tmp_path)
     rows = rows_of(data, blueprint.vocabulary.kept)
     labelled = replace(data, labels=answers(student, data).argmax(dim=1).numpy())
-    card, small = export_onnx(tmp_path, ("onnx", "onnx-int8"), rows, labelled, task=SequenceClassification(), seed=1)
+    card, small = export_onnx(
+        tmp_path, ("onnx", "onnx-int8"), rows, labelled, task=SequenceClassification(), seed=1
+    ).cards
     assert card.max_logit_difference < 1e-4
     assert card.label_agreement == 1
     assert small.bytes < card.bytes

@@ -287,7 +287,7 @@ def test_a_recurrent_student_is_saved_exported_and_read_again(
     torch.testing.assert_close(answers_of_plain_transformers(tmp_path), expected)
     torch.testing.assert_close(answers(plan.build(student.state_dict()), data), expected)
     rows = rows_of(data, None if plan.trimmed else blueprint.vocabulary.kept)
-    cards = export_onnx(tmp_path, ("onnx",), rows, data, task=SequenceClassification(), seed=1)
+    cards = export_onnx(tmp_path, ("onnx",), rows, data, task=SequenceClassification(), seed=1).cards
     assert cards[0].max_logit_difference < 1e-4
     assert model_facts(tmp_path).layers == 2
 

@@ -147,9 +147,11 @@ def test_chosen_examples_have_the_lengths_of_all() -> None:
     assert not np.array_equal(spread(lengths, 96, seed=1), spread(lengths, 96, seed=2))
 
 
-def test_growth_is_that_of_the_largest_size() -> None:
-    points = [{"step": 9.0, "pass": 1.0}, {"step": 4.0, "pass": 1.0}, {"step": 7.0, "pass": 3.0}]
+def test_growth_is_that_of_the_worst_part() -> None:
+    """In a sum, preparing that gets cheaper would hide steps that get dearer."""
+    points = [{"step": 9.0, "pass": 8.0}, {"step": 4.0, "pass": 4.0}, {"step": 8.0, "pass": 1.0}]
     assert growth(points, ("step", "pass")) == pytest.approx(2.0)
+    assert growth(points, ("pass",)) == pytest.approx(1.0)
 
 
 def test_goals_are_judged_and_what_was_not_measured_is_not_met() -> None:

@@ -148,7 +148,7 @@ def test_a_curriculum_goes_from_the_easiest_examples_to_all(bench: Bench) -> Non
     # The k-th example has the k-th highest logit at its own label: the first is the hardest.
     teacher[torch.arange(len(labels)), labels] = torch.linspace(0, 5, len(labels))
     collate = Collator(bench.train, 0, CPU, teacher)
-    places = ranks(curriculum, TASK, collate)
+    places = ranks(curriculum, TASK, collate, Criterion(TASK).teacher_rows)
     assert places.tolist() == pytest.approx(torch.linspace(1, 0, len(labels)).tolist())
     criterion = Criterion(TASK, weighting=curriculum)
     criterion.study(collate)

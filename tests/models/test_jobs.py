@@ -231,6 +231,22 @@ def test_a_rerun_is_pinned_to_what_the_first_run_resolved(database: Database, su
     assert new.provenance == {"rerun_of": rerun_of}
 
 
+def test_a_rerun_pins_every_one_of_several_teachers(database: Database, submit: Submit) -> None:
+    """Guards the second teacher of a repeat: its name alone may mean another model by then."""
+    more = [{"source": "org/b", "revision": "main"}, {"source": "org/c", "revision": None}]
+    document = config(teacher="org/a", dataset="org/data")
+    old = submit(config={**document, "teacher": {**document["teacher"], "more": more}})
+    named = [{"revision": "b1", "sha256": "2"}, {"revision": None, "sha256": "3"}]
+    set_status(
+        database, old.id, S.FAILED, provenance={"teacher": {"revision": "a1"}, "more_teachers": named}, attempt=1
+    )
+    with database.session() as session:
+        new = jobs.rerun(session, old.id)
+    assert new.config["teacher"]["revision"] == "a1"
+    assert [one["revision"] for one in new.config["teacher"]["more"]] == ["b1", None]
+    assert new.provenance["rerun_of"]["more_teachers"] == named
+
+
 def test_deleting_takes_everything_along_and_names_the_files(database: Database, submit: Submit) -> None:
     """Rows that stay behind break the next page; keys that are not named stay on the disk for ever."""
     job = submit()

@@ -111,6 +111,13 @@ def test_a_students_own_model_is_fetched_as_the_teacher_is(
     sources, needed = materials.sources_of(wanted, database, tmp_path)
     assert sources[f"model:{own.id}"] == tmp_path / "student"
     assert [file.path for file in needed if file not in before[1]] == [tmp_path / "student" / "config.json"]
+    more = [{"source": "org/hub"}, {"source": source}, {"source": f"model:{own.id}"}]
+    several = {**config, "teacher": {**config["teacher"], "more": more}}
+    sources, needed = materials.sources_of(several, database, tmp_path)
+    assert sources == before[0] | {f"model:{own.id}": tmp_path / "teacher-more-2"}
+    assert len(needed) == len(before[1]) + 1
+    first = {"teacher": {"sha256": "a"}, "dataset": None, "more_teachers": [{"sha256": "b"}, {"revision": "c"}]}
+    assert materials.expected_of({"rerun_of": first}) == {"teacher": "a", "teacher/more/0": "b"}
 
 
 def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(

@@ -1,0 +1,60 @@
+"""A student over more texts than fit into memory: answers come in the order of the inputs, as fast as the cores are."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from limbeck.runtime.inputs import TopK
+from limbeck.runtime.predictor import Predictor
+
+#: Inputs that one thread answers in one go; sorted by length among themselves, so that little is padded.
+WINDOW = 256
+
+
+def stream(
+    student: Predictor,
+    inputs: Iterable[Any],
+    *,
+    top_k: TopK = None,
+    speed: float | None = None,
+    workers: int | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Each input with its answer.
+
+    At most ``workers`` + 1 windows are held at a time: one for each thread, and one that is read ahead.
+
+    Args:
+        student: loaded with ``threads=1``: a thread for each window keeps the cores busier than several for each
+            multiplication.
+        inputs: as the elements of a list that :meth:`Predictor.predict` takes.
+        top_k, speed: as for :meth:`Predictor.predict`.
+        workers: threads; default: one for each core that this process may use.
+
+    Raises:
+        InvalidInput: an input cannot be read; what came in front of its window has been answered.
+    """
+    workers = workers or cores()
+    left = iter(inputs)
+    waiting: deque[tuple[list[Any], Future[Any]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="limbeck-stream") as pool:
+        try:
+            while True:
+                while len(waiting) <= workers and (window := list(islice(left, WINDOW))):
+                    waiting.append((window, pool.submit(student.predict, window, top_k=top_k, speed=speed)))
+                if not waiting:
+                    return
+                window, answers = waiting.popleft()
+                yield from zip(window, answers.result(), strict=True)
+        finally:
+            for _, answers in waiting:
+                answers.cancel()
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

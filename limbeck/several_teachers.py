@@ -1,0 +1,36 @@
+"""What can be known to be wrong with a job of several teachers from its configuration and its task alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from limbeck.config import DistillConfig
+from limbeck.errors import Problem
+from limbeck.tasks.base import Task
+
+#: Tasks in which each row of logits is one answer, whose distributions have a mean.
+_TASKS = ("sequence_classification", "multi_label", "regression", "token_classification")
+
+
+def alone(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
+    """Whether method, loss and task have a meaning for what several teachers answer together."""
+    teacher, method, loss = config.teacher, config.method, config.training.loss
+    if not teacher.more:
+        return
+    at = "/teacher/more"
+    if method.one_teacher is not None or not any(part.teacher_logits for part in method.parts()):
+        reason = method.one_teacher or "nothing of the teachers' answers is learned with these options"
+        yield Problem(at, f"found several teachers for the method {method.type!r}: {reason}; take auto or kd")
+    if loss.of_one is not None:
+        yield Problem(
+            "/training/loss",
+            f"found {loss.type!r} with several teachers: {loss.of_one}; allowed: kl, reverse_kl, jsd, dkd, dist",
+        )
+    if task is None:
+        return
+    if task.type not in _TASKS:
+        yield Problem(at, f"found several teachers for {task.type}; allowed tasks: {', '.join(_TASKS)}")
+    elif teacher.combine == "confidence" and task.kind == "value":
+        yield Problem(
+            "/teacher/combine", f"found 'confidence'; an answer of {task.type} is a number, sure or not; allowed: mean"
+        )

@@ -1,0 +1,51 @@
+"""The scorecard's section on a network that was trained at many sizes."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from limbeck.progress import forward_work
+from limbeck.scorecard import SubNetwork
+from limbeck.students import config_facts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from limbeck.preparation import Prepared
+    from limbeck.run import Run
+
+
+def shape_of(model: PreTrainedModel) -> dict[str, int]:
+    """``layers``, ``neurons`` and ``parameters`` of one size, these over the compact vocabulary."""
+    config: Any = model.config
+    neurons = getattr(config, "hidden_dim", None) or config.intermediate_size
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"layers": int(config.num_hidden_layers), "neurons": int(neurons), "parameters": parameters}
+
+
+def sub_networks(run: Run, job: Prepared) -> tuple[SubNetwork, ...]:
+    """Every size that the method trained along, the largest first; none where it trained one."""
+    whole = config_facts_of(job.blueprint.config)
+    total = _work(job, whole.layers, whole.intermediate_size)
+    words = job.blueprint.vocabulary
+    unused = 0 if job.student.trimmed else words.full_size - len(words)
+    shape = job.student.shape
+    return tuple(
+        SubNetwork(
+            layers=one["layers"],
+            neurons=one["neurons"],
+            width=one["neurons"] / whole.intermediate_size,
+            parameters=one["parameters"] + unused * (whole.embedding_size or whole.hidden_size),
+            validation=one["validation"],
+            flops=_work(job, one["layers"], one["neurons"]) / total,
+            student=(one["layers"], one["neurons"]) == (shape.depth, shape.intermediate_size),
+        )
+        for one in run.facts.get("variants", {}).values()
+    )
+
+
+def _work(job: Prepared, layers: int, neurons: int) -> float:
+    config: Any = copy.copy(job.blueprint.config)
+    config.intermediate_size = neurons
+    return forward_work(config, layers, job.test.lengths)

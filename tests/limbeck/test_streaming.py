@@ -1,0 +1,65 @@
+"""A student over a stream: the answers of a list, in its order, and never more than a few windows in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.errors import InvalidInput
+from limbeck.runtime import Predictor, stream
+from limbeck.runtime.streaming import WINDOW
+from tests.exported import texts
+
+
+@pytest.fixture(scope="module")
+def student(exported_student: Path) -> Predictor:
+    return Predictor.load(exported_student, threads=1)
+
+
+def many(count: int) -> list[str]:
+    pool = texts(90)
+    return [f"{pool[i % 90]} {i}" for i in range(count)]
+
+
+def test_it_answers_as_a_list_is_answered(student: Predictor) -> None:
+    """Guards against answers in the order in which threads end, or in that of the texts' lengths."""
+    given = many(3 * WINDOW + 7)
+    found = list(stream(student, iter(given), top_k=2, workers=2))
+    assert [one for one, _ in found] == given
+    expected = student.predict(given, top_k=2)
+    assert [[label["label"] for label in answer] for _, answer in found] == [
+        [label["label"] for label in answer] for answer in expected
+    ]
+    assert [answer[0]["score"] for _, answer in found] == pytest.approx(
+        [answer[0]["score"] for answer in expected], abs=1e-5
+    )
+    assert list(stream(student, [])) == []
+
+
+def test_it_reads_only_a_few_windows_ahead(student: Predictor) -> None:
+    """Guards against a file of a million rows that is read into memory before its first answer."""
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "a text"
+
+    answered = stream(student, endless(), workers=2)
+    list(islice(answered, 2 * WINDOW))
+    assert read <= 5 * WINDOW
+    answered.close()  # type: ignore[attr-defined]
+
+
+def test_what_came_before_a_bad_input_is_answered(student: Predictor) -> None:
+    """Guards against an hour's answers lost to one line."""
+    given: list[Any] = [*many(WINDOW), 7]
+    answered = stream(student, given, workers=1)
+    assert [one for one, _ in islice(answered, WINDOW)] == given[:WINDOW]
+    with pytest.raises(InvalidInput, match="/inputs/0: found a number"):
+        next(answered)
