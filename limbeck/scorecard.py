@@ -144,10 +144,10 @@ class DatasetCard(Spec):
     validation: int
     test: int
     labels: tuple[str, ...]
-    """None for regression, question answering and embeddings."""
+    """None for regression, question answering, embeddings and masked LM."""
     majority: float
     """What guessing gets on the test split, in the main metric: always the most common class or label, the mean number,
-    no entity, no answer, vectors that have nothing to do with the texts."""
+    no entity, no answer, the most frequent token, vectors that have nothing to do with the texts."""
     copies: int = 0
     """Training examples that augmentation made of these, for the student and the baseline."""
     unlabelled: int = 0
