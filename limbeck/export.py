@@ -25,10 +25,14 @@ from limbeck.batches import Encoded
 from limbeck.errors import ExportFailed, InvalidModel
 from limbeck.evaluate import Resamples
 from limbeck.export_forms import write_form
+from limbeck.families import pad_id_of
 from limbeck.formats import FILES, Format
 from limbeck.graph import input_names, write_graph
 from limbeck.latency import Runner
-from limbeck.runtime.encoding import Feeds, Row, chunks, pad
+from limbeck.pictures import Pictures
+from limbeck.runtime.encoding import Feeds, Row, chunks
+from limbeck.runtime.feeding import feeds_of
+from limbeck.runtime.images import Picture
 from limbeck.runtime.session import Session
 from limbeck.scorecard import ExportCard, RefusedExport
 
@@ -68,7 +72,7 @@ class Exported:
 def export_onnx(
     folder: Path,
     formats: Sequence[Format],
-    rows: Sequence[Row],
+    rows: Sequence[Row] | Sequence[Picture],
     data: Encoded,
     *,
     task: Task,
@@ -94,17 +98,18 @@ def export_onnx(
     if not formats:
         return Exported((), ())
     model = _load(folder, task)
-    pad_id = int(model.config.pad_token_id or 0)
+    pad_id = pad_id_of(model.config)
     chosen = _drawn(rows, data, seed, task.width(model.config) if not task.of_words else int(model.config.vocab_size))
     checked = data.take(chosen)
     feeds = [
-        (places, pad([rows[i] for i in data.rows_of(chosen)[places]], pad_id)) for places in _batches(checked.lengths)
+        (places, feeds_of([rows[i] for i in data.rows_of(chosen)[places]], pad_id))
+        for places in _batches(checked.lengths)
     ]
     whole = folder / FILES["onnx"]
     poll()
     _write_whole(model, task, whole)
     expected = _answer(torch_runner(model, task), checked, feeds, poll)
-    known = [pad([calibration[i] for i in places], pad_id) for places in chunks([len(row) for row in calibration])]
+    known = [feeds_of([calibration[i] for i in places], pad_id) for places in chunks([len(row) for row in calibration])]
     cards, refused = [], []
     for name in formats:
         path = folder / FILES[name]
@@ -129,11 +134,13 @@ def _checked_session(name: Format, path: Path) -> Session:
     return Session(path, providers=None if name == "onnx-fp16" else ["cpu"])
 
 
-def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row]:
+def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row] | list[Picture]:
     """A split as the rows that this module and ``limbeck.latency`` take.
 
     ``kept`` are the original ids of a compact vocabulary (``limbeck.vocabulary.Vocabulary.kept``).
     """
+    if isinstance(data, Pictures):
+        return data.rows()
     ids = data.ids if kept is None else kept[data.ids]
     types = np.zeros(len(ids), dtype=np.int64) if data.segments is None else data.segments
     spans = [slice(start, end) for start, end in zip(data.starts[:-1], data.starts[1:], strict=True)]
@@ -156,7 +163,7 @@ def torch_runner(
 
     @torch.inference_mode()
     def run(feeds: Feeds) -> NDArray[np.float32]:
-        if kept is not None:
+        if kept is not None and "input_ids" in feeds:
             feeds = {**feeds, "input_ids": np.searchsorted(kept, feeds["input_ids"])}
         inputs = {name: torch.from_numpy(feeds[name]).to(model.device) for name in names}
         with autocast():
@@ -192,13 +199,13 @@ def _write_whole(model: PreTrainedModel, task: Task, path: Path) -> None:
     write_graph(model, task, path)
 
 
-def check_batches(rows: Sequence[Row], seed: int) -> list[NDArray[np.int64]]:
+def check_batches(rows: Sequence[Row] | Sequence[Picture], seed: int) -> list[NDArray[np.int64]]:
     """Places of the rows to compare, batch by batch, where every example is one row."""
     order = _within_tokens(np.random.default_rng(seed).permutation(len(rows)), [len(row) for row in rows])
     return [order[places] for places in _batches(np.array([len(rows[place]) for place in order]))]
 
 
-def _drawn(rows: Sequence[Row], data: Encoded, seed: int, width: int) -> NDArray[np.int64]:
+def _drawn(rows: Sequence[Row] | Sequence[Picture], data: Encoded, seed: int, width: int) -> NDArray[np.int64]:
     """The examples to compare: drawn at random where there are many."""
     if data.cloze:
         order = np.random.default_rng(seed).permutation(len(data))[:CHECKED_EXAMPLES]

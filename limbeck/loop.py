@@ -18,10 +18,12 @@ from limbeck.cache import predict
 from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
+from limbeck.families import pad_id_of
 from limbeck.methods.base import Method, Models, Objective
 from limbeck.ranks import Ranks, sum_values
 from limbeck.run import Run
 from limbeck.size_card import shape_of
+from limbeck.students import has_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -152,7 +154,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         batches: list[NDArray[np.int64]] = []
         collate = Collator(
             phase.train,
-            objective.student.config.pad_token_id or 0,
+            pad_id_of(objective.student.config),
             run.device.torch,
             answers if part.teacher_logits or criterion.needs_teacher_logits else None,
             phase.labelled,
@@ -267,7 +269,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 def _adamw(module: nn.Module, student: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
     """Biases and norms do not decay, as usual, and the embedding table does not either: rows that the data never uses
     would shrink, and could then not be left out of the step (``limbeck/vocabulary.py``)."""
-    table = student.get_input_embeddings().weight
+    table = student.get_input_embeddings().weight if has_words(student) else None
     free = [p for p in _trainable(module) if p.dim() < 2 or p is table]
     decaying = [p for p in _trainable(module) if p.dim() >= 2 and p is not table]
     groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -356,7 +358,7 @@ def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phas
 
 
 def _advance(phase: Phase, rows: NDArray[np.int64], run: Run) -> None:
-    share = float(phase.train.lengths_of(rows).sum() / len(phase.train.ids)) / phase.epochs
+    share = float(phase.train.lengths_of(rows).sum() / phase.train.starts[-1]) / phase.epochs
     run.meter.advance(share, examples=len(rows), steps=1)
 
 

@@ -65,6 +65,14 @@ _TASKS = {
         "Answering nothing has $majority.",
         "It answers every question, also one that the context does not answer.",
     ),
+    "image_classification": _Words(
+        "image-classification",
+        "It answers with one of $count labels: $labels.",
+        "Always answering the most common label gets $majority right.",
+        "It gives every image one of its labels, also an image that none of them fits, and its scores are not\n"
+        "  calibrated: 0.9 does not mean right nine times in ten.",
+        "image-classification",
+    ),
     "embeddings": _Words(
         "feature-extraction",
         "It gives each text a vector of length 1; the cosine of two says how alike their texts are.",
@@ -118,6 +126,17 @@ print(torch.nn.functional.normalize(pooled, dim=-1))
 ```
 
 The package sentence-transformers reads the folder as well."""
+_IMAGES_WITHOUT_TORCH = """
+
+Without torch and transformers (`pip install 'limbeck[runtime]'`), images prepared as they were in training:
+
+```python
+from pathlib import Path
+from limbeck.runtime import Predictor
+
+student = Predictor.load(Path("this/folder"))
+print(student.predict(Path("picture.png")))
+```"""
 _POOLED = {"mean": "(states * mask).sum(dim=1) / mask.sum(dim=1)", "cls": "states[:, 0]"}
 
 #: What reads a student without some of its heads.
@@ -380,13 +399,19 @@ def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: st
     with_torch = _WITH_TORCH if task.pipeline else _QUESTIONS_WITH_TORCH
     if card.task == "embeddings":
         with_torch = _VECTORS_WITH_TORCH
-    return Template(with_torch + (_WITHOUT_TORCH if is_student and card.exports else "")).substitute(names)
+    without_torch = _WITHOUT_TORCH
+    if card.task == "image_classification":
+        names["question"], without_torch = '"picture.png"', _IMAGES_WITHOUT_TORCH
+    return Template(with_torch + (without_torch if is_student and card.exports else "")).substitute(names)
 
 
 def _limits(card: Scorecard) -> str:
+    tested = "texts like those of its data set. Other kinds of text, other languages and later times were not"
+    if card.task == "image_classification":
+        tested = "images like those of its data set. Other kinds of image, other cameras and later times were not"
     return f"""\
 - {_TASKS[card.task].limit}
-- The figures are of texts like those of its data set. Other kinds of text, other languages and later times were not
+- The figures are of {tested}
   tested.
 - What its teacher and its data have wrong, or weigh unfairly, it has learned as well; that was not examined.
 - This is one run with one seed ({card.seed}). The intervals say how far another draw of test examples may move the

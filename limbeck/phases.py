@@ -18,6 +18,7 @@ from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
 from limbeck.ensemble import Ensemble
+from limbeck.families import depth_of
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
 from limbeck.preparation import Prepared, special_tokens
@@ -56,7 +57,7 @@ def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) 
     training, shallow = run.config.training, job.student.config()
 
     def once(config: Any, data: Encoded) -> float:
-        return forward_work(config, int(config.num_hidden_layers), data.lengths)
+        return forward_work(config, depth_of(config), data.lengths)
 
     def learn(config: Any, data: Encoded, epochs: int, checked: Encoded) -> float:
         return epochs * (once(config, data) * TRAINING + once(config, checked))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from limbeck import embedding_checks, masked_lm_checks, several_teachers, shapes
+from limbeck import embedding_checks, image_checks, masked_lm_checks, several_teachers, shapes
 from limbeck.config import TASKS, DistillConfig, TeacherModel
 from limbeck.config import Method as AnyMethod
 from limbeck.data.cells import NUMBER
 from limbeck.errors import Problem
-from limbeck.families import FAMILIES
+from limbeck.families import families_for
 from limbeck.methods.base import Method
 from limbeck.sources import ModelFacts
 from limbeck.tasks.base import Task
@@ -53,8 +53,11 @@ def check(
     if teacher is not None:
         config = config.model_copy(update={"student": config.method.student(config.student, teacher.layers)})
     origin = teacher if config.student.source is None else student
+    reads = "text" if chosen is None else chosen.reads
+    if reads == "image":
+        found += image_checks.against_models(config, teacher, student)
     if student is not None:
-        found += _family(student, "student")
+        found += _family(student, "student", None if chosen is None else reads)
         found += _length(config, student, "the student")
     misfits = () if origin is None else tuple(shapes.problems(config.student, origin))
     found += misfits
@@ -64,7 +67,7 @@ def check(
             found += embedding_checks.against_teacher(config, chosen, teacher, None if misfits else origin)
         if labels is not None and origin is not None:
             classes = (chosen or TASKS["sequence_classification"]()).outputs(labels)
-            count = shapes.depth(config.student, origin.layers)
+            count = shapes.depth(config.student, origin.layers, origin.stages)
             found += config.method.problems(classes=classes, teacher_layers=teacher.layers, student_layers=count)
     members = zip(config.teacher.models, config.teacher.pointers, (teacher, *more), strict=False)
     for spec, pointer, facts in members:
@@ -82,7 +85,7 @@ def _teacher(
     labels: Sequence[str] | None,
 ) -> Iterator[Problem]:
     """What forbids this model as the teacher, or as one of several."""
-    yield from _family(facts, pointer.strip("/"))
+    yield from _family(facts, pointer.strip("/"), None if task is None else task.reads)
     yield from _length(config, facts, "the teacher")
     yield from _finetuning(spec, pointer, facts, task)
     if labels is not None:
@@ -110,12 +113,15 @@ def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str]
         yield from embedding_checks.alone(config, chosen)
     if isinstance(chosen, MaskedLM):
         yield from masked_lm_checks.alone(config)
+    if task.reads == "image":
+        yield from image_checks.alone(config)
 
 
 def serves(method: Method, task: Task, offered: frozenset[str]) -> bool:
     """Whether a method serves the task, and a student that offers so much of ``limbeck.shapes.OFFERS``."""
     fits = (method.tasks is None or task.type in method.tasks) and not (method.labels_alone and not task.labelled)
     fits = fits and method.type not in task.refused
+    fits = fits and task.reads in method.modalities
     return fits and method.needs <= offered
 
 
@@ -128,12 +134,21 @@ def _served(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
     elif served is not None and task is not None and task.type not in served:
         allowed = ", ".join(sorted(served))
         yield Problem("/method", f"{config.method.type} does not serve the task {task.type}; its tasks: {allowed}")
-
-
-def _family(model: ModelFacts, part: str) -> Iterator[Problem]:
-    if model.model_type not in FAMILIES:
+    elif task is not None and task.reads not in config.method.modalities:
         yield Problem(
-            f"/{part}/source", f"found a model of the type {model.model_type!r}; allowed: {', '.join(FAMILIES)}"
+            "/method",
+            f"{config.method.type} does not serve the task {task.type}: it works on texts; take auto, kd, minilm, "
+            "patient, self, noise or none",
+        )
+
+
+def _family(model: ModelFacts, part: str, reads: str | None) -> Iterator[Problem]:
+    """``reads`` is what the task's examples are; None where it is not known yet."""
+    allowed = families_for("text") + families_for("image") if reads is None else families_for(reads)
+    if model.model_type not in allowed:
+        of = f" for {reads}s" if reads == "image" else ""
+        yield Problem(
+            f"/{part}/source", f"found a model of the type {model.model_type!r}; allowed{of}: {', '.join(allowed)}"
         )
 
 

@@ -43,6 +43,7 @@ _FORM = multipart(
         "question": text_part("The column with the question, for question answering.", "question"),
         "context": text_part("The column with the text that holds the answer.", "context"),
         "answers": text_part("The column with the answers: text and answer_start, as in SQuAD.", "answers"),
+        "image": text_part("The column with encoded images: bytes, {bytes, path}, or base64.", "img"),
         "task": text_part("What the data are for; default: what the columns and labels say.", "regression"),
     },
 )

@@ -157,6 +157,8 @@ class Method(Spec, ABC):
     #: Whether all that it takes from the teacher is its answers to whole texts, so that the student may read the texts
     #: as other tokens.
     any_tokenizer: ClassVar[bool] = False
+    #: What its examples may be: a method that looks at words, or at what stands in for them, reads texts alone.
+    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
     #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
 

@@ -21,6 +21,7 @@ class KnowledgeDistillation(Method):
 
     paper: ClassVar[str | None] = "Hinton et al. 2015, Distilling the Knowledge in a Neural Network, arXiv:1503.02531"
     any_tokenizer: ClassVar[bool] = True
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     type: Literal["kd"] = "kd"
     temperature: float = Field(default=4.0, ge=0.1, le=100)

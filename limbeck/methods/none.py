@@ -20,6 +20,7 @@ class FineTuning(Method):
     uses_teacher: ClassVar[bool] = False
     labels_alone: ClassVar[bool] = True
     any_tokenizer: ClassVar[bool] = True
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     one_teacher: ClassVar[str | None] = "it learns from none"
 

@@ -14,8 +14,11 @@ from limbeck.formats import Format
 from limbeck.runtime.encoding import Encoder, Row, chunks, pad
 from limbeck.runtime.entities import entities
 from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
+from limbeck.runtime.feeding import feeds_of
+from limbeck.runtime.images import Picture, Preparation
 from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
 from limbeck.runtime.masks import TOP_K, fillings, require_masks
+from limbeck.runtime.picture_inputs import read_pictures
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import StudentFacts, exported
 from limbeck.runtime.windows import Windows, best_spans, probabilities
@@ -29,9 +32,11 @@ class Predictor:
     [{'label': 'networking', 'score': 0.97}]
     """
 
-    def __init__(self, facts: StudentFacts, encoder: Encoder, session: Session | ExitSession, format: Format) -> None:
+    def __init__(
+        self, facts: StudentFacts, encoder: Encoder | Preparation, session: Session | ExitSession, format: Format
+    ) -> None:
         self._facts = facts
-        self._encoder = encoder
+        self._reader = encoder
         self._session = session
         self.format = format
 
@@ -47,7 +52,8 @@ class Predictor:
         """Load a student's folder.
 
         Args:
-            folder: with ``limbeck.json``, ``config.json``, ``tokenizer.json`` and ``onnx/``.
+            folder: with ``limbeck.json``, ``config.json``, ``tokenizer.json`` (of images ``preprocessor_config.json``)
+                and ``onnx/``.
             format: default: ``onnx`` where there is one, else the next of :data:`limbeck.formats.FILES`.
             threads: that one call computes with; default: as many as the machine has cores.
             providers: what computes: ``cuda``, ``openvino``, ``cpu``, the preferred one first; default: whatever is
@@ -64,7 +70,16 @@ class Predictor:
             session = ExitSession(layers, facts.speed, threads=threads, providers=providers)
             return cls(facts, Encoder.load(folder, facts), session, "onnx")
         found, path = exported(folder, format)
-        return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads, providers=providers), found)
+        if facts.task == "image_classification":
+            reader: Encoder | Preparation = Preparation.read(folder)
+        else:
+            reader = Encoder.load(folder, facts)
+        return cls(facts, reader, Session(path, threads=threads, providers=providers), found)
+
+    @property
+    def _encoder(self) -> Encoder:
+        assert isinstance(self._reader, Encoder)  # only a student of images has another
+        return self._reader
 
     @property
     def task(self) -> str:
@@ -128,6 +143,10 @@ class Predictor:
         mask, a list of these for each mask where there are more, and a list of either for a list of texts, as
         ``FillMaskPipeline``; ``top_k`` is 5 where it is not given. :attr:`mask` is what stands for a token.
 
+        Students of images take base64 of an encoded image, its ``bytes``, a ``Path``, or a list of these, and answer as
+        ``ImageClassificationPipeline``: the best labels first, five where ``top_k`` is not given; of a list a list of
+        these.
+
         ``speed`` is for students with early exits: from 0, where every text goes through all layers, to 1, where every
         text leaves behind the first; default: the student's own (:attr:`speed`), which its job calibrated.
 
@@ -143,6 +162,8 @@ class Predictor:
             InvalidInput: with a pointer for each input that is wrong.
         """
         check_speed(speed, self.speed)
+        if isinstance(self._reader, Preparation):
+            return read_pictures(inputs, self._reader, top_k=top_k)
         if self.task == "question_answering":
             return read_asked(inputs, top_k=top_k)
         if self.task == "embeddings" and top_k not in (None, "all"):
@@ -166,6 +187,8 @@ class Predictor:
             found = self._entities(texts)
         elif self.task == "question_answering":
             found = self._spans(texts, pairs)
+        elif self.task == "image_classification":
+            found = softmax(self._picture_logits([one for question in questions for one in question.pictures or ()]))
         elif self.task == "embeddings":
             found = self._logits(texts, None, [None] * len(texts)).tolist()
         elif self.task == "masked_lm":
@@ -219,6 +242,13 @@ class Predictor:
                 logits[places] = self._session.answer(feeds, [speeds[i] for i in places])[0]
             else:
                 logits[places] = self._session(feeds)
+        return logits
+
+    def _picture_logits(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        assert isinstance(self._session, Session)  # only students that class texts have exits
+        logits = np.empty((len(pictures), len(self.labels)), dtype=np.float32)
+        for places in chunks([len(one) for one in pictures]):
+            logits[places] = self._session(feeds_of([pictures[i] for i in places], 0))
         return logits
 
     def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -19,10 +19,13 @@ TASKS = (
     "question_answering",
     "embeddings",
     "masked_lm",
+    "image_classification",
 )
 
 #: The files beside it that a :class:`~limbeck.runtime.Predictor` reads.
 SIDE_FILES = ("limbeck.json", "config.json", "tokenizer.json")
+#: The same of a student of images.
+IMAGE_SIDE_FILES = ("limbeck.json", "config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class Task(Spec, ABC):
     labelled: ClassVar[bool] = True
     #: Whether the two texts of a pair are read as one input.
     joined: ClassVar[bool] = True
+    #: What an example is.
+    reads: ClassVar[Literal["text", "image"]] = "text"
     #: Whether the outputs of a head have the data set's names, so that a teacher's head can be told to be another's.
     named: ClassVar[bool] = True
     #: Whether an answer is one of the vocabulary's tokens: logits as wide as that are never kept.
