@@ -319,6 +319,10 @@ PREDICT_REQUESTS: dict[str, Any] = {
         "summary": "A question about a text",
         "value": {"inputs": {"question": "What is parsed?", "context": "Parse a date in ISO format."}},
     },
+    "mask": {
+        "summary": "A masked token, the three likeliest",
+        "value": {"inputs": "Open a [MASK] and listen on it.", "parameters": {"top_k": 3}},
+    },
     "image": {"summary": "An image in base64", "value": {"inputs": IMAGE}},
     "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
 }

@@ -37,6 +37,8 @@ class Encoded:
     #: What the metrics need of each example beside the labels, by name; and texts or names that these are places in.
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     strings: Sequence[str] = ()
+    #: Whether tokens are hidden: labels are the tokens that are, ``places`` what hides a token, or -1.
+    cloze: bool = False
     together: int = 1  #: so many rows, one behind the other, are an example and stay in one batch: the texts of a pair
 
     def __len__(self) -> int:
@@ -46,6 +48,22 @@ class Encoded:
     def tagged(self) -> bool:
         """Whether each token has a label of its own."""
         return self.per_token and self.labels.ndim == 1
+
+    @property
+    def answers(self) -> int:
+        """How many rows an array of a model's answers over the whole split has."""
+        if self.cloze:
+            return int((self.labels != -100).sum())
+        return len(self.ids) if self.per_token else len(self)
+
+    def answer_places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in such an array the answers to these rows stand."""
+        if self.cloze:
+            tokens = self.tokens_of(rows)
+            hidden = self.labels != -100
+            places: NDArray[np.int64] = (np.cumsum(hidden) - 1)[tokens[hidden[tokens]]]
+            return places
+        return self.tokens_of(rows) if self.per_token else rows
 
     @property
     def lengths(self) -> NDArray[np.int64]:  # (rows,)
@@ -129,6 +147,7 @@ class Encoded:
             None if self.places is None else self.places[tokens],
             {name: [values[one] for one in examples] for name, values in self.facts.items()},
             self.strings,
+            self.cloze,
             self.together,
         )
 
@@ -154,6 +173,8 @@ class Encoded:
         named = {"segments": self.segments, "owners": self.owners, "places": self.places}
         arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "starts": self.starts, "labels": self.labels}
         arrays |= {name: array for name, array in named.items() if array is not None}
+        if self.cloze:
+            arrays["cloze"] = np.array([True])
         if self.together > 1:
             arrays["together"] = np.array([self.together])
         if self.per_token:
@@ -174,6 +195,7 @@ class Encoded:
             arrays.get("owners"),
             arrays.get("places"),
             **rest,
+            cloze="cloze" in arrays,
             together=int(arrays["together"][0]) if "together" in arrays else 1,
         )
 

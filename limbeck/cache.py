@@ -20,7 +20,6 @@ from torch import Tensor
 from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
 from limbeck.errors import DamagedFile, Interrupted, LimbeckError
 from limbeck.families import pad_id_of
-from limbeck.first_token import answer
 from limbeck.losses import require_finite
 from limbeck.run import Run
 
@@ -43,10 +42,11 @@ def predict(
     run: Run,
     done: Callable[[int], None] = lambda examples: None,
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
-    """The model's logits for every row of the split, on every rank; leaves the model in ``eval()``."""
+    """What the task keeps of the model's logits for every row of the split, on every rank; leaves the model in
+    ``eval()``."""
     model.train(False)
     collate = Collator(data, pad_id_of(model.config), run.device.torch)
-    logits = np.zeros((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
+    logits = np.zeros((data.answers, task.width(model.config)), dtype=np.float32)
     for number, rows in enumerate(forward_batches(data.lengths)):
         run.poll()
         if number % run.ranks.count == run.ranks.number:
@@ -62,11 +62,11 @@ def _answers(
     model: PreTrainedModel, collate: Collator, rows: NDArray[np.int64], task: Task
 ) -> tuple[NDArray[np.int64], Tensor]:
     """Where the answers to these rows go, and the answers, (places, classes) in float32 on the CPU."""
-    inputs = collate(rows).inputs
-    logits = task.logits(answer(model, inputs)).float()
-    if not collate.data.per_token:
-        return rows, logits.cpu()
-    return collate.data.tokens_of(rows), logits[inputs["attention_mask"].bool()].cpu()
+    batch = collate(rows)
+    found = task.kept(model, batch)
+    if collate.data.per_token and not collate.data.cloze:
+        found = found[batch.inputs["attention_mask"].bool()]
+    return collate.data.answer_places(rows), found.cpu()
 
 
 def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor], data: Encoded, task: Task) -> str:

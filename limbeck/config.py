@@ -31,6 +31,7 @@ from limbeck.spec import Spec, invalid_config, type_tag
 from limbeck.student_spec import Prune, Student
 from limbeck.tasks.embeddings import Embeddings
 from limbeck.tasks.image_classification import ImageClassification
+from limbeck.tasks.masked_lm import MaskedLM
 from limbeck.tasks.multi_label import MultiLabel
 from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
@@ -287,6 +288,7 @@ Task = Annotated[
     | Annotated[TokenClassification, Tag("token_classification")]
     | Annotated[QuestionAnswering, Tag("question_answering")]
     | Annotated[Embeddings, Tag("embeddings")]
+    | Annotated[MaskedLM, Tag("masked_lm")]
     | Annotated[ImageClassification, Tag("image_classification")],
     Discriminator(type_tag),
 ]
@@ -301,6 +303,7 @@ TASKS = {
         TokenClassification,
         QuestionAnswering,
         Embeddings,
+        MaskedLM,
         ImageClassification,
     )
 }

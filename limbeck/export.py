@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 CHECKED_EXAMPLES = 1_000
 _CHECKED_TOKENS = 50_000
 _FEWEST_CHECKED = 100
+#: Where tokens are hidden, so many logits of all that are; each has as many as there are tokens in the vocabulary.
+_CHECKED_LOGITS = 30_000_000
 #: The first so many in batches of these sizes in turn, unsorted, so that there is padding; the rest sorted by length.
 _MIXED_EXAMPLES = 100
 _SIZES = (1, 2, 7, 16)
@@ -97,7 +99,7 @@ def export_onnx(
         return Exported((), ())
     model = _load(folder, task)
     pad_id = pad_id_of(model.config)
-    chosen = _drawn(rows, data, seed)
+    chosen = _drawn(rows, data, seed, task.width(model.config) if not task.of_words else int(model.config.vocab_size))
     checked = data.take(chosen)
     feeds = [
         (places, feeds_of([rows[i] for i in data.rows_of(chosen)[places]], pad_id))
@@ -203,8 +205,12 @@ def check_batches(rows: Sequence[Row] | Sequence[Picture], seed: int) -> list[ND
     return [order[places] for places in _batches(np.array([len(rows[place]) for place in order]))]
 
 
-def _drawn(rows: Sequence[Row] | Sequence[Picture], data: Encoded, seed: int) -> NDArray[np.int64]:
+def _drawn(rows: Sequence[Row] | Sequence[Picture], data: Encoded, seed: int, width: int) -> NDArray[np.int64]:
     """The examples to compare: drawn at random where there are many."""
+    if data.cloze:
+        order = np.random.default_rng(seed).permutation(len(data))[:CHECKED_EXAMPLES]
+        hidden = np.add.reduceat(data.labels != -100, data.starts[:-1])
+        return order[: max(1, int(np.searchsorted(np.cumsum(hidden[order]), _CHECKED_LOGITS // width)))]
     lengths = [sum(len(rows[row]) for row in data.rows_of([one])) for one in range(data.examples)]
     return _within_tokens(np.random.default_rng(seed).permutation(data.examples), lengths)
 
@@ -231,16 +237,19 @@ def _batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 def _answer(
     run: Runner, data: Encoded, feeds: Sequence[tuple[NDArray[np.int64], Feeds]], poll: Callable[[], None]
 ) -> NDArray[np.float32]:
-    """The logits over all of ``data``, (rows, classes); where each token is answered (tokens, classes)."""
+    """The logits over all of ``data``, (rows, classes); where each token is answered (tokens, classes), where some are
+    hidden (hidden, vocabulary)."""
     logits: NDArray[np.float32] | None = None
     for places, batch in feeds:
         poll()
         found = run(batch)
         if data.per_token:
-            found, places = found[batch["attention_mask"].astype(bool)], data.tokens_of(places)
+            found = found[batch["attention_mask"].astype(bool)]
+        if data.cloze:
+            found = found[data.labels[data.tokens_of(places)] != -100]
         if logits is None:
-            logits = np.empty((len(data.ids) if data.per_token else len(data), found.shape[-1]), dtype=np.float32)
-        logits[places] = found
+            logits = np.empty((data.answers, found.shape[-1]), dtype=np.float32)
+        logits[data.answer_places(places)] = found
     assert logits is not None
     return logits
 

@@ -13,6 +13,7 @@ from limbeck.errors import InvalidModel
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+_ROBERTA = ("lm_head.dense", "lm_head.decoder")
 _BERT = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 
@@ -32,6 +33,8 @@ class Family:
     """Whether all layers are one: a hook on it is called once for each application, in their order."""
     output: str = "classifier"
     """The last linear layer of the classification head, within the whole model."""
+    words: tuple[str, str] = ("cls.predictions.transform.dense", "cls.predictions.decoder")
+    """The first and the last linear layer of the masked-LM head, within the whole model."""
     projections: tuple[str, ...] = _BERT
     """The linear layers that make queries, keys and values of the hidden states, within a layer. A single name is one
     layer for all three: its output holds the queries first, then the keys, then the values."""
@@ -56,16 +59,18 @@ FAMILIES = {
     "bert": Family(),
     "distilbert": Family(
         layers="transformer.layer",
+        words=("vocab_transform", "vocab_projector"),
         projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         mixing="attention.out_lin",
         neurons=("ffn.lin1", "ffn.lin2"),
     ),
-    "electra": Family(output="classifier.out_proj"),
-    "roberta": Family(output="classifier.out_proj", offset=True),
-    "xlm-roberta": Family(output="classifier.out_proj", offset=True),
+    "electra": Family(output="classifier.out_proj", words=("generator_predictions.dense", "generator_lm_head")),
+    "roberta": Family(output="classifier.out_proj", words=_ROBERTA, offset=True),
+    "xlm-roberta": Family(output="classifier.out_proj", words=_ROBERTA, offset=True),
     "albert": Family(
         layers="encoder.albert_layer_groups.0",
         shared=True,
+        words=("predictions.dense", "predictions.decoder"),
         projections=tuple(f"albert_layers.0.attention.{name}" for name in ("query", "key", "value")),
         mixing="albert_layers.0.attention.dense",
         neurons=("albert_layers.0.ffn", "albert_layers.0.ffn_output"),
@@ -75,6 +80,7 @@ FAMILIES = {
     ),
     "mpnet": Family(
         output="classifier.out_proj",
+        words=_ROBERTA,
         projections=tuple(f"attention.attn.{name}" for name in "qkv"),
         mixing="attention.attn.o",
         offset=True,
@@ -82,6 +88,7 @@ FAMILIES = {
     ),
     "modernbert": Family(
         layers="layers",
+        words=("head.dense", "decoder"),
         projections=("attn.Wqkv",),
         mixing="attn.Wo",
         neurons=("mlp.Wi", "mlp.Wo"),

@@ -20,7 +20,6 @@ from limbeck.batches import Collator, Encoded, forward_batches
 from limbeck.cache import cache_role, kept_logits, predict
 from limbeck.difficulty import entropies, example_means, right_rows
 from limbeck.families import pad_id_of
-from limbeck.first_token import answer
 from limbeck.phases import ensemble_of
 from limbeck.scorecard import HARD_SAMPLES, ClassAnswers, Difficulty, HardSample
 from limbeck.teaching import panel_answers
@@ -74,8 +73,8 @@ def measure(
         run.poll()
         batch = collate(rows)
         with run.device.autocast():
-            own = task.rows(task.logits(answer(student, batch.inputs)).float(), batch)
-            given = batch.teacher_logits if answering is None else task.logits(answer(answering, batch.inputs)).float()
+            own = task.rows(task.answer(student, batch).float(), batch)
+            given = batch.teacher_logits if answering is None else task.answer(answering, batch).float()
         assert given is not None
         owners = task.owners(batch)
         for name, values in _columns(task, own, task.rows(given, batch), task.targets(batch)).items():

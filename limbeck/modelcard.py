@@ -79,6 +79,13 @@ _TASKS = {
         "Vectors that have nothing to do with their texts have $majority.",
         "A cosine is no probability: which one means alike has to be found on data of one's own.",
     ),
+    "masked_lm": _Words(
+        "fill-mask",
+        "It finds tokens of a text that are masked. Fine-tuned, it is the encoder of another task.",
+        "Always answering the most frequent token has $majority.",
+        "It finds what is frequent in texts like those that it has read, whether it is true or not.",
+        "fill-mask",
+    ),
 }
 
 _WITH_TORCH = """\
@@ -169,7 +176,14 @@ print(session.run(["logits"], feeds)[0])
 
 
 def model_card(
-    card: Scorecard, name: str, *, teacher: str, dataset: str, pair: bool = False, pooling: str = "mean"
+    card: Scorecard,
+    name: str,
+    *,
+    teacher: str,
+    dataset: str,
+    pair: bool = False,
+    pooling: str = "mean",
+    mask: str = "",
 ) -> str:
     """The model card, in Markdown, of the scorecard's ``name``: ``student`` or ``baseline``.
 
@@ -178,6 +192,7 @@ def model_card(
         dataset: likewise.
         pair: whether an example is two texts.
         pooling: of a student that gives vectors.
+        mask: how the tokenizer of a student that finds masked tokens writes one.
     """
     is_student = name == "student"
     parts = [
@@ -197,7 +212,7 @@ def model_card(
         parts += ["## Early exit", _exits(card.exits, card.main_metric)]
     if is_student and card.sub_networks:
         parts += ["## Other sizes", _sizes(card)]
-    parts += ["## How to use it", _usage(card, is_student, pair, pooling), "## What to mind", _limits(card)]
+    parts += ["## How to use it", _usage(card, is_student, pair, pooling, mask), "## What to mind", _limits(card)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -356,7 +371,7 @@ def _export_cells(export: ExportCard, metrics: list[str]) -> list[str]:
     ]
 
 
-def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
+def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: str) -> str:
     task = _TASKS[card.task]
     question, texts = '"a text"', '"a text"'
     if pair:
@@ -364,6 +379,8 @@ def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
     if card.task == "question_answering":
         question = '{"question": "What is named?", "context": "The river is named Tay."}'
         texts = '"What is named?", "The river is named Tay."'
+    if card.task == "masked_lm":
+        question = texts = f'"Paris is the {mask} of France."'
     names = {
         "question": question,
         "texts": texts,

@@ -148,8 +148,10 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
     if job.task.reads == "image":
         document = images.document_of(job.reader.folder)
         (folder / images.FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        beside: dict[str, Any] = {}
     else:
-        _write_tokenizer(folder, job, config.training.max_length)
+        mask = _write_tokenizer(folder, job, config.training.max_length)
+        beside = {"mask": mask} if job.task.of_words else {}
     described = {
         "version": 1,
         "task": job.task.type,
@@ -157,12 +159,14 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
         "max_length": config.training.max_length,
         "pair": job.pair,
         **job.task.described(model.config),
+        **beside,
     }
     job.task.write_beside(folder, model.config, config.training.max_length)
     (folder / "limbeck.json").write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(folder: Path, job: Prepared, max_length: int) -> None:
+def _write_tokenizer(folder: Path, job: Prepared, max_length: int) -> str | None:
+    """The student's tokenizer; how it writes a mask, if it has one."""
     tokenizer = load_tokenizer(job.reader.folder, read_config(job.reader.folder), job.task)
     if job.student.trimmed:
         tokenizer = trimmed(tokenizer, job.reader.vocabulary.kept)
@@ -170,6 +174,7 @@ def _write_tokenizer(folder: Path, job: Prepared, max_length: int) -> None:
     tokenizer.save_pretrained(folder)
     if job.student.trimmed:
         name_for_all(folder)
+    return None if tokenizer.mask_token is None else str(tokenizer.mask_token)
 
 
 def export(
@@ -198,7 +203,7 @@ def export(
         student,
         run.config.export,
         rows,
-        job.test,
+        job.test if kept is None else job.reader.vocabulary.restore(job.test),
         task=job.task,
         seed=run.config.training.seed,
         calibration=_calibration(job, run.config, kept),
@@ -235,7 +240,7 @@ def export(
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:
-        described = job.task.described(models[name].config)
+        described = json.loads((output / name / "limbeck.json").read_text(encoding="utf-8"))
         text = model_card(
             scorecard,
             name,
@@ -243,6 +248,7 @@ def export(
             dataset=job.card.source,
             pair=job.pair,
             pooling=described.get("pooling", "mean"),
+            mask=described.get("mask", ""),
         )
         (output / name / "README.md").write_text(text, encoding="utf-8")
     (output / "scorecard.json").write_text(scorecard.model_dump_json(indent=2) + "\n", encoding="utf-8")

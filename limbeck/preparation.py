@@ -201,11 +201,19 @@ def _student_plan(
     about: ModelFacts | None,
     kept: NDArray[np.int64] | None,
 ) -> StudentPlan:
-    spec = run.config.method.student(run.config.student, teacher.layers)
+    method = run.config.method
+    spec = method.begin(method.student(run.config.student, teacher.layers), teacher.task)
     seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)
-    vocabulary = Vocabulary(teacher.vocabulary.kept if kept is None else kept, _full_size(source.path))
+    full_size = _full_size(source.path)
+    if teacher.task.of_words and full_size != teacher.vocabulary.full_size:
+        detail = (
+            f"found a model whose word table has {full_size:,} rows; its answers are compared with those of the "
+            f"teacher, whose table has {teacher.vocabulary.full_size:,}"
+        )
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
+    vocabulary = Vocabulary(teacher.vocabulary.kept if kept is None else kept, full_size)
     own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
     keep = about.has_head_for(teacher.task) and labels_agree(source.path, teacher.task, labels, must=False)
     return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
@@ -246,6 +254,8 @@ def _encode(
         full_size=int(config.vocab_size),
         offset=any(FAMILIES[one.model_type].offset for one in (*(one.facts for one in sharing), about) if one),
     )
+    if task.of_words and run.config.student.vocabulary == "full":
+        vocabulary = Vocabulary.whole(int(config.vocab_size))
     tensors: dict[str, Tensor] = {}
     for one in teachers:
         if (own := further.get(one.pointer)) is not None:

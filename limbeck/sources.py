@@ -177,13 +177,13 @@ def _pooling(folder: Path) -> str | None:
 
 def _with_found_head(facts: ModelFacts, tensors: Mapping[str, Any]) -> ModelFacts:
     """What the weights say of the head. A head that only config.json tells of would answer at random."""
-    if facts.labels is None or facts.model_type not in FAMILIES:
-        return facts
     task = _task_of(facts.architecture)
-    head = None if task is None else tensors.get(f"{task.output_layer(facts.model_type)}.weight")
+    if task is None or facts.model_type not in FAMILIES:
+        return facts
+    head = tensors.get(task.head_tensor(facts.model_type))
     if head is None:
         return replace(facts, has_head=False, labels=None)
-    if head["shape"] != [len(facts.labels), *head["shape"][1:]]:
+    if facts.labels is not None and head["shape"] != [len(facts.labels), *head["shape"][1:]]:
         raise InvalidModel(
             f"The head's weights are of the shape {head['shape']}; config.json has {len(facts.labels)} labels."
         )
@@ -220,7 +220,8 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
     if not isinstance(architectures, list) or not all(isinstance(one, str) for one in architectures):
         raise InvalidModel("config.json has architectures that are not a list of names.")
     architecture = architectures[0] if architectures else ""
-    has_head = _task_of(architecture) is not None
+    task = _task_of(architecture)
+    has_head = task is not None
     stages = _stages(config)
     layers = sum(stages) or _number(config, _LAYERS)
     if layers > _MOST_LAYERS:
@@ -231,7 +232,7 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
         layers=layers,
         hidden_size=config["hidden_sizes"][-1] if stages else _number(config, _WIDTHS),
         stages=stages,
-        labels=_labels(config) if has_head else None,
+        labels=None if task is None or task.of_words else _labels(config),
         has_head=has_head,
         parameters=parameters,
         bytes=bytes,
@@ -259,7 +260,8 @@ def check_model_folder(folder: Path) -> ModelFacts:
         Preparation.read(folder)
     elif not any((folder / name).exists() for name in _TOKENIZERS):
         raise InvalidModel(f"The folder has no tokenizer; expected one of {', '.join(_TOKENIZERS)}.")
-    if _task_of(facts.architecture) is not None and not facts.has_head:
+    task = _task_of(facts.architecture)
+    if task is not None and not task.of_words and not facts.has_head:
         raise InvalidModel(f"config.json tells of a {facts.architecture}; the weights have no classification head.")
     return facts
 

@@ -133,7 +133,8 @@ class Blueprint:
         if not self.reads_tokens:
             return self.build(range(self.layers), weights)
         name = embedding_name(model)
-        weights[name] = self.vocabulary.shrink(weights[name])
+        for one in (name, *_answered_words(model, original.vocab_size)):
+            weights[one] = self.vocabulary.shrink(weights[one])
         return self.build(self.layers, weights)
 
     def build(self, layers: int | Sequence[int], weights: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -192,6 +193,16 @@ def embedding_name(model: PreTrainedModel) -> str:
     """What a model's state calls its word table."""
     table = model.get_input_embeddings()
     return next(f"{name}.weight" for name, module in model.named_modules() if module is table)
+
+
+def _answered_words(model: PreTrainedModel, vocab_size: int) -> list[str]:
+    """What a model's state calls the weights of a masked-LM head that have a row for each token."""
+    if model.base_model is model:
+        return []
+    inside, table = f"{model.base_model_prefix}.", word_table(model)
+    heads = ((name, one) for name, one in model.state_dict().items() if not name.startswith(inside))
+    # A layer as wide as the vocabulary is none but the last; a width is never as large.
+    return [name for name, one in heads if len(one) == vocab_size != table.shape[1]]
 
 
 def has_words(model: PreTrainedModel) -> bool:

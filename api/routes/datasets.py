@@ -29,7 +29,9 @@ _COLUMNS = tuple(Columns.model_fields)
 _FORM = multipart(
     "train",
     {
-        "train": file_part("CSV, TSV, JSONL or Parquet, or the gzip of one; the name's ending says which."),
+        "train": file_part(
+            "CSV, TSV, JSONL, Parquet, or TXT with a text a line, or the gzip of one; the name's ending says which."
+        ),
         "validation": file_part("Cut from `train` where it is not given, stratified where an example has one label."),
         "test": file_part("The same."),
         "name": text_part("For people; default: the name of the train file.", "reviews"),

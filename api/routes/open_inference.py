@@ -1,11 +1,11 @@
 """The Open Inference Protocol, version 2, for clients that already speak it: KServe's, Triton's.
 
 A student has one input tensor, ``text`` (BYTES, one text each; beside it ``text_pair`` where it reads pairs), and its
-outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One that tags tokens has the output
-``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and ``context``. One
-that gives vectors has the output ``embedding`` (FP32, a row for each text). A student of images has the input
-``image``, each in base64. Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the outputs
-are JSON.
+outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One that tags tokens or finds masked ones has
+the output ``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and
+``context``. One that gives vectors has the output ``embedding`` (FP32, a row for each text). A student of images has
+the input ``image``, each in base64. Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the
+outputs are JSON.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _head(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _labels(student: Predictor) -> bool:
     """Whether it answers with a label and a score; else the answer is JSON."""
-    return student.task not in ("token_classification", "question_answering", "embeddings")
+    return student.task not in ("token_classification", "question_answering", "embeddings", "masked_lm")
 
 
 def _inputs(student: Predictor) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ async def predict(
     question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
     """Answers in the shapes of Hugging Face's pipelines: labels and their probabilities (text-classification, also of
-    several labels and of numbers), entities (token-classification), or answers to questions (question-answering). A
+    several labels and of numbers), entities (token-classification), answers to questions (question-answering), or
+    masked tokens (fill-mask). A
     student of images is sent base64 of a PNG, JPEG, WebP, BMP or GIF of at most 10 MiB and 25 million pixels, or a list
     of at most 64, and answers as image-classification: the best five labels, or `top_k`.
 
@@ -64,7 +65,7 @@ async def inference(
     """
     student = await asked.student(model_id)
     inputs, top_k = question.inputs, question.parameters.top_k
-    if student.task != "image_classification":  # whose pipeline answers a single image with a single list
+    if student.task not in ("image_classification", "masked_lm"):  # whose clients read what the pipelines give
         inputs, top_k = (inputs if isinstance(inputs, list) else [inputs]), top_k or "all"
     checked = await read(request, student, inputs, top_k=top_k, speed=question.parameters.speed)
     return _json(await asked.batcher.ask(student, checked))

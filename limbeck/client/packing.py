@@ -16,7 +16,7 @@ from limbeck.image_files import labelled_images
 
 ARCHIVES = (".tar.gz", ".tgz", ".zip")
 SPLITS = ("train", "validation", "test")
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 #: What a Hugging Face folder is made of. Pickles (``pytorch_model.bin``), optimizer states and logs stay at home.
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jinja", "onnx/*.onnx", "onnx/exits/*.onnx")
 

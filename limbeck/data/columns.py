@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limbeck.config import Columns
-from limbeck.data.corpus import IMAGES, ONE_LABEL
+from limbeck.data.corpus import IMAGES, ONE_LABEL, PLAIN
 from limbeck.data.image_cells import looks_like_image
 from limbeck.data.table import Table, listed
 from limbeck.errors import InvalidDataset, Problem
@@ -45,7 +45,7 @@ class Chosen:
 
     text: str  #: of token classification the tokens, of question answering the question, of images these
     text_pair: str | None  #: of question answering the context
-    label: str  #: tags, or answers; empty where there is none, as for embeddings of texts without scores
+    label: str  #: tags, or answers; empty where there is none, as for texts alone
     task: str | None = None  #: None: the labels tell which of the tasks on texts it is
 
     @property
@@ -105,6 +105,12 @@ def choose_columns(
             chosen = Chosen(image, None, label, task)
         case "embeddings":
             chosen = _texts_to_embed(table, wanted, where, at)
+        case "masked_lm":
+            if wanted.label is not None or wanted.text_pair is not None:
+                field = "label" if wanted.label is not None else "text_pair"
+                raise _fault(at, field, f"found {getattr(wanted, field)!r}; masked_lm learns from the text alone")
+            text, _ = choose_texts(table, wanted.text, None, where, at=at)
+            chosen = Chosen(text, None, "", task)
         case _:
             chosen = _texts(table, wanted, where, at, task)
     if len(set(chosen.all)) < len(chosen.all):
@@ -116,8 +122,12 @@ def choose_columns(
 
 def _task_of(table: Table, wanted: Columns) -> str | None:
     """The task that the columns' names are of; None for a text with a label, of whatever kind that is."""
-    if table.task in ("embeddings", IMAGES):
+    if table.task in ("embeddings", IMAGES, PLAIN):
         return table.task
+    # Only where nothing stands beside the text: else a label column with an unusual name would go unseen.
+    alone = next(iter(table.columns)) if len(table.columns) == 1 else ""
+    if alone and wanted.label is None and (wanted.text or alone.lower() in _TEXTS):
+        return PLAIN
     for task, fields in FIELDS.items():
         if any(getattr(wanted, field) for field in fields if field is not None and field not in _TEXT_FIELDS):
             return task

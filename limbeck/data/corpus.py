@@ -10,6 +10,8 @@ from typing import Any
 
 #: The task of texts with one label each, which is assumed where nothing is said.
 ONE_LABEL = "sequence_classification"
+#: The task of texts without anything beside them.
+PLAIN = "masked_lm"
 IMAGES = "image_classification"
 #: The tasks whose examples have one label each, a place in the corpus' labels.
 LABELLED_ONCE = (ONE_LABEL, IMAGES)
@@ -29,6 +31,7 @@ class Split:
     question_answering       the answers that count as right: (text, character of the context where it starts)
     image_classification     a place in the corpus' labels
     embeddings               how alike the two texts of a pair are, a number; None for texts without a score
+    masked_lm                None
     =======================  =======================================================================================
     """
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from limbeck.data.cells import NUMBER, kind, list_cell, number_cell, object_cell, require_whole, text_cell
 from limbeck.data.columns import Chosen
-from limbeck.data.corpus import IMAGES, ONE_LABEL, Split
+from limbeck.data.corpus import IMAGES, ONE_LABEL, PLAIN, Split
 from limbeck.data.image_cells import image_cell
 from limbeck.data.labelling import label_cell, label_order, natural, require_known_labels, whole_numbers
 from limbeck.data.table import Table, fault
@@ -254,8 +254,32 @@ class Alike(Number):
         return {"text": split.texts} if split.pairs is None else super().stored(split, labels)
 
 
+class Plain(Form):
+    """Texts alone; rows without one are passed over, as many a collection has empty lines."""
+
+    task = PLAIN
+
+    def read(self, table: Table, chosen: Chosen, where: str) -> Named:
+        column = table.columns[chosen.text]
+        texts = [
+            text_cell(cell, row, chosen.text, where)
+            for row, cell in enumerate(column, start=1)
+            if cell is not None and not (isinstance(cell, str) and not cell.strip())
+        ]
+        if not texts:
+            raise fault(where, f"column {chosen.text!r} has no text")
+        return Named(texts, None, [None] * len(texts))
+
+    def labels(self, table: Table, chosen: Chosen, where: str) -> list[Any]:
+        return [None] * table.rows
+
+    def stored(self, split: Split, labels: tuple[str, ...]) -> dict[str, list[Any]]:
+        return {"text": split.texts}
+
+
 FORMS: Mapping[str, Form] = {
-    form.task: form for form in (OneLabel(), LabelledImages(), SeveralLabels(), Number(), Tags(), Answers(), Alike())
+    form.task: form
+    for form in (OneLabel(), LabelledImages(), SeveralLabels(), Number(), Tags(), Answers(), Alike(), Plain())
 }
 
 

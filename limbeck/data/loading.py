@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from limbeck.config import Dataset, Splits
 from limbeck.data.assemble import assemble
-from limbeck.data.corpus import IMAGES, Corpus
+from limbeck.data.corpus import IMAGES, PLAIN, Corpus, content_hash
 from limbeck.data.digits import SOURCE as DIGITS
 from limbeck.data.digits import load_digits
 from limbeck.data.forms import FORMS
@@ -41,7 +42,7 @@ def load(spec: Dataset, *, seed: int, sources: Mapping[str, Path] | None = None,
 
 def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None) -> Corpus:
     if spec.source == SOURCE:
-        return load_docstrings()
+        return _plain(load_docstrings()) if task == PLAIN else load_docstrings()
     if spec.source == DIGITS:
         return load_digits()
     if spec.source in sources:
@@ -54,6 +55,15 @@ def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None) -> Corp
 
     tables, revision = load_tables(spec)
     return assemble(tables, columns=spec.columns, source=spec.source, revision=revision, task=task)[0]
+
+
+def _plain(corpus: Corpus) -> Corpus:
+    """The same texts without their labels."""
+    train, validation, test = (
+        replace(one, labels=[None] * len(one)) for one in (corpus.train, corpus.validation, corpus.test)
+    )
+    digest = content_hash((), train, validation, test, task=PLAIN)
+    return Corpus(train, validation, test, (), corpus.source, digest, corpus.revision, corpus.notes, PLAIN)
 
 
 def _folder(folder: Path, spec: Dataset, task: str | None) -> Corpus:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from limbeck.batches import Batch
     from limbeck.config import Student
     from limbeck.criterion import Criterion
+    from limbeck.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,10 @@ class Method(Spec, ABC):
 
     def student(self, student: Student, teacher_layers: int) -> Student:
         """The student with what the user left open and this method wants otherwise than the rest."""
+        return student
+
+    def begin(self, student: Student, task: Task) -> Student:
+        """The same for what hangs on the task."""
         return student
 
     def soft_labels(self, logits: Tensor, seed: int) -> Tensor:

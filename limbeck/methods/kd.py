@@ -43,9 +43,7 @@ class TeacherAndLabels(Objective):
         self.alpha = alpha
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        from limbeck.first_token import answer
-
-        logits = self.criterion.logits(answer(self.student, batch.inputs))
+        logits = self.criterion.answer(self.student, batch)
         soft = self.criterion.soft(logits, batch, self.temperature, progress=step / steps)
         return {
             "soft_loss": soft.times(self.alpha),

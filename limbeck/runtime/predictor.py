@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limbeck.errors import InvalidModel
 from limbeck.formats import Format
 from limbeck.runtime.encoding import Encoder, Row, chunks, pad
 from limbeck.runtime.entities import entities
@@ -16,6 +17,7 @@ from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
 from limbeck.runtime.feeding import feeds_of
 from limbeck.runtime.images import Picture, Preparation
 from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
+from limbeck.runtime.masks import TOP_K, fillings, require_masks
 from limbeck.runtime.picture_inputs import read_pictures
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import StudentFacts, exported
@@ -95,6 +97,18 @@ class Predictor:
         return self._facts.pair
 
     @property
+    def mask(self) -> str | None:
+        """What stands for a token that is to be found, of a student that finds such tokens."""
+        return self._facts.mask
+
+    @property
+    def _mask_id(self) -> int:
+        found = self._encoder.tokenizer.token_to_id(self._facts.mask or "")
+        if found is None:
+            raise InvalidModel(f"The student's tokenizer has no token {self._facts.mask!r}, its mask.")
+        return int(found)
+
+    @property
     def speed(self) -> float | None:
         """At which texts leave early where a call names no other; None where student or form has no exits."""
         return self._session.speed if isinstance(self._session, ExitSession) else None
@@ -125,6 +139,10 @@ class Predictor:
         Students that give vectors answer with a list of numbers, a vector of length 1, for a text, and with a list of
         these for a list of texts, as the feature-extraction of Hugging Face's Inference API; ``top_k`` is refused.
 
+        Students that find masked tokens answer ``[{"score", "token", "token_str", "sequence"}, …]`` for a text with one
+        mask, a list of these for each mask where there are more, and a list of either for a list of texts, as
+        ``FillMaskPipeline``; ``top_k`` is 5 where it is not given. :attr:`mask` is what stands for a token.
+
         Students of images take base64 of an encoded image, its ``bytes``, a ``Path``, or a list of these, and answer as
         ``ImageClassificationPipeline``: the best labels first, five where ``top_k`` is not given; of a list a list of
         these.
@@ -152,8 +170,13 @@ class Predictor:
             refuse_top_k("a student that gives vectors has nothing to rank; leave it out")
         if self.task == "token_classification" and top_k is not None:
             refuse_top_k("a student that tags tokens answers with every entity; leave it out")
+        if self.task == "masked_lm" and top_k == "all":
+            refuse_top_k("a student that finds masked tokens can name its whole vocabulary; say how many tokens")
         pair = self.pair and self.task != "token_classification"
-        return read_question(inputs, pair=pair, top_k=top_k, speed=speed)
+        question = read_question(inputs, pair=pair, top_k=top_k, speed=speed)
+        if self._facts.mask is not None:
+            require_masks(self._encoder.encode(question.texts), question, self._facts.mask, self._mask_id)
+        return question
 
     def answers(self, questions: Sequence[Question]) -> list[Any]:
         """Answer several questions in one go; each gets what it would get alone."""
@@ -168,6 +191,9 @@ class Predictor:
             found = softmax(self._picture_logits([one for question in questions for one in question.pictures or ()]))
         elif self.task == "embeddings":
             found = self._logits(texts, None, [None] * len(texts)).tolist()
+        elif self.task == "masked_lm":
+            kept = [question.top_k for question in questions for _ in question.texts]
+            found = self._fillings(texts, [one if isinstance(one, int) else TOP_K for one in kept])
         else:
             speeds = [question.speed for question in questions for _ in question.texts]
             found = self._scores(self._logits(texts, pairs if self.pair else None, speeds))
@@ -177,6 +203,7 @@ class Predictor:
             "token_classification": _each_of,
             "question_answering": _spans_of,
             "embeddings": _each_of,
+            "masked_lm": _each_of,
         }.get(self.task, self._labels_of)
         return [shaped(question, part) for question, part in zip(questions, own, strict=True)]
 
@@ -251,6 +278,15 @@ class Predictor:
                 ]
             )
         return ranked
+
+    def _fillings(self, texts: Sequence[str], top_k: Sequence[int]) -> list[Any]:
+        """What stands at the masks of each text; only the best of it is kept, as logits are as wide as a vocabulary."""
+        rows, mask_id = self._encoder.encode(texts), self._mask_id
+        found: list[Any] = [None] * len(rows)
+        for places in chunks([len(row) for row in rows]):
+            for place, logits in zip(places, self._token_logits([rows[i] for i in places]), strict=True):
+                found[place] = fillings(rows[place], logits, mask_id, top_k[place], self._encoder.tokenizer)
+        return found
 
     def _token_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
         """Logits of each row's tokens, (tokens, classes), in the order given."""
