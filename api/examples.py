@@ -32,6 +32,13 @@ HUB = {
     "dataset": {"source": "stanfordnlp/sst2", "columns": {"text": "sentence"}},
     "method": "kd",
 }
+IMAGES = {
+    "teacher": "builtin:vit-digits",
+    "dataset": "builtin:digits",
+    "student": 2,
+    "method": "kd",
+    "training": {"epochs": 20, "learning_rate": 1e-3},
+}
 SEVERAL = {
     "teacher": {
         "source": "textattack/bert-base-uncased-SST-2",
@@ -55,6 +62,10 @@ JOB_REQUESTS: dict[str, Any] = {
     "full": {"summary": "Your own teacher and data, everything said", "value": FULL},
     "hub": {"summary": "Names from the Hugging Face hub", "value": HUB},
     "several": {"summary": "Several teachers, each counted by how sure it is", "value": SEVERAL},
+    "images": {
+        "summary": "Images, from a teacher that the job trains from scratch: needs no upload and no internet",
+        "value": IMAGES,
+    },
 }
 
 JOB: dict[str, Any] = {
@@ -292,6 +303,8 @@ TEACHER: dict[str, Any] = MODEL | {
 }
 
 #: For ``Body(openapi_examples=…)``.
+#: Four grey pixels as a PNG.
+IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNgCGVY9R8AA60B/2f7ygkAAAAASUVORK5CYII="
 PREDICT_REQUESTS: dict[str, Any] = {
     "one": {"summary": "One text", "value": {"inputs": "Open a socket and listen on it."}},
     "many": {
@@ -306,6 +319,11 @@ PREDICT_REQUESTS: dict[str, Any] = {
         "summary": "A question about a text",
         "value": {"inputs": {"question": "What is parsed?", "context": "Parse a date in ISO format."}},
     },
+    "mask": {
+        "summary": "A masked token, the three likeliest",
+        "value": {"inputs": "Open a [MASK] and listen on it.", "parameters": {"top_k": 3}},
+    },
+    "image": {"summary": "An image in base64", "value": {"inputs": IMAGE}},
     "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
 }
 PREDICTION = [{"label": "networking", "score": 0.9731}]

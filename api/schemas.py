@@ -352,7 +352,7 @@ class PredictRequest(Envelope):
 
     inputs: Any
     """A text, ``{"text": …, "text_pair": …}``, or a list of either; for a student that answers questions
-    ``{"question": …, "context": …}``, or a list of these."""
+    ``{"question": …, "context": …}``, or a list of these; for one that classes images base64 of an image, or a list."""
     parameters: PredictParameters = PredictParameters()
 
 

@@ -37,6 +37,8 @@ class Encoded:
     #: What the metrics need of each example beside the labels, by name; and texts or names that these are places in.
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     strings: Sequence[str] = ()
+    #: Whether tokens are hidden: labels are the tokens that are, ``places`` what hides a token, or -1.
+    cloze: bool = False
     together: int = 1  #: so many rows, one behind the other, are an example and stay in one batch: the texts of a pair
 
     def __len__(self) -> int:
@@ -46,6 +48,22 @@ class Encoded:
     def tagged(self) -> bool:
         """Whether each token has a label of its own."""
         return self.per_token and self.labels.ndim == 1
+
+    @property
+    def answers(self) -> int:
+        """How many rows an array of a model's answers over the whole split has."""
+        if self.cloze:
+            return int((self.labels != -100).sum())
+        return len(self.ids) if self.per_token else len(self)
+
+    def answer_places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in such an array the answers to these rows stand."""
+        if self.cloze:
+            tokens = self.tokens_of(rows)
+            hidden = self.labels != -100
+            places: NDArray[np.int64] = (np.cumsum(hidden) - 1)[tokens[hidden[tokens]]]
+            return places
+        return self.tokens_of(rows) if self.per_token else rows
 
     @property
     def lengths(self) -> NDArray[np.int64]:  # (rows,)
@@ -89,6 +107,29 @@ class Encoded:
         """The places of the rows' tokens."""
         return _places(self.starts, rows)
 
+    def read(self) -> dict[str, NDArray[Any]]:
+        """Everything that a model's answers hang on, by name."""
+        arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "starts": self.starts}
+        return arrays | ({} if self.segments is None else {"segments": self.segments})
+
+    def inputs(
+        self, rows: NDArray[np.int64], mask: NDArray[np.bool_], places: NDArray[np.int64], pad_id: int
+    ) -> dict[str, NDArray[Any]]:
+        """What a model reads of these rows, by name.
+
+        Args:
+            mask: (rows, tokens of the longest): where there is a token.
+            places: of the rows' tokens, as :meth:`tokens_of` has them.
+        """
+        ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        ids[mask] = self.ids[places]
+        found = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        if self.segments is not None:
+            segments = np.zeros(mask.shape, dtype=np.int64)
+            segments[mask] = self.segments[places]
+            found["token_type_ids"] = segments
+        return found
+
     def take(self, examples: Sequence[int] | NDArray[np.int64]) -> Encoded:
         """These examples alone, whole and in this order."""
         rows = self.rows_of(examples)
@@ -106,6 +147,7 @@ class Encoded:
             None if self.places is None else self.places[tokens],
             {name: [values[one] for one in examples] for name, values in self.facts.items()},
             self.strings,
+            self.cloze,
             self.together,
         )
 
@@ -131,6 +173,8 @@ class Encoded:
         named = {"segments": self.segments, "owners": self.owners, "places": self.places}
         arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "starts": self.starts, "labels": self.labels}
         arrays |= {name: array for name, array in named.items() if array is not None}
+        if self.cloze:
+            arrays["cloze"] = np.array([True])
         if self.together > 1:
             arrays["together"] = np.array([self.together])
         if self.per_token:
@@ -151,6 +195,7 @@ class Encoded:
             arrays.get("owners"),
             arrays.get("places"),
             **rest,
+            cloze="cloze" in arrays,
             together=int(arrays["together"][0]) if "together" in arrays else 1,
         )
 
@@ -159,7 +204,8 @@ class Encoded:
 class Batch:
     """Some examples on the device."""
 
-    inputs: dict[str, Tensor]  # input_ids, attention_mask, perhaps token_type_ids: each (examples, tokens)
+    inputs: dict[str, Tensor]  # input_ids, attention_mask, perhaps token_type_ids: each (examples, tokens); or
+    # pixel_values: (examples, channels, height, width)
     labels: Tensor  # (examples,), or what the task has; (examples, tokens) where each token has one
     teacher_logits: Tensor | None = None  # (examples, classes), or (examples, tokens, classes)
     counts: Mapping[str, int] = field(default_factory=dict)  #: how many units a loss term may be the mean of
@@ -167,6 +213,15 @@ class Batch:
     labelled: Tensor | None = None  # (examples,) of bool: which have a label; None: all
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
     stands_in: bool = False  #: another rank's examples, on a rank that has none of the batch: they count nothing
+
+    @property
+    def mask(self) -> Tensor:  # (examples, tokens)
+        """1 where there is a token; the patches of an image all are."""
+        found = self.inputs.get("attention_mask")
+        if found is not None:
+            return found
+        examples = self.counts["examples"]
+        return torch.ones((examples, self.counts["tokens"] // examples), device=self.labels.device)
 
 
 def encode(
@@ -248,13 +303,8 @@ class Collator:
         lengths = self.data.lengths_of(rows)
         mask = np.arange(lengths.max())[None, :] < lengths[:, None]
         places = self.data.tokens_of(rows)
-        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
-        ids[mask] = self.data.ids[places]
-        inputs = {"input_ids": self._on_device(ids), "attention_mask": self._on_device(mask.astype(np.int64))}
-        if self.data.segments is not None:
-            segments = np.zeros(mask.shape, dtype=np.int64)
-            segments[mask] = self.data.segments[places]
-            inputs["token_type_ids"] = self._on_device(segments)
+        found = self.data.inputs(rows, mask, places, self.pad_id)
+        inputs = {name: self._on_device(values) for name, values in found.items()}
         labels, labelled = self.data.labels, None
         if self.data.tagged:
             whole = np.full(mask.shape, -100, dtype=np.int64)

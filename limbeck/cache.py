@@ -19,7 +19,7 @@ from torch import Tensor
 
 from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
 from limbeck.errors import DamagedFile, Interrupted, LimbeckError
-from limbeck.first_token import answer
+from limbeck.families import pad_id_of
 from limbeck.losses import require_finite
 from limbeck.run import Run
 
@@ -42,10 +42,11 @@ def predict(
     run: Run,
     done: Callable[[int], None] = lambda examples: None,
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
-    """The model's logits for every row of the split, on every rank; leaves the model in ``eval()``."""
+    """What the task keeps of the model's logits for every row of the split, on every rank; leaves the model in
+    ``eval()``."""
     model.train(False)
-    collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
-    logits = np.zeros((len(data.ids) if data.per_token else len(data), task.width(model.config)), dtype=np.float32)
+    collate = Collator(data, pad_id_of(model.config), run.device.torch)
+    logits = np.zeros((data.answers, task.width(model.config)), dtype=np.float32)
     for number, rows in enumerate(forward_batches(data.lengths)):
         run.poll()
         if number % run.ranks.count == run.ranks.number:
@@ -61,11 +62,11 @@ def _answers(
     model: PreTrainedModel, collate: Collator, rows: NDArray[np.int64], task: Task
 ) -> tuple[NDArray[np.int64], Tensor]:
     """Where the answers to these rows go, and the answers, (places, classes) in float32 on the CPU."""
-    inputs = collate(rows).inputs
-    logits = task.logits(answer(model, inputs)).float()
-    if not collate.data.per_token:
-        return rows, logits.cpu()
-    return collate.data.tokens_of(rows), logits[inputs["attention_mask"].bool()].cpu()
+    batch = collate(rows)
+    found = task.kept(model, batch)
+    if collate.data.per_token and not collate.data.cloze:
+        found = found[batch.inputs["attention_mask"].bool()]
+    return collate.data.answer_places(rows), found.cpu()
 
 
 def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor], data: Encoded, task: Task) -> str:
@@ -87,8 +88,7 @@ def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor
         "layout": [data.per_token, data.together],
     }
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
-    arrays: dict[str, NDArray[Any]] = {"ids": data.ids, "starts": data.starts}
-    arrays |= {} if data.segments is None else {"segments": data.segments}
+    arrays = data.read()
     # Seen as bytes: numpy has no bfloat16.
     arrays |= {f"weights.{name}": _as_bytes(value) for name, value in sorted(weights.items())}
     for name, array in arrays.items():
@@ -143,7 +143,7 @@ def teacher_logits(
         require_finite(logits, "the teacher's logits")
         _stage(run, logits, batches, key, seconds, role)
         run.commit()
-        _say_built(run, logits, len(data), hits, seconds - before)
+        _say_built(run, role, logits, len(data), hits, seconds - before)
         _keep(run, key, logits, seconds)
     run.meter.finish(role)
     return logits
@@ -198,11 +198,12 @@ def _say_used(run: Run, known: Known, examples: int) -> None:
     )
 
 
-def _say_built(run: Run, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
+def _say_built(run: Run, role: str, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
+    who = "The teacher" if role == _ROLE else role.replace(f"{_ROLE}-", "Teacher ")
     size, misses = logits.numel() * logits.element_size(), examples - hits
     run.event(
         "cache.built",
-        f"The teacher answered {misses:,} training examples in {seconds:.1f} s ({hits:,} were known); "
+        f"{who} answered {misses:,} training examples in {seconds:.1f} s ({hits:,} were known); "
         f"its answers, {size:,} bytes, serve every epoch.",
         hits=hits,
         misses=misses,
@@ -224,7 +225,7 @@ def _fill(
 ) -> float:
     """Answer what is left; the seconds that all took, with ``before``, those of earlier attempts."""
     model.train(False)
-    collate = Collator(data, model.config.pad_token_id or 0, run.device.torch)
+    collate = Collator(data, pad_id_of(model.config), run.device.torch)
     started = time.monotonic()
 
     def spent() -> float:
@@ -242,7 +243,7 @@ def _fill(
         with run.device.autocast():
             places, answers = _answers(model, collate, rows, task)
             logits[torch.from_numpy(places)] = answers
-        run.meter.advance(float(data.lengths_of(rows).sum() / len(data.ids)), examples=len(rows))
+        run.meter.advance(float(data.lengths_of(rows).sum() / data.starts[-1]), examples=len(rows))
     return spent()
 
 

@@ -26,10 +26,12 @@ from limbeck.methods.self_distillation import SelfDistillation
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
-from limbeck.source_names import BUILTIN_DATASETS, source_name
+from limbeck.source_names import BUILTIN_DATASETS, BUILTIN_TEXTS, source_name
 from limbeck.spec import Spec, invalid_config, type_tag
 from limbeck.student_spec import Prune, Student
 from limbeck.tasks.embeddings import Embeddings
+from limbeck.tasks.image_classification import ImageClassification
+from limbeck.tasks.masked_lm import MaskedLM
 from limbeck.tasks.multi_label import MultiLabel
 from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
@@ -77,6 +79,8 @@ class Columns(Spec):
     """The text that holds the answers."""
     answers: str | None = None
     """``{"text": […], "answer_start": […]}``, or a list of ``{"text", "answer_start"}``."""
+    image: str | None = None
+    """Encoded images (PNG, JPEG, WebP, BMP, GIF): bytes, ``{"bytes", "path"}`` as the hub has them, or base64."""
 
 
 class Splits(Spec):
@@ -94,7 +98,8 @@ class Dataset(Spec):
     shorthand: ClassVar[str | None] = "source"
 
     source: str
-    """A hub name, ``builtin:stdlib-docstrings``, ``dataset:ds_…``, or (library only) ``path:/folder``."""
+    """A hub name, ``builtin:stdlib-docstrings``, ``builtin:digits`` (scikit-learn's images of digits),
+    ``dataset:ds_…``, or (library only) ``path:/folder``: of split files, or of images as ``train/<label>/*.png``."""
     subset: str | None = None
     """The hub data set's configuration name."""
     revision: str | None = None
@@ -142,7 +147,7 @@ class Unlabelled(BaseAugmentation):
     @field_validator("source")
     @classmethod
     def _known_source(cls, value: str) -> str:
-        return source_name(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
+        return source_name(value, what="data set", builtins=BUILTIN_TEXTS, reference="dataset:ds_")
 
     def problems(self, *, at: str, task: str, reads_logits: bool, method: str) -> Iterator[Problem]:
         yield from super().problems(at=at, task=task, reads_logits=reads_logits, method=method)
@@ -282,14 +287,25 @@ Task = Annotated[
     | Annotated[Regression, Tag("regression")]
     | Annotated[TokenClassification, Tag("token_classification")]
     | Annotated[QuestionAnswering, Tag("question_answering")]
-    | Annotated[Embeddings, Tag("embeddings")],
+    | Annotated[Embeddings, Tag("embeddings")]
+    | Annotated[MaskedLM, Tag("masked_lm")]
+    | Annotated[ImageClassification, Tag("image_classification")],
     Discriminator(type_tag),
 ]
 """What is learned. A new task is one file in ``limbeck/tasks/``, a form in ``limbeck/data/forms.py``, one line here."""
 
 TASKS = {
     task.model_fields["type"].default: task
-    for task in (SequenceClassification, MultiLabel, Regression, TokenClassification, QuestionAnswering, Embeddings)
+    for task in (
+        SequenceClassification,
+        MultiLabel,
+        Regression,
+        TokenClassification,
+        QuestionAnswering,
+        Embeddings,
+        MaskedLM,
+        ImageClassification,
+    )
 }
 """The same by name."""
 

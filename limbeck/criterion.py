@@ -7,8 +7,9 @@ the same file for a text, for its tokens and for a span in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,8 @@ from limbeck.ranks import ALONE
 from limbeck.soft_loss import KullbackLeibler
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from limbeck.batches import Batch, Collator
     from limbeck.ensemble import Ensemble
     from limbeck.ranks import Ranks
@@ -39,6 +42,7 @@ class Criterion:
         weighting: what makes an example count more; default: all count alike.
         ensemble: of several teachers, whose logits the batches carry side by side; default: there is one.
         ranks: who shares every batch.
+        teacher: loads the teacher, whom a task whose answers are not kept (``Task.of_words``) asks in every batch.
     """
 
     def __init__(
@@ -48,8 +52,10 @@ class Criterion:
         weighting: SampleWeighting | None = None,
         ensemble: Ensemble | None = None,
         ranks: Ranks = ALONE,
+        teacher: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
         self.task = task
+        self._teacher = None if teacher is None else cache(teacher)
         self.ensemble = ensemble
         self.loss = loss or KullbackLeibler()
         self.weighting = weighting
@@ -64,6 +70,14 @@ class Criterion:
     def logits(self, output: Any) -> Tensor:
         """The answer in a model's output, in the task's shape."""
         return self.task.logits(output)
+
+    def answer(self, model: PreTrainedModel, batch: Batch, *, inside: bool = False) -> Tensor:
+        """A model's logits for a batch, in the task's shape; those that :meth:`hard` and :meth:`soft` take.
+
+        Args:
+            inside: whether somebody looks at the states of its layers meanwhile.
+        """
+        return self.task.answer(model, batch, inside=inside)
 
     def hard(self, logits: Tensor, batch: Batch) -> Term:
         """The loss of ``logits`` against the true labels, of the examples that have one."""
@@ -96,6 +110,9 @@ class Criterion:
         Raises:
             ValueError: there are no teacher's logits.
         """
+        if teacher_logits is None and self.task.of_words and self._teacher is not None:
+            with torch.no_grad():
+                teacher_logits = self.task.answer(self._teacher(), batch)
         if teacher_logits is not None:
             teacher = self.task.rows(teacher_logits, batch)
         elif batch.teacher_logits is not None:

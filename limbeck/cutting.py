@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from limbeck.families import family_of
+from limbeck.stages import cut_stage_weights, cut_stages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 def cut_config(config: Any, layers: Sequence[int]) -> Any:
     """The configuration of an encoder of these of its layers (from 0); each keeps its own kind of attention."""
     family = family_of(config.model_type)
+    if family.stages:
+        return cut_stages(config, layers)
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = len(layers)
     if family.windowed:
@@ -28,6 +31,8 @@ def cut_weights(config: Any, weights: Mapping[str, Tensor], layers: Sequence[int
     family = family_of(config.model_type)
     if family.shared:
         return dict(weights)
+    if family.stages:
+        return cut_stage_weights(config.depths, weights, layers)
     inside = re.compile(rf"((?:.*\.)?{re.escape(family.layers)}\.)(\d+)(\..*)")
     cut = {}
     for name, value in weights.items():

@@ -25,10 +25,14 @@ from limbeck.batches import Encoded
 from limbeck.errors import ExportFailed, InvalidModel
 from limbeck.evaluate import Resamples
 from limbeck.export_forms import write_form
+from limbeck.families import pad_id_of
 from limbeck.formats import FILES, Format
 from limbeck.graph import input_names, write_graph
 from limbeck.latency import Runner
-from limbeck.runtime.encoding import Feeds, Row, chunks, pad
+from limbeck.pictures import Pictures
+from limbeck.runtime.encoding import Feeds, Row, chunks
+from limbeck.runtime.feeding import feeds_of
+from limbeck.runtime.images import Picture
 from limbeck.runtime.session import Session
 from limbeck.scorecard import ExportCard, RefusedExport
 
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 CHECKED_EXAMPLES = 1_000
 _CHECKED_TOKENS = 50_000
 _FEWEST_CHECKED = 100
+#: Where tokens are hidden, so many logits of all that are; each has as many as there are tokens in the vocabulary.
+_CHECKED_LOGITS = 30_000_000
 #: The first so many in batches of these sizes in turn, unsorted, so that there is padding; the rest sorted by length.
 _MIXED_EXAMPLES = 100
 _SIZES = (1, 2, 7, 16)
@@ -66,7 +72,7 @@ class Exported:
 def export_onnx(
     folder: Path,
     formats: Sequence[Format],
-    rows: Sequence[Row],
+    rows: Sequence[Row] | Sequence[Picture],
     data: Encoded,
     *,
     task: Task,
@@ -92,17 +98,18 @@ def export_onnx(
     if not formats:
         return Exported((), ())
     model = _load(folder, task)
-    pad_id = int(model.config.pad_token_id or 0)
-    chosen = _drawn(rows, data, seed)
+    pad_id = pad_id_of(model.config)
+    chosen = _drawn(rows, data, seed, task.width(model.config) if not task.of_words else int(model.config.vocab_size))
     checked = data.take(chosen)
     feeds = [
-        (places, pad([rows[i] for i in data.rows_of(chosen)[places]], pad_id)) for places in _batches(checked.lengths)
+        (places, feeds_of([rows[i] for i in data.rows_of(chosen)[places]], pad_id))
+        for places in _batches(checked.lengths)
     ]
     whole = folder / FILES["onnx"]
     poll()
     _write_whole(model, task, whole)
     expected = _answer(torch_runner(model, task), checked, feeds, poll)
-    known = [pad([calibration[i] for i in places], pad_id) for places in chunks([len(row) for row in calibration])]
+    known = [feeds_of([calibration[i] for i in places], pad_id) for places in chunks([len(row) for row in calibration])]
     cards, refused = [], []
     for name in formats:
         path = folder / FILES[name]
@@ -127,11 +134,13 @@ def _checked_session(name: Format, path: Path) -> Session:
     return Session(path, providers=None if name == "onnx-fp16" else ["cpu"])
 
 
-def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row]:
+def rows_of(data: Encoded, kept: NDArray[np.int64] | None = None) -> list[Row] | list[Picture]:
     """A split as the rows that this module and ``limbeck.latency`` take.
 
     ``kept`` are the original ids of a compact vocabulary (``limbeck.vocabulary.Vocabulary.kept``).
     """
+    if isinstance(data, Pictures):
+        return data.rows()
     ids = data.ids if kept is None else kept[data.ids]
     types = np.zeros(len(ids), dtype=np.int64) if data.segments is None else data.segments
     spans = [slice(start, end) for start, end in zip(data.starts[:-1], data.starts[1:], strict=True)]
@@ -154,7 +163,7 @@ def torch_runner(
 
     @torch.inference_mode()
     def run(feeds: Feeds) -> NDArray[np.float32]:
-        if kept is not None:
+        if kept is not None and "input_ids" in feeds:
             feeds = {**feeds, "input_ids": np.searchsorted(kept, feeds["input_ids"])}
         inputs = {name: torch.from_numpy(feeds[name]).to(model.device) for name in names}
         with autocast():
@@ -190,14 +199,18 @@ def _write_whole(model: PreTrainedModel, task: Task, path: Path) -> None:
     write_graph(model, task, path)
 
 
-def check_batches(rows: Sequence[Row], seed: int) -> list[NDArray[np.int64]]:
+def check_batches(rows: Sequence[Row] | Sequence[Picture], seed: int) -> list[NDArray[np.int64]]:
     """Places of the rows to compare, batch by batch, where every example is one row."""
     order = _within_tokens(np.random.default_rng(seed).permutation(len(rows)), [len(row) for row in rows])
     return [order[places] for places in _batches(np.array([len(rows[place]) for place in order]))]
 
 
-def _drawn(rows: Sequence[Row], data: Encoded, seed: int) -> NDArray[np.int64]:
+def _drawn(rows: Sequence[Row] | Sequence[Picture], data: Encoded, seed: int, width: int) -> NDArray[np.int64]:
     """The examples to compare: drawn at random where there are many."""
+    if data.cloze:
+        order = np.random.default_rng(seed).permutation(len(data))[:CHECKED_EXAMPLES]
+        hidden = np.add.reduceat(data.labels != -100, data.starts[:-1])
+        return order[: max(1, int(np.searchsorted(np.cumsum(hidden[order]), _CHECKED_LOGITS // width)))]
     lengths = [sum(len(rows[row]) for row in data.rows_of([one])) for one in range(data.examples)]
     return _within_tokens(np.random.default_rng(seed).permutation(data.examples), lengths)
 
@@ -224,16 +237,19 @@ def _batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 def _answer(
     run: Runner, data: Encoded, feeds: Sequence[tuple[NDArray[np.int64], Feeds]], poll: Callable[[], None]
 ) -> NDArray[np.float32]:
-    """The logits over all of ``data``, (rows, classes); where each token is answered (tokens, classes)."""
+    """The logits over all of ``data``, (rows, classes); where each token is answered (tokens, classes), where some are
+    hidden (hidden, vocabulary)."""
     logits: NDArray[np.float32] | None = None
     for places, batch in feeds:
         poll()
         found = run(batch)
         if data.per_token:
-            found, places = found[batch["attention_mask"].astype(bool)], data.tokens_of(places)
+            found = found[batch["attention_mask"].astype(bool)]
+        if data.cloze:
+            found = found[data.labels[data.tokens_of(places)] != -100]
         if logits is None:
-            logits = np.empty((len(data.ids) if data.per_token else len(data), found.shape[-1]), dtype=np.float32)
-        logits[places] = found
+            logits = np.empty((data.answers, found.shape[-1]), dtype=np.float32)
+        logits[data.answer_places(places)] = found
     assert logits is not None
     return logits
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import ExportFailed
 from limbeck.families import FAMILIES, family_of
+from limbeck.students import has_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +86,10 @@ class _Logits(nn.Module):
 
 
 def input_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """What the model reads: ``input_ids``, ``attention_mask`` and, where it knows two types, ``token_type_ids``."""
+    """What the model reads: ``input_ids``, ``attention_mask`` and, where it knows two types, ``token_type_ids``; of
+    images ``pixel_values``."""
+    if not has_words(model):
+        return ("pixel_values",)
     types = getattr(model.config, "type_vocab_size", 0) > 1
     return ("input_ids", "attention_mask", "token_type_ids") if types else ("input_ids", "attention_mask")
 
@@ -114,12 +118,7 @@ def export_program(
     if family is not None and family.fused_export:
         exported = fuse_attention(exported)
     exported.train(False)
-    # Two rows and some tokens: a dimension of one would be taken for a constant; a tensor of its own for each input:
-    # one tensor in two places would be taken for one input.
-    examples = tuple(torch.ones((2, 8), dtype=torch.int64) for _ in names)
-    longest = _positions(model)
-    sequence = torch.export.Dim("sequence") if longest is None else torch.export.Dim("sequence", max=longest)
-    axes = {0: torch.export.Dim("batch"), 1: sequence}
+    examples, axes = _examples(model, names)
     with _quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
             wrapped(exported, names),
@@ -134,6 +133,24 @@ def export_program(
     assert program is not None
     _forget_origin(program.model)
     return program
+
+
+def _examples(model: PreTrainedModel, names: tuple[str, ...]) -> tuple[tuple[Tensor, ...], dict[int, Any]]:
+    """What the model is traced with, and which axes of it are free."""
+    batch = torch.export.Dim("batch")
+    if not has_words(model):
+        config: Any = model.config
+        # A ResNet reads any size; a student is given what its preparation makes, and 64 stands for that.
+        size = getattr(config, "image_size", 64)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        free = {} if hasattr(config, "image_size") else {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+        return (torch.zeros((2, config.num_channels, height, width)),), {0: batch} | free
+    # Two rows and some tokens: a dimension of one would be taken for a constant; a tensor of its own for each input:
+    # one tensor in two places would be taken for one input.
+    examples = tuple(torch.ones((2, 8), dtype=torch.int64) for _ in names)
+    longest = _positions(model)
+    sequence = torch.export.Dim("sequence") if longest is None else torch.export.Dim("sequence", max=longest)
+    return examples, {0: batch, 1: sequence}
 
 
 def fuse_attention(model: PreTrainedModel) -> PreTrainedModel:

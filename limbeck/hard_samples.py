@@ -19,7 +19,7 @@ from torch import Tensor
 from limbeck.batches import Collator, Encoded, forward_batches
 from limbeck.cache import cache_role, kept_logits, predict
 from limbeck.difficulty import entropies, example_means, right_rows
-from limbeck.first_token import answer
+from limbeck.families import pad_id_of
 from limbeck.phases import ensemble_of
 from limbeck.scorecard import HARD_SAMPLES, ClassAnswers, Difficulty, HardSample
 from limbeck.teaching import panel_answers
@@ -65,7 +65,7 @@ def measure(
         with several rows, such as tokens, the means over them; right is one of which every row is.
     """
     student.train(False)
-    collate = Collator(data, student.config.pad_token_id or 0, run.device.torch, logits)
+    collate = Collator(data, pad_id_of(student.config), run.device.torch, logits)
     answering = teacher().train(False) if logits is None else None
     found: Measured = {}
     count = examples if data.owners is None else int((data.owners < examples).sum())
@@ -73,8 +73,8 @@ def measure(
         run.poll()
         batch = collate(rows)
         with run.device.autocast():
-            own = task.rows(task.logits(answer(student, batch.inputs)).float(), batch)
-            given = batch.teacher_logits if answering is None else task.logits(answer(answering, batch.inputs)).float()
+            own = task.rows(task.answer(student, batch).float(), batch)
+            given = batch.teacher_logits if answering is None else task.answer(answering, batch).float()
         assert given is not None
         owners = task.owners(batch)
         for name, values in _columns(task, own, task.rows(given, batch), task.targets(batch)).items():

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.runtime.encoding import Feeds, Row, pad
+from limbeck.runtime.encoding import Feeds, Row
+from limbeck.runtime.feeding import feeds_of
+from limbeck.runtime.images import Picture
 from limbeck.scorecard import Latency
 
 BATCH_SIZES = (1, 32)
@@ -22,12 +24,13 @@ Runner = Callable[[Feeds], Any]
 
 #: Texts of a block; a batch of more is a block of its own.
 _BLOCK = 5
+_MOST_BYTES = 2**28  # of batches that are held ready
 _FEWEST_CALLS, _MOST_CALLS = 3, 200
 
 
 def measure_latency(
     runners: Mapping[str, Runner],
-    rows: Sequence[Row],
+    rows: Sequence[Row] | Sequence[Picture],
     *,
     pad_id: int,
     batch_sizes: Sequence[int] = BATCH_SIZES,
@@ -74,10 +77,16 @@ def one_after_the_other(models: Sequence[Sequence[Latency]]) -> tuple[Latency, .
     )
 
 
-def _batches(rows: Sequence[Row], size: int, pad_id: int) -> list[Feeds]:
+def _batches(rows: Sequence[Row] | Sequence[Picture], size: int, pad_id: int) -> list[Feeds]:
     """Batches of exactly ``size`` rows; where the rows run out, they come again."""
     count = min(_MOST_CALLS, -(-len(rows) // size))
-    return [pad([rows[(start + i) % len(rows)] for i in range(size)], pad_id) for start in range(0, count * size, size)]
+    batches: list[Feeds] = []
+    for start in range(0, count * size, size):
+        batches.append(feeds_of([rows[(start + i) % len(rows)] for i in range(size)], pad_id))  # type: ignore[arg-type]
+        # Of large images a few batches fill the memory; the models meet the same ones again.
+        if len(batches) * sum(values.nbytes for values in batches[0].values()) > _MOST_BYTES:
+            break
+    return batches
 
 
 def _time(

@@ -18,10 +18,12 @@ from limbeck.cache import predict
 from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
+from limbeck.families import pad_id_of
 from limbeck.methods.base import Method, Models, Objective
 from limbeck.ranks import Ranks, sum_values
 from limbeck.run import Run
 from limbeck.size_card import shape_of
+from limbeck.students import has_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,7 +142,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks)
+        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks, phase.models.teacher)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
@@ -152,7 +154,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         batches: list[NDArray[np.int64]] = []
         collate = Collator(
             phase.train,
-            objective.student.config.pad_token_id or 0,
+            pad_id_of(objective.student.config),
             run.device.torch,
             answers if part.teacher_logits or criterion.needs_teacher_logits else None,
             phase.labelled,
@@ -178,6 +180,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                     run.commit()
                 if place == 0 or not batches:
                     batches = phase.train.batches(phase.batch_size, seed=phase.seed, epoch=epoch)
+                    collate = replace(collate, data=phase.task.in_epoch(phase.train, phase.seed, epoch))
 
                 objective.train_mode()
                 rate = phase.learning_rate * part.learning_rate * schedule(position.step, steps, phase.warmup_ratio)
@@ -266,7 +269,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 def _adamw(module: nn.Module, student: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
     """Biases and norms do not decay, as usual, and the embedding table does not either: rows that the data never uses
     would shrink, and could then not be left out of the step (``limbeck/vocabulary.py``)."""
-    table = student.get_input_embeddings().weight
+    table = student.get_input_embeddings().weight if has_words(student) else None
     free = [p for p in _trainable(module) if p.dim() < 2 or p is table]
     decaying = [p for p in _trainable(module) if p.dim() >= 2 and p is not table]
     groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -355,18 +358,28 @@ def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phas
 
 
 def _advance(phase: Phase, rows: NDArray[np.int64], run: Run) -> None:
-    share = float(phase.train.lengths_of(rows).sum() / len(phase.train.ids)) / phase.epochs
+    share = float(phase.train.lengths_of(rows).sum() / phase.train.starts[-1]) / phase.epochs
     run.meter.advance(share, examples=len(rows), steps=1)
 
 
 def _stage(objective: Objective, optimizer: torch.optim.Optimizer, position: Position, phase: Phase, run: Run) -> None:
     """Put the whole training into the run's store: weights, optimizer, position, random state."""
     tensors, random = random_state()
-    tensors |= {f"model.{name}": value for name, value in objective.module.state_dict().items()}
+    twins = _twins(objective.module)
+    state = objective.module.state_dict()
+    tensors |= {f"model.{name}": value for name, value in state.items() if name not in twins}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
     facts = {"position": _as_json(position), "random": random}
     run.store.write_tensors(f"{phase.name}-training", tensors, facts)
+
+
+def _twins(module: nn.Module) -> dict[str, str]:
+    """Names of weights that are others under another name, as a masked-LM head's word table, and of those others."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    state = {name: value for name, value in module.state_dict().items() if value.numel()}
+    names = {name: first.setdefault((value.data_ptr(), value.shape), name) for name, value in state.items()}
+    return {name: other for name, other in names.items() if name != other}
 
 
 def _as_json(position: Position) -> dict[str, Any]:
@@ -384,6 +397,7 @@ def _restore(phase: Phase, run: Run) -> tuple[Position, _Saved | None]:
 def _load(saved: _Saved, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
     tensors, random = saved
     inside = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    inside |= {name: inside[first] for name, first in _twins(objective.module).items()}
     objective.module.load_state_dict(inside)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

@@ -6,6 +6,8 @@ So a bootstrap draws how often each example counts, and no answer is judged twic
 micro F1, F1 by entity     its true positives, what was predicted, and what is true; a quotient of their sums
 macro F1 (several labels)  the same for each label, as scikit-learn: also of labels that never occur, whose F1 is 0
 correlations, RMSE         its prediction and its true number
+masked accuracy, and       how many of its hidden tokens are found, how many there are; the sum of their losses, and
+perplexity                 their number
 teacher cosine             the cosine of its vector with the teacher's
 exact match, answer F1     its score, as in SQuAD's official script: the best over the answers that count as right
 =========================  ==========================================================================================
@@ -195,6 +197,26 @@ def _mean(counts: Counts, columns: Columns) -> Figures:
     return means
 
 
+# Hidden tokens, each with the one that is found and the loss of the true one: columns sum, count.
+
+
+def _found(predictions: Sequence[Sequence[Sequence[float]]], truth: Sequence[Sequence[int]]) -> Columns:
+    rows = [
+        (sum(one[0] == token for one, token in zip(found, true, strict=True)), len(true))
+        for found, true in zip(predictions, truth, strict=True)
+    ]
+    return np.asarray(rows, dtype=np.float64)
+
+
+def _losses(predictions: Sequence[Sequence[Sequence[float]]], truth: Sequence[Sequence[int]]) -> Columns:
+    rows = [(sum(one[1] for one in found), len(found)) for found in predictions]
+    return np.asarray(rows, dtype=np.float64)
+
+
+def _perplexity(counts: Counts, columns: Columns) -> Figures:
+    return np.exp(_precision(counts, columns))
+
+
 METRICS: Mapping[str, Metric] = {
     "micro_f1": Metric(_decisions, _f1),
     "macro_f1": Metric(_decisions_by_label, _mean_f1),
@@ -205,6 +227,8 @@ METRICS: Mapping[str, Metric] = {
     "entity_precision": Metric(_entities, _precision),
     "entity_recall": Metric(_entities, _recall),
     "teacher_cosine": Metric(_cosines, _mean),
+    "masked_accuracy": Metric(_found, _precision),
+    "perplexity": Metric(_losses, _perplexity),
     "exact_match": Metric(_exact, _mean),
     "answer_f1": Metric(_overlap, _mean),
 }

@@ -65,11 +65,26 @@ _TASKS = {
         "Answering nothing has $majority.",
         "It answers every question, also one that the context does not answer.",
     ),
+    "image_classification": _Words(
+        "image-classification",
+        "It answers with one of $count labels: $labels.",
+        "Always answering the most common label gets $majority right.",
+        "It gives every image one of its labels, also an image that none of them fits, and its scores are not\n"
+        "  calibrated: 0.9 does not mean right nine times in ten.",
+        "image-classification",
+    ),
     "embeddings": _Words(
         "feature-extraction",
         "It gives each text a vector of length 1; the cosine of two says how alike their texts are.",
         "Vectors that have nothing to do with their texts have $majority.",
         "A cosine is no probability: which one means alike has to be found on data of one's own.",
+    ),
+    "masked_lm": _Words(
+        "fill-mask",
+        "It finds tokens of a text that are masked. Fine-tuned, it is the encoder of another task.",
+        "Always answering the most frequent token has $majority.",
+        "It finds what is frequent in texts like those that it has read, whether it is true or not.",
+        "fill-mask",
     ),
 }
 
@@ -111,6 +126,17 @@ print(torch.nn.functional.normalize(pooled, dim=-1))
 ```
 
 The package sentence-transformers reads the folder as well."""
+_IMAGES_WITHOUT_TORCH = """
+
+Without torch and transformers (`pip install 'limbeck[runtime]'`), images prepared as they were in training:
+
+```python
+from pathlib import Path
+from limbeck.runtime import Predictor
+
+student = Predictor.load(Path("this/folder"))
+print(student.predict(Path("picture.png")))
+```"""
 _POOLED = {"mean": "(states * mask).sum(dim=1) / mask.sum(dim=1)", "cls": "states[:, 0]"}
 
 #: What reads a student without some of its heads.
@@ -150,7 +176,14 @@ print(session.run(["logits"], feeds)[0])
 
 
 def model_card(
-    card: Scorecard, name: str, *, teacher: str, dataset: str, pair: bool = False, pooling: str = "mean"
+    card: Scorecard,
+    name: str,
+    *,
+    teacher: str,
+    dataset: str,
+    pair: bool = False,
+    pooling: str = "mean",
+    mask: str = "",
 ) -> str:
     """The model card, in Markdown, of the scorecard's ``name``: ``student`` or ``baseline``.
 
@@ -159,6 +192,7 @@ def model_card(
         dataset: likewise.
         pair: whether an example is two texts.
         pooling: of a student that gives vectors.
+        mask: how the tokenizer of a student that finds masked tokens writes one.
     """
     is_student = name == "student"
     parts = [
@@ -178,7 +212,7 @@ def model_card(
         parts += ["## Early exit", _exits(card.exits, card.main_metric)]
     if is_student and card.sub_networks:
         parts += ["## Other sizes", _sizes(card)]
-    parts += ["## How to use it", _usage(card, is_student, pair, pooling), "## What to mind", _limits(card)]
+    parts += ["## How to use it", _usage(card, is_student, pair, pooling, mask), "## What to mind", _limits(card)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -337,7 +371,7 @@ def _export_cells(export: ExportCard, metrics: list[str]) -> list[str]:
     ]
 
 
-def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
+def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: str) -> str:
     task = _TASKS[card.task]
     question, texts = '"a text"', '"a text"'
     if pair:
@@ -345,6 +379,8 @@ def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
     if card.task == "question_answering":
         question = '{"question": "What is named?", "context": "The river is named Tay."}'
         texts = '"What is named?", "The river is named Tay."'
+    if card.task == "masked_lm":
+        question = texts = f'"Paris is the {mask} of France."'
     names = {
         "question": question,
         "texts": texts,
@@ -363,13 +399,19 @@ def _usage(card: Scorecard, is_student: bool, pair: bool, pooling: str) -> str:
     with_torch = _WITH_TORCH if task.pipeline else _QUESTIONS_WITH_TORCH
     if card.task == "embeddings":
         with_torch = _VECTORS_WITH_TORCH
-    return Template(with_torch + (_WITHOUT_TORCH if is_student and card.exports else "")).substitute(names)
+    without_torch = _WITHOUT_TORCH
+    if card.task == "image_classification":
+        names["question"], without_torch = '"picture.png"', _IMAGES_WITHOUT_TORCH
+    return Template(with_torch + (without_torch if is_student and card.exports else "")).substitute(names)
 
 
 def _limits(card: Scorecard) -> str:
+    tested = "texts like those of its data set. Other kinds of text, other languages and later times were not"
+    if card.task == "image_classification":
+        tested = "images like those of its data set. Other kinds of image, other cameras and later times were not"
     return f"""\
 - {_TASKS[card.task].limit}
-- The figures are of texts like those of its data set. Other kinds of text, other languages and later times were not
+- The figures are of {tested}
   tested.
 - What its teacher and its data have wrong, or weigh unfairly, it has learned as well; that was not examined.
 - This is one run with one seed ({card.seed}). The intervals say how far another draw of test examples may move the

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor
 from limbeck import evaluate, hard_samples, texts
 from limbeck.cache import predict
 from limbeck.config import DistillConfig, Gate
+from limbeck.data.corpus import LABELLED_ONCE
 from limbeck.errors import Diverged
 from limbeck.exit_card import measure_exits
 from limbeck.export import CALIBRATED_EXAMPLES, Exported, export_onnx, onnx_runner, rows_of, torch_runner
+from limbeck.families import depth_of, pad_id_of, width_of
 from limbeck.fewer_heads import kept_heads
 from limbeck.latency import measure_latency, one_after_the_other
 from limbeck.methods.fastbert import FastBert
@@ -27,15 +29,18 @@ from limbeck.modelcard import model_card
 from limbeck.phases import ensemble_of
 from limbeck.preparation import Prepared, below
 from limbeck.run import Run
+from limbeck.runtime import images
 from limbeck.runtime.encoding import Row
 from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
 from limbeck.size_card import sub_networks
-from limbeck.students import read_config
+from limbeck.students import has_words, read_config, word_table
 from limbeck.tokenizing import load_tokenizer
 from limbeck.trimming import name_for_all, trimmed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from limbeck.runtime.encoding import Row
 
 #: Seconds that each model is timed at each batch size.
 _TIMED = 1.0
@@ -81,15 +86,14 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     if is_teacher and name != "teacher":
         run.store.write_tensors(_tested(name), {"logits": torch.from_numpy(logits)}, {})
     _say_tested(run, job, "teacher" if is_teacher else name, name.replace("-", " ").capitalize(), predictions)
-    table: Any = model.get_input_embeddings().weight
     of = job.blueprint if is_teacher else job.student.origin
     whole = is_teacher or not job.student.trimmed
-    unused = of.vocabulary.full_size - len(of.vocabulary) if whole else 0
+    unused = of.vocabulary.full_size - len(of.vocabulary) if whole and has_words(model) else 0
     return Evaluation(
         architecture=type(model).__name__,
-        layers=int(model.config.num_hidden_layers),
-        hidden_size=int(model.config.hidden_size),
-        parameters=sum(p.numel() for p in model.parameters()) + unused * table.shape[1],
+        layers=depth_of(model.config),
+        hidden_size=width_of(model.config),
+        parameters=sum(p.numel() for p in model.parameters()) + unused * (word_table(model).shape[1] if unused else 0),
         predictions=predictions.tolist() if isinstance(predictions, np.ndarray) else list(predictions),
         validation=evaluate.scores(job.task.metrics, answers, job.task.truth(job.validation)),
         kept_heads=kept_heads(model.config),
@@ -141,13 +145,13 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
     job.student.save(model, folder)
     # safetensors keeps it to the owner; whoever may read the folder may read all of it.
     (folder / "model.safetensors").chmod(0o644)
-    tokenizer = load_tokenizer(job.reader.folder, read_config(job.reader.folder), job.task)
-    if job.student.trimmed:
-        tokenizer = trimmed(tokenizer, job.reader.vocabulary.kept)
-    tokenizer.model_max_length = config.training.max_length
-    tokenizer.save_pretrained(folder)
-    if job.student.trimmed:
-        name_for_all(folder)
+    if job.task.reads == "image":
+        document = images.document_of(job.reader.folder)
+        (folder / images.FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        beside: dict[str, Any] = {}
+    else:
+        mask = _write_tokenizer(folder, job, config.training.max_length)
+        beside = {"mask": mask} if job.task.of_words else {}
     described = {
         "version": 1,
         "task": job.task.type,
@@ -155,9 +159,22 @@ def write_folder(model: PreTrainedModel, folder: Path, job: Prepared, config: Di
         "max_length": config.training.max_length,
         "pair": job.pair,
         **job.task.described(model.config),
+        **beside,
     }
     job.task.write_beside(folder, model.config, config.training.max_length)
     (folder / "limbeck.json").write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(folder: Path, job: Prepared, max_length: int) -> str | None:
+    """The student's tokenizer; how it writes a mask, if it has one."""
+    tokenizer = load_tokenizer(job.reader.folder, read_config(job.reader.folder), job.task)
+    if job.student.trimmed:
+        tokenizer = trimmed(tokenizer, job.reader.vocabulary.kept)
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(folder)
+    if job.student.trimmed:
+        name_for_all(folder)
+    return None if tokenizer.mask_token is None else str(tokenizer.mask_token)
 
 
 def export(
@@ -176,7 +193,7 @@ def export(
     for name in written:
         run.poll()
         write_folder(models[name], output / name, job, run.config)
-    student, pad_id = output / "student", job.reader.config.pad_token_id or 0
+    student, pad_id = output / "student", pad_id_of(job.reader.config)
     # The ids of texts are those of the student's folder, compact ones where it is trimmed.
     kept = None if job.student.trimmed else job.reader.vocabulary.kept
     if job.student.trimmed:
@@ -186,7 +203,7 @@ def export(
         student,
         run.config.export,
         rows,
-        job.test,
+        job.test if kept is None else job.reader.vocabulary.restore(job.test),
         task=job.task,
         seed=run.config.training.seed,
         calibration=_calibration(job, run.config, kept),
@@ -197,7 +214,9 @@ def export(
     exports = exported.cards
     measured = None
     if isinstance(run.config.method, FastBert):
-        measured = measure_exits(run, job, run.config.method, models["student"], student, rows, pad_id)
+        measured = measure_exits(
+            run, job, run.config.method, models["student"], student, cast("list[Row]", rows), pad_id
+        )
     elsewhere = {name: read for name, read in job.members.items() if read.test is not job.test}
     runners = {
         name: torch_runner(run.device.place(model), job.task, kept=kept, autocast=run.device.autocast)
@@ -208,7 +227,7 @@ def export(
     latency: dict[str, tuple[Latency, ...]] = {}
     for name, read in elsewhere.items():
         # The same texts in other tokens, so that this teacher cannot take turns with the rest in one measurement.
-        own, pad = read.blueprint.vocabulary.kept, read.blueprint.config.pad_token_id or 0
+        own, pad = read.blueprint.vocabulary.kept, pad_id_of(read.blueprint.config)
         place = run.device.place(models[name])
         alone = {name: torch_runner(place, job.task, kept=own, autocast=run.device.autocast)}
         latency |= measure_latency(alone, rows_of(read.test, own), pad_id=pad, seconds=_TIMED, poll=run.poll)
@@ -221,7 +240,7 @@ def export(
     if run.store.has("difficulty"):
         scorecard = scorecard.model_copy(update={"difficulty": _difficulty(run, job, output, evaluations)})
     for name in written:
-        described = job.task.described(models[name].config)
+        described = json.loads((output / name / "limbeck.json").read_text(encoding="utf-8"))
         text = model_card(
             scorecard,
             name,
@@ -229,6 +248,7 @@ def export(
             dataset=job.card.source,
             pair=job.pair,
             pooling=described.get("pooling", "mean"),
+            mask=described.get("mask", ""),
         )
         (output / name / "README.md").write_text(text, encoding="utf-8")
     (output / "scorecard.json").write_text(scorecard.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -240,7 +260,7 @@ def _calibration(job: Prepared, config: DistillConfig, kept: NDArray[np.int64] |
     if "onnx-int8-static" not in config.export:
         return []
     order = np.random.default_rng(config.training.seed).permutation(job.card.train)
-    return rows_of(job.train.take(order[:CALIBRATED_EXAMPLES]), kept)
+    return cast("list[Row]", rows_of(job.train.take(order[:CALIBRATED_EXAMPLES]), kept))
 
 
 def _tell(run: Run, exported: Exported) -> None:
@@ -304,7 +324,7 @@ def _difficulty(run: Run, job: Prepared, output: Path, evaluations: Mapping[str,
     measured = {split: below(columns, split) for split in hard_samples.SPLITS}
     shown = texts.unpack(job.texts)
     hard_samples.write(output, measured, shown)
-    one_class = job.task.type == "sequence_classification"
+    one_class = job.task.type in LABELLED_ONCE
     found = hard_samples.summary(
         measured,
         shown,
@@ -361,5 +381,5 @@ def _verdict(gate: Gate, retention: Estimate, latency: Sequence[Latency]) -> Ver
         reasons.append(f"The student keeps {retention.value:.1%} of its teacher; asked for: {gate.min_retention:.1%}.")
     single = next(found.p95_ms for found in latency if found.batch_size == 1)
     if gate.max_p95_ms is not None and single > gate.max_p95_ms:
-        reasons.append(f"One text takes {single:.1f} ms at the 95th percentile; allowed: {gate.max_p95_ms:g} ms.")
+        reasons.append(f"One example takes {single:.1f} ms at the 95th percentile; allowed: {gate.max_p95_ms:g} ms.")
     return Verdict(passed=not reasons, reasons=tuple(reasons))

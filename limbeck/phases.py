@@ -18,6 +18,7 @@ from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
 from limbeck.ensemble import Ensemble
+from limbeck.families import depth_of
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
 from limbeck.preparation import Prepared, special_tokens
@@ -56,7 +57,7 @@ def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) 
     training, shallow = run.config.training, job.student.config()
 
     def once(config: Any, data: Encoded) -> float:
-        return forward_work(config, int(config.num_hidden_layers), data.lengths)
+        return forward_work(config, depth_of(config), data.lengths)
 
     def learn(config: Any, data: Encoded, epochs: int, checked: Encoded) -> float:
         return epochs * (once(config, data) * TRAINING + once(config, checked))
@@ -156,8 +157,25 @@ def answers_of(run: Run, job: Prepared, teachers: Teachers) -> Tensor | None:
     """The teacher's answers to the training split, where something asks for them: from the state, from the folder that
     jobs share, or computed; those of several teachers side by side, (rows, teachers · classes)."""
     if not asks_teacher(run.config, job, "distilling"):
+        if job.task.of_words:
+            _say_live(run, job)
         return None
     return run.first(lambda: _all_answers(run, job, teachers))
+
+
+def _say_live(run: Run, job: Prepared) -> None:
+    """Once, for whoever looks for the event that the teacher's answers were kept."""
+    if run.facts.get("live_said") or not run.config.method.uses_teacher:
+        return
+    words, hidden = len(job.blueprint.vocabulary), job.train.answers
+    run.event(
+        "teacher.live",
+        f"The teacher is asked anew in every step: its answers choose among {words:,} tokens, and those to the "
+        f"{hidden:,} tokens hidden in one epoch would take {4 * words * hidden:,} bytes",
+        words=words,
+        hidden=hidden,
+    )
+    run.facts["live_said"] = True
 
 
 def _all_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
@@ -213,7 +231,7 @@ def _weighting(run: Run, name: str) -> SampleWeighting | None:
 
 def asks_teacher(config: DistillConfig, job: Prepared, name: str) -> bool:
     """Whether the teacher's answers to the training split are needed after this phase begins, and so kept."""
-    if name != "distilling":
+    if name != "distilling" or job.task.of_words:
         return False
     weighting = config.training.sample_weighting
     return (

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
-from limbeck import embedding_checks, several_teachers, shapes
+from limbeck import embedding_checks, image_checks, masked_lm_checks, several_teachers, shapes
 from limbeck.config import TASKS, DistillConfig, TeacherModel
+from limbeck.config import Method as AnyMethod
 from limbeck.data.cells import NUMBER
 from limbeck.errors import Problem
-from limbeck.families import FAMILIES
+from limbeck.families import families_for
 from limbeck.methods.base import Method
 from limbeck.sources import ModelFacts
 from limbeck.tasks.base import Task
 from limbeck.tasks.embeddings import Embeddings
+from limbeck.tasks.masked_lm import MaskedLM
+
+#: The tasks whose data have a column of texts.
+_OF_TEXTS = ("sequence_classification", "multi_label", "regression", "embeddings", "masked_lm")
+_METHODS = tuple(get_args(member)[1].tag for member in get_args(get_args(AnyMethod)[0]))
 
 
 def check(
@@ -46,8 +53,11 @@ def check(
     if teacher is not None:
         config = config.model_copy(update={"student": config.method.student(config.student, teacher.layers)})
     origin = teacher if config.student.source is None else student
+    reads = "text" if chosen is None else chosen.reads
+    if reads == "image":
+        found += image_checks.against_models(config, teacher, student)
     if student is not None:
-        found += _family(student, "student")
+        found += _family(student, "student", None if chosen is None else reads)
         found += _length(config, student, "the student")
     misfits = () if origin is None else tuple(shapes.problems(config.student, origin))
     found += misfits
@@ -57,7 +67,7 @@ def check(
             found += embedding_checks.against_teacher(config, chosen, teacher, None if misfits else origin)
         if labels is not None and origin is not None:
             classes = (chosen or TASKS["sequence_classification"]()).outputs(labels)
-            count = shapes.depth(config.student, origin.layers)
+            count = shapes.depth(config.student, origin.layers, origin.stages)
             found += config.method.problems(classes=classes, teacher_layers=teacher.layers, student_layers=count)
     members = zip(config.teacher.models, config.teacher.pointers, (teacher, *more), strict=False)
     for spec, pointer, facts in members:
@@ -75,7 +85,7 @@ def _teacher(
     labels: Sequence[str] | None,
 ) -> Iterator[Problem]:
     """What forbids this model as the teacher, or as one of several."""
-    yield from _family(facts, pointer.strip("/"))
+    yield from _family(facts, pointer.strip("/"), None if task is None else task.reads)
     yield from _length(config, facts, "the teacher")
     yield from _finetuning(spec, pointer, facts, task)
     if labels is not None:
@@ -86,7 +96,7 @@ def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str]
     """Whether the loss and the weights mean something for the task's answers and the method."""
     task = chosen or TASKS["sequence_classification"]()
     training, method = config.training, config.method
-    yield from training.loss.problems(task=task, classes=None if labels is None else len(labels))
+    yield from training.loss.problems(task=task, classes=None if labels is None or task.of_words else len(labels))
     if training.loss.type != "kl" and not method.uses_teacher:
         yield Problem(
             "/training/loss", f"found {training.loss.type!r}; the method {method.type!r} has no teacher to compare with"
@@ -101,25 +111,44 @@ def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str]
 
     if isinstance(chosen, Embeddings):
         yield from embedding_checks.alone(config, chosen)
+    if isinstance(chosen, MaskedLM):
+        yield from masked_lm_checks.alone(config)
+    if task.reads == "image":
+        yield from image_checks.alone(config)
 
 
 def serves(method: Method, task: Task, offered: frozenset[str]) -> bool:
     """Whether a method serves the task, and a student that offers so much of ``limbeck.shapes.OFFERS``."""
     fits = (method.tasks is None or task.type in method.tasks) and not (method.labels_alone and not task.labelled)
+    fits = fits and method.type not in task.refused
+    fits = fits and task.reads in method.modalities
     return fits and method.needs <= offered
 
 
 def _served(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
     served = config.method.tasks
-    if served is not None and task is not None and task.type not in served:
+    if task is not None and config.method.type in task.refused:
+        why = task.refused[config.method.type]
+        allowed = ", ".join(name for name in _METHODS if name not in task.refused)
+        yield Problem("/method", f"found {config.method.type!r}, which {why}; allowed for {task.type}: {allowed}")
+    elif served is not None and task is not None and task.type not in served:
         allowed = ", ".join(sorted(served))
         yield Problem("/method", f"{config.method.type} does not serve the task {task.type}; its tasks: {allowed}")
-
-
-def _family(model: ModelFacts, part: str) -> Iterator[Problem]:
-    if model.model_type not in FAMILIES:
+    elif task is not None and task.reads not in config.method.modalities:
         yield Problem(
-            f"/{part}/source", f"found a model of the type {model.model_type!r}; allowed: {', '.join(FAMILIES)}"
+            "/method",
+            f"{config.method.type} does not serve the task {task.type}: it works on texts; take auto, kd, minilm, "
+            "patient, self, noise or none",
+        )
+
+
+def _family(model: ModelFacts, part: str, reads: str | None) -> Iterator[Problem]:
+    """``reads`` is what the task's examples are; None where it is not known yet."""
+    allowed = families_for("text") + families_for("image") if reads is None else families_for(reads)
+    if model.model_type not in allowed:
+        of = f" for {reads}s" if reads == "image" else ""
+        yield Problem(
+            f"/{part}/source", f"found a model of the type {model.model_type!r}; allowed{of}: {', '.join(allowed)}"
         )
 
 
@@ -141,8 +170,8 @@ def _length(config: DistillConfig, model: ModelFacts, who: str) -> Iterator[Prob
 
 def _task(wanted: Task, task: str, labels: Sequence[str]) -> Iterator[Problem]:
     """One label for each text also reads as several of them, and where all are numbers, as numbers."""
-    if wanted.type == "embeddings" and task in ("sequence_classification", "multi_label", "regression"):
-        return  # their texts serve, and where they are pairs, numbers as scores
+    if wanted.type in ("embeddings", "masked_lm") and task in _OF_TEXTS:
+        return  # their texts serve, and for embeddings numbers of pairs as scores
     numbers = wanted.type == "regression" and all(NUMBER.fullmatch(label) for label in labels)
     if wanted.type != task and not (task == "sequence_classification" and (wanted.type == "multi_label" or numbers)):
         yield Problem("/task", f"found {wanted.type!r}; the data set is of {task}")

@@ -13,13 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limbeck import copies, data, evaluate, preflight, sources, texts
+from limbeck import copies, data, preflight, sources, texts
 from limbeck.batches import Encoded
 from limbeck.callbacks import Stage
+from limbeck.cards import card_of, shown
 from limbeck.config import TASKS
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.families import FAMILIES
 from limbeck.methods.base import SpecialTokens
+from limbeck.picture_data import keep_pictures
+from limbeck.pictures import Pictures
 from limbeck.provenance import require_same, say_provenance
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
     from limbeck.config import FineTune
     from limbeck.copies import Enlarged
-    from limbeck.data import Corpus, Split
+    from limbeck.data import Corpus
     from limbeck.sources import LocalModel, ModelFacts
 
 _SPLITS = ("train", "validation", "test")
@@ -128,14 +131,15 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     card = DatasetCard.model_validate(stored["card"])
     chosen: Task = run.config.task or TASKS[stored["task"]]()
     task = chosen.for_data(pair=stored["pair"])
-    vocabulary = Vocabulary(tensors["vocabulary"].numpy(), int(read_config(teacher.path).vocab_size))
+    vocabulary = Vocabulary(tensors["vocabulary"].numpy(), _full_size(teacher.path))
     blueprint = Blueprint.read(teacher.path, task, card.labels, vocabulary)
     others = tensors.get("student_vocabulary")
     plan = _student_plan(run, blueprint, card.labels, source, about, None if others is None else others.numpy())
     digests = {one.pointer.strip("/"): one.sha256() for one in teachers}
     require_same(expected, {"dataset": card.sha256, **digests})
     say_provenance(run, card, stored["revision"], teachers, list(digests.values()))
-    train, validation, test = _read_splits(tensors)
+    kind = Pictures if task.reads == "image" else Encoded
+    train, validation, test = _read_splits(kind, tensors)
     prepared = Prepared(
         task=task,
         blueprint=blueprint,
@@ -151,7 +155,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         teacher_revision=teacher.model.revision,
         teacher_sha256=digests["teacher"],
         texts=tensors["texts"],
-        teachers=None if others is None else _read_splits(tensors, "teacher."),
+        teachers=None if others is None else _read_splits(kind, tensors, "teacher."),
     )
     further = [_further(prepared, one, digests[one.pointer.strip("/")], tensors) for one in teachers[1:]]
     return replace(prepared, more=tuple(further))
@@ -161,7 +165,7 @@ def _further(job: Prepared, teacher: TeacherFolder, sha256: str, tensors: Mappin
     """The job as a further teacher has it: in the first one's tokens, or in its own where those are others."""
     view, name = job.for_teacher, teacher.pointer.strip("/")
     kept = tensors.get(f"{name}/vocabulary")
-    whole = _read_splits(tensors, f"{name}/") if kept is not None else (view.train, view.validation, view.test)
+    whole = _read_splits(Encoded, tensors, f"{name}/") if kept is not None else (view.train, view.validation, view.test)
     full_size = int(read_config(teacher.path).vocab_size)
     vocabulary = Vocabulary(view.blueprint.vocabulary.kept if kept is None else kept.numpy(), full_size)
     train, validation, test = whole
@@ -197,11 +201,18 @@ def _student_plan(
     about: ModelFacts | None,
     kept: NDArray[np.int64] | None,
 ) -> StudentPlan:
-    spec = run.config.method.student(run.config.student, teacher.layers)
+    method = run.config.method
+    spec = method.begin(method.student(run.config.student, teacher.layers), teacher.task)
     seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)
-    full_size = int(read_config(source.path).vocab_size)
+    full_size = _full_size(source.path)
+    if teacher.task.of_words and full_size != teacher.vocabulary.full_size:
+        detail = (
+            f"found a model whose word table has {full_size:,} rows; its answers are compared with those of the "
+            f"teacher, whose table has {teacher.vocabulary.full_size:,}"
+        )
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
     vocabulary = Vocabulary(teacher.vocabulary.kept if kept is None else kept, full_size)
     own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
     keep = about.has_head_for(teacher.task) and labels_agree(source.path, teacher.task, labels, must=False)
@@ -223,13 +234,16 @@ def _encode(
     chosen: Task = wanted or TASKS[corpus.task]()
     task = chosen.for_data(pair=pair)
     teacher = teachers[0].path
+    if task.reads == "image":
+        keep_pictures(run, corpus, task, teacher, source)
+        return
     config = read_config(teacher)
     tokenizer = load_tokenizer(teacher, config, task)
     further = {one.pointer: further_tokenizer(run.config, tokenizer, one, corpus, task) for one in teachers[1:]}
     other = None if source is None else other_tokenizer(run.config, tokenizer, source, corpus, task)
     length = run.config.training.max_length
     whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
-    card, cut = _card(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
+    card, cut = card_of(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
     enlarged = copies.enlarge(run, corpus, whole, teacher, tokenizer, given)
     whole["train"] = enlarged.train
     sharing = [one for one in teachers if further.get(one.pointer) is None]
@@ -240,6 +254,8 @@ def _encode(
         full_size=int(config.vocab_size),
         offset=any(FAMILIES[one.model_type].offset for one in (*(one.facts for one in sharing), about) if one),
     )
+    if task.of_words and run.config.student.vocabulary == "full":
+        vocabulary = Vocabulary.whole(int(config.vocab_size))
     tensors: dict[str, Tensor] = {}
     for one in teachers:
         if (own := further.get(one.pointer)) is not None:
@@ -259,7 +275,7 @@ def _encode(
                     f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
                 )
                 raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
-    readable = {name: _shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
+    readable = {name: shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
     kept = torch.from_numpy(vocabulary.kept)
     tensors |= {"vocabulary" if other is None else "student_vocabulary": kept, "texts": texts.pack(readable)}
     tensors |= _split_tensors(whole, vocabulary)
@@ -290,6 +306,11 @@ def _encode(
     )
     if run.config.training.augmentation:
         _say_enlarged(run, enlarged)
+
+
+def _full_size(folder: Path) -> int:
+    """Of a model's vocabulary; 0 where it reads no tokens."""
+    return int(getattr(read_config(folder), "vocab_size", 0))
 
 
 def _read_by(
@@ -326,8 +347,10 @@ def _split_tensors(whole: Mapping[str, Encoded], vocabulary: Vocabulary, prefix:
     }
 
 
-def _read_splits(tensors: Mapping[str, Tensor], prefix: str = "") -> tuple[Encoded, Encoded, Encoded]:
-    train, validation, test = (Encoded.from_tensors(below(tensors, f"{prefix}{split}")) for split in _SPLITS)
+def _read_splits(
+    kind: type[Encoded], tensors: Mapping[str, Tensor], prefix: str = ""
+) -> tuple[Encoded, Encoded, Encoded]:
+    train, validation, test = (kind.from_tensors(below(tensors, f"{prefix}{split}")) for split in _SPLITS)
     return train, validation, test
 
 
@@ -339,26 +362,6 @@ def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
         f"The student learns from {len(enlarged.train) - enlarged.originals:,} more examples: {added}{left_out}",
         **enlarged.counts,
         held_out=enlarged.held_out,
-    )
-
-
-def _shown(task: Task, split: Split, labels: Sequence[str]) -> list[texts.Shown]:
-    """For the table of hard samples, which vectors do not have."""
-    if task.kind == "vector":
-        return []
-    return texts.shown(split.texts, split.pairs, split.labels, labels)
-
-
-def _card(corpus: Corpus, task: Task, test: Encoded) -> DatasetCard:
-    truth = task.truth(test)
-    return DatasetCard(
-        source=corpus.source,
-        sha256=corpus.sha256,
-        train=len(corpus.train),
-        validation=len(corpus.validation),
-        test=len(corpus.test),
-        labels=corpus.labels,
-        majority=evaluate.score(task.main_metric, task.guess(truth), truth),
     )
 
 

@@ -29,11 +29,32 @@ TRAINING = 3.0
 
 def forward_work(config: PreTrainedConfig, layers: int, lengths: NDArray[np.int64]) -> float:
     """Floating-point operations of one pass over texts of these lengths through so many layers (two per multiply-add):
-    four projections and the two of the feed-forward part per token, and attention, which grows with the square."""
+    four projections and the two of the feed-forward part per token, and attention, which grows with the square.
+
+    The patches of an image are its tokens. Of a network in stages each token is a square of 16 × 16 pixels."""
+    if hasattr(config, "depths"):
+        return _convolution_work(config) * float(lengths.sum())
     hidden, inner = int(config.hidden_size), int(getattr(config, "intermediate_size", 4 * config.hidden_size))
     linear = 2.0 * (4 * hidden * hidden + 2 * hidden * inner) * float(lengths.sum())
     attention = 4.0 * hidden * float(np.square(lengths, dtype=np.float64).sum())
     return layers * (linear + attention)
+
+
+def _convolution_work(config: PreTrainedConfig) -> float:
+    """Of a ResNet, for a square of 16 × 16 pixels. The stem leaves 4 × 4 places of it, each later stage a quarter."""
+    found: Any = config
+    places, before, work = (
+        16.0,
+        int(found.embedding_size),
+        2.0 * 64 * 49 * int(found.num_channels * found.embedding_size),
+    )
+    for number, (width, blocks) in enumerate(zip(found.hidden_sizes, found.depths, strict=True)):
+        places = places / 4 if number else places
+        # A bottleneck narrows to a quarter, a basic block is two convolutions of 3 × 3.
+        own = 17 / 16 * width * width if found.layer_type == "bottleneck" else 18.0 * width * width
+        work += 2 * places * (blocks * own + before * width)
+        before = width
+    return work
 
 
 @dataclass(frozen=True, slots=True)

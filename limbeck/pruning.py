@@ -117,7 +117,7 @@ def _measured(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part
         found = measure(
             load(),
             [collate(rows) for rows in batches],
-            lambda model, batch: criterion.hard(criterion.logits(model(**batch.inputs)), batch).value,
+            lambda model, batch: criterion.hard(criterion.answer(model, batch, inside=True), batch).value,
         )
         run.store.write_tensors(role, {"importance": found}, {})
         run.commit()

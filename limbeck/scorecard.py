@@ -13,7 +13,7 @@ from limbeck.spec import Spec
 #: The table of hard samples, beside the student's files; its texts belong to the data set, so no archive holds it.
 HARD_SAMPLES = ("hard_samples.parquet", "hard_samples.csv")
 #: Metrics that are not shares of 1, and not shown in per cent.
-NO_SHARES = frozenset({"pearson", "rmse", "spearman", "teacher_cosine"})
+NO_SHARES = frozenset({"pearson", "perplexity", "rmse", "spearman", "teacher_cosine"})
 
 
 class Estimate(Spec):
@@ -144,10 +144,10 @@ class DatasetCard(Spec):
     validation: int
     test: int
     labels: tuple[str, ...]
-    """None for regression, question answering and embeddings."""
+    """None for regression, question answering, embeddings and masked LM."""
     majority: float
     """What guessing gets on the test split, in the main metric: always the most common class or label, the mean number,
-    no entity, no answer, vectors that have nothing to do with the texts."""
+    no entity, no answer, the most frequent token, vectors that have nothing to do with the texts."""
     copies: int = 0
     """Training examples that augmentation made of these, for the student and the baseline."""
     unlabelled: int = 0

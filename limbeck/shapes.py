@@ -5,12 +5,13 @@ Imports no torch: the API process refuses a student that cannot be before anybod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.families import FAMILIES, Family
+from limbeck.stages import blocks_of, missing_firsts
 
 if TYPE_CHECKING:
     from limbeck.config import Student
@@ -69,17 +70,22 @@ class Shape:
     kept_heads: int | None = None  #: of each layer's ``heads``, where pruning takes some
 
 
-def student_layers(student: Student, teacher_layers: int) -> tuple[int, ...]:
+def student_layers(student: Student, teacher_layers: int, stages: Sequence[int] = ()) -> tuple[int, ...]:
     """The teacher's layers (from 0) that the student starts from.
+
+    Args:
+        stages: of a teacher in stages, the blocks of each.
 
     Raises:
         InvalidConfig: at ``/student/layers`` (or ``/student/preset``), when the teacher has not so many.
     """
-    if (found := next(_depth(student, teacher_layers), None)) is not None:
+    if (found := next(_depth(student, teacher_layers, stages), None)) is not None:
         raise InvalidConfig(f"{found.pointer}: {found.detail}", [found])
-    wanted = _wanted(student, teacher_layers)
+    wanted = _wanted(student, teacher_layers, stages)
     if isinstance(wanted, tuple):
         return wanted
+    if stages:
+        return blocks_of(stages, wanted, student.init or "uniform")
     match student.init:
         case "first":
             return tuple(range(wanted))
@@ -91,19 +97,19 @@ def student_layers(student: Student, teacher_layers: int) -> tuple[int, ...]:
             return tuple(i * teacher_layers // wanted for i in range(wanted))
 
 
-def depth(student: Student, origin_layers: int) -> int:
+def depth(student: Student, origin_layers: int, stages: Sequence[int] = ()) -> int:
     """How many layers the student has."""
     if student.recurrent:
         return student.layers if isinstance(student.layers, int) else 1
-    wanted = _wanted(student, origin_layers)
+    wanted = _wanted(student, origin_layers, stages)
     return len(wanted) if isinstance(wanted, tuple) else wanted
 
 
-def _wanted(student: Student, origin_layers: int) -> int | tuple[int, ...]:
+def _wanted(student: Student, origin_layers: int, stages: Sequence[int] = ()) -> int | tuple[int, ...]:
     if student.preset is not None:
         return PRESETS[student.preset].layers
     if student.layers is None:
-        return origin_layers if student.source is not None else max(1, origin_layers // 2)
+        return origin_layers if student.source is not None else max(1, len(stages), origin_layers // 2)
     return student.layers
 
 
@@ -120,7 +126,9 @@ def resolve(student: Student, origin: ModelFacts) -> Shape:
         units = student.hidden_size or RECURRENT_UNITS
         table = student.embedding_size or origin.embedding_size or origin.hidden_size
         return Shape((), depth(student, origin.layers), units, 0, 0, table)
-    layers = student_layers(student, origin.layers)
+    layers = student_layers(student, origin.layers, origin.stages)
+    if origin.stages:
+        return Shape(layers, len(layers), origin.hidden_size, 0, 0, origin.hidden_size)
     preset = None if student.preset is None else PRESETS[student.preset]
     width = student.hidden_size or (preset.hidden_size if preset else origin.hidden_size)
     heads = student.heads or (preset.heads if preset else _default_heads(width, origin))
@@ -157,6 +165,8 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
     """Which of :data:`OFFERS` a student has whose options fit."""
     if student.recurrent:
         return frozenset()
+    if teacher.stages:
+        return frozenset({"own_layers", "teacher_layers"} if student.source is None else ())
     family = FAMILIES.get(teacher.model_type, Family())
     found = {"layers", *(("scores",) if family.fused_export else ()), *(() if family.rotary else ("relations",))}
     found |= {"steps"} if family.fused_export and not family.shared else set()
@@ -184,9 +194,9 @@ def problems(student: Student, origin: ModelFacts) -> Iterator[Problem]:
     if student.recurrent:
         yield from _table(student, origin)
         return
-    found = list(_depth(student, origin.layers))
+    found = list(_depth(student, origin.layers, origin.stages))
     yield from found
-    if student.source is None:
+    if student.source is None and not origin.stages:
         yield from _width(student, origin)
         yield from _table(student, origin)
         yield from _fewer_heads(student, origin)
@@ -206,10 +216,22 @@ def _fewer_heads(student: Student, origin: ModelFacts) -> Iterator[Problem]:
         yield Problem(at, f"found {student.prune.heads} of {origin.heads} heads, which is none; allowed: {least} on")
 
 
-def _depth(student: Student, origin_layers: int) -> Iterator[Problem]:
+def _depth(student: Student, origin_layers: int, stages: Sequence[int] = ()) -> Iterator[Problem]:
     field = "preset" if student.preset is not None else "layers"
     whose = "the teacher" if student.source is None else "the student's source"
-    wanted = _wanted(student, origin_layers)
+    wanted = _wanted(student, origin_layers, stages)
+    if isinstance(wanted, int) and wanted < len(stages):
+        yield Problem(
+            "/student/layers",
+            f"found {wanted}; {whose} has {len(stages)} stages, each of which keeps a block at least: "
+            f"{len(stages)} to {origin_layers} are allowed",
+        )
+    if isinstance(wanted, tuple) and stages and (missing := missing_firsts(stages, wanted)):
+        yield Problem(
+            "/student/layers",
+            f"found no block {missing[0]}; the first block of each stage has to stay, as it makes the shape that the "
+            f"others read: {', '.join(map(str, missing_firsts(stages, ())))}",
+        )
     if isinstance(wanted, tuple) and wanted[-1] >= origin_layers:
         yield Problem(f"/student/{field}", f"found layer {wanted[-1]}; {whose} has the layers 0 to {origin_layers - 1}")
     if isinstance(wanted, int) and wanted > origin_layers:

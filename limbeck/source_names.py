@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-BUILTIN_TEACHERS = ("builtin:minilm-l6",)
-BUILTIN_DATASETS = ("builtin:stdlib-docstrings",)
+BUILTIN_TEACHERS = ("builtin:minilm-l6", "builtin:vit-digits")
+BUILTIN_TEXTS = ("builtin:stdlib-docstrings",)
+BUILTIN_DATASETS = (*BUILTIN_TEXTS, "builtin:digits")
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

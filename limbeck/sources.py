@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck import hub
+from limbeck import hub, untrained
 from limbeck.config import TASKS, Student, TeacherModel
 from limbeck.errors import InvalidInput, InvalidModel, Problem
 from limbeck.families import FAMILIES, family_of
@@ -26,6 +26,7 @@ HUB_FILES = (
     "config.json",
     "1_Pooling/config.json",
     "modules.json",
+    "preprocessor_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "vocab*",
@@ -68,6 +69,7 @@ class ModelFacts:
     heads: int = 0  #: of each layer; 0 where nothing is said
     intermediate_size: int = 0  #: neurons of each feed-forward part; 0 where nothing is said
     embedding_size: int | None = None  #: width of the word table where it is one of its own
+    stages: tuple[int, ...] = ()  #: of a network in stages, the residual blocks of each; ``layers`` is their sum
     pooling: str | None = (
         None  #: how it makes vectors of texts, where its folder says that: ``mean``, ``cls`` or others
     )
@@ -91,6 +93,8 @@ def teacher_folder(spec: TeacherModel, sources: Mapping[str, Path] | None = None
         return LocalModel((sources or {})[spec.source], None)
     if spec.source == "builtin:minilm-l6":
         return builtin_minilm()
+    if spec.source == untrained.SOURCE:
+        return LocalModel(untrained.untrained_vit(), untrained.REVISION)
     if spec.source.startswith("path:"):
         folder = Path(spec.source.removeprefix("path:"))
         if not folder.is_dir():
@@ -173,13 +177,13 @@ def _pooling(folder: Path) -> str | None:
 
 def _with_found_head(facts: ModelFacts, tensors: Mapping[str, Any]) -> ModelFacts:
     """What the weights say of the head. A head that only config.json tells of would answer at random."""
-    if facts.labels is None or facts.model_type not in FAMILIES:
-        return facts
     task = _task_of(facts.architecture)
-    head = None if task is None else tensors.get(f"{task.output_layer(facts.model_type)}.weight")
+    if task is None or facts.model_type not in FAMILIES:
+        return facts
+    head = tensors.get(task.head_tensor(facts.model_type))
     if head is None:
         return replace(facts, has_head=False, labels=None)
-    if head["shape"] != [len(facts.labels), *head["shape"][1:]]:
+    if facts.labels is not None and head["shape"] != [len(facts.labels), *head["shape"][1:]]:
         raise InvalidModel(
             f"The head's weights are of the shape {head['shape']}; config.json has {len(facts.labels)} labels."
         )
@@ -216,23 +220,26 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
     if not isinstance(architectures, list) or not all(isinstance(one, str) for one in architectures):
         raise InvalidModel("config.json has architectures that are not a list of names.")
     architecture = architectures[0] if architectures else ""
-    has_head = _task_of(architecture) is not None
-    layers = _number(config, _LAYERS)
+    task = _task_of(architecture)
+    has_head = task is not None
+    stages = _stages(config)
+    layers = sum(stages) or _number(config, _LAYERS)
     if layers > _MOST_LAYERS:
         raise InvalidModel(f"config.json tells of {layers:,} layers; at most {_MOST_LAYERS:,} are allowed.")
     return ModelFacts(
         architecture=architecture or config["model_type"],
         model_type=config["model_type"],
         layers=layers,
-        hidden_size=_number(config, _WIDTHS),
-        labels=_labels(config) if has_head else None,
+        hidden_size=config["hidden_sizes"][-1] if stages else _number(config, _WIDTHS),
+        stages=stages,
+        labels=None if task is None or task.of_words else _labels(config),
         has_head=has_head,
         parameters=parameters,
         bytes=bytes,
         max_positions=_positions(config),
         heads=_optional(config, _HEADS) or 0,
         intermediate_size=_optional(config, _NEURONS) or 0,
-        embedding_size=_optional(config, ("embedding_size",)),
+        embedding_size=None if stages else _optional(config, ("embedding_size",)),
     )
 
 
@@ -246,11 +253,15 @@ def check_model_folder(folder: Path) -> ModelFacts:
         if file.suffix.lower() in _PICKLES:
             name = file.relative_to(folder).as_posix()
             raise InvalidModel(f"{name} is not allowed: weights are taken as safetensors only, pickles can run code.")
-    if not any((folder / name).exists() for name in _TOKENIZERS):
-        raise InvalidModel(f"The folder has no tokenizer; expected one of {', '.join(_TOKENIZERS)}.")
     facts = model_facts(folder)
-    family_of(facts.model_type)
-    if _task_of(facts.architecture) is not None and not facts.has_head:
+    if family_of(facts.model_type).reads == "image":
+        from limbeck.runtime.images import Preparation
+
+        Preparation.read(folder)
+    elif not any((folder / name).exists() for name in _TOKENIZERS):
+        raise InvalidModel(f"The folder has no tokenizer; expected one of {', '.join(_TOKENIZERS)}.")
+    task = _task_of(facts.architecture)
+    if task is not None and not task.of_words and not facts.has_head:
         raise InvalidModel(f"config.json tells of a {facts.architecture}; the weights have no classification head.")
     return facts
 
@@ -311,6 +322,21 @@ def _positions(config: Mapping[str, Any]) -> int | None:
     family = FAMILIES.get(config["model_type"])
     before = (padding if type(padding) is int else 1) + 1 if family is not None and family.offset else 0
     return most - before
+
+
+def _stages(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many blocks each stage has, of networks that are made of stages."""
+    depths, widths = config.get("depths"), config.get("hidden_sizes")
+    if config["model_type"] not in FAMILIES or not FAMILIES[config["model_type"]].stages:
+        return ()
+    for name, values in (("depths", depths), ("hidden_sizes", widths)):
+        if not isinstance(values, list) or not values or not all(type(one) is int and one > 0 for one in values):
+            raise InvalidModel(f"config.json has no {name}, a list of whole numbers.")
+    assert isinstance(depths, list)
+    assert isinstance(widths, list)
+    if len(depths) != len(widths):
+        raise InvalidModel(f"config.json has {len(depths)} depths and {len(widths)} hidden_sizes.")
+    return tuple(depths)
 
 
 def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int:

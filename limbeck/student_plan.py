@@ -20,10 +20,8 @@ from limbeck.shapes import Shape, resolve
 from limbeck.students import (
     Blueprint,
     config_facts_of,
-    own_weights,
-    quiet_transformers,
-    save_beside,
     word_table,
+    write_as_it_is,
     write_model,
 )
 from limbeck.trimming import renumber_config
@@ -99,7 +97,7 @@ class StudentPlan:
         if self.options.recurrent:
             return self._recurrent_config()
         config, shape = cut_config(self.origin.config, self.shape.layers), self.shape
-        if self.options.source is not None:
+        if self.options.source is not None or hasattr(config, "depths"):
             return config
         config.hidden_size, config.num_attention_heads = shape.hidden_size, shape.heads
         setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", shape.intermediate_size)
@@ -173,18 +171,16 @@ class StudentPlan:
 
     def save(self, student: PreTrainedModel, folder: Path) -> None:
         """Write the student as a Hugging Face folder; where it is trimmed, with the compact vocabulary."""
+        if not self.origin.reads_tokens:
+            self.origin.save(student, folder)
+            return
         if not self.trimmed:
             write_model(student, folder, self.origin.vocabulary, self._table(), self.origin.config.pad_token_id)
             return
         config = copy.deepcopy(student.config)
         config.update(_token_ids(self.origin.config))
         renumber_config(config, self.origin.vocabulary.kept)
-        with quiet_transformers():
-            alone: Any = type(student)(config)
-            fewer_heads.shrink(alone)
-            alone.load_state_dict(own_weights(student))
-            alone.save_pretrained(folder)
-        save_beside(student, folder)
+        write_as_it_is(student, config, folder)
 
     def _take_table(self, student: PreTrainedModel, teacher: Mapping[str, Tensor]) -> None:
         """The teacher's words for a recurrent student, projected where its table is narrower."""

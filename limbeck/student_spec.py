@@ -38,8 +38,9 @@ class Student(Spec):
     shorthand: ClassVar[str | None] = "layers"
 
     layers: int | tuple[int, ...] | None = None
-    """How many layers, or which teacher layers (0-based, in order) the student starts from; default: half of them (all
-    of those of ``source``, and with ``self`` and ``fastbert``; one for ``bilstm`` and ``bigru``)."""
+    """How many layers, or which teacher layers (0-based, in order) the student starts from; of a ResNet its residual
+    blocks, counted through its stages, the first of each among them. Default: half of them (all of those of ``source``,
+    and with ``self`` and ``fastbert``; one for ``bilstm`` and ``bigru``)."""
     init: Literal["first", "last", "uniform", "skip"] | None = None
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
     every n-th from the first on; default: what the method asks for, which is ``uniform`` for most."""

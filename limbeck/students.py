@@ -15,7 +15,7 @@ from limbeck import exits, fewer_heads
 from limbeck.cutting import cut_config, cut_weights
 from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidModel
-from limbeck.families import family_of, require_plain
+from limbeck.families import FAMILIES, depth_of, family_of, require_plain
 from limbeck.shapes import student_layers
 from limbeck.sources import config_facts
 
@@ -98,7 +98,12 @@ class Blueprint:
 
     @property
     def layers(self) -> int:
-        return int(self.config.num_hidden_layers)
+        return depth_of(self.config)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it has a word table; without one, the vocabulary is empty."""
+        return family_of(self.config.model_type).reads == "text"
 
     def load_teacher(self, *, keep_head: bool) -> PreTrainedModel:
         """The teacher with its own weights. Its head is its own, rows in the data set's order, or new and random.
@@ -125,8 +130,11 @@ class Blueprint:
         if order is not None:
             _reorder(model.get_submodule(self.task.output_layer(self.config.model_type)), order)
         weights = model.state_dict()
+        if not self.reads_tokens:
+            return self.build(range(self.layers), weights)
         name = embedding_name(model)
-        weights[name] = self.vocabulary.shrink(weights[name])
+        for one in (name, *_answered_words(model, original.vocab_size)):
+            weights[one] = self.vocabulary.shrink(weights[one])
         return self.build(self.layers, weights)
 
     def build(self, layers: int | Sequence[int], weights: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -148,6 +156,8 @@ class Blueprint:
     def compact(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """The same configuration over the compact vocabulary."""
         small = copy.deepcopy(config)
+        if not self.reads_tokens:
+            return small
         small.vocab_size = len(self.vocabulary)
         if small.pad_token_id is not None:
             small.pad_token_id = self.vocabulary.place(int(small.pad_token_id))
@@ -159,6 +169,9 @@ class Blueprint:
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """Write a model with its whole vocabulary as a Hugging Face folder (configuration and safetensors)."""
+        if not self.reads_tokens:
+            write_as_it_is(model, model.config, folder)
+            return
         write_model(model, folder, self.vocabulary, word_table(self.original()), self.config.pad_token_id)
 
     def original(self) -> PreTrainedModel:
@@ -180,6 +193,22 @@ def embedding_name(model: PreTrainedModel) -> str:
     """What a model's state calls its word table."""
     table = model.get_input_embeddings()
     return next(f"{name}.weight" for name, module in model.named_modules() if module is table)
+
+
+def _answered_words(model: PreTrainedModel, vocab_size: int) -> list[str]:
+    """What a model's state calls the weights of a masked-LM head that have a row for each token."""
+    if model.base_model is model:
+        return []
+    inside, table = f"{model.base_model_prefix}.", word_table(model)
+    heads = ((name, one) for name, one in model.state_dict().items() if not name.startswith(inside))
+    # A layer as wide as the vocabulary is none but the last; a width is never as large.
+    return [name for name, one in heads if len(one) == vocab_size != table.shape[1]]
+
+
+def has_words(model: PreTrainedModel) -> bool:
+    """Whether a model reads tokens, and so has a word table."""
+    family = FAMILIES.get(model.config.model_type)
+    return family is None or family.reads == "text"
 
 
 def word_table(model: PreTrainedModel) -> Tensor:
@@ -208,6 +237,16 @@ def write_model(
         fewer_heads.shrink(whole)
         whole.load_state_dict(weights)
         whole.save_pretrained(folder)
+    save_beside(model, folder)
+
+
+def write_as_it_is(model: PreTrainedModel, config: Any, folder: Path) -> None:
+    """Write a model's weights with this configuration, which may say more than the one that it was built from."""
+    with quiet_transformers():
+        alone: Any = type(model)(copy.deepcopy(config))
+        fewer_heads.shrink(alone)
+        alone.load_state_dict(own_weights(model))
+        alone.save_pretrained(folder)
     save_beside(model, folder)
 
 

@@ -20,13 +20,18 @@ class FineTune(Spec):
     """Peak learning rate of AdamW."""
 
 
+#: What a teacher that has learned nothing needs where the user does not say.
+FROM_SCRATCH = {"builtin:vit-digits": FineTune(epochs=40, learning_rate=1e-3)}
+
+
 class TeacherModel(Spec):
     """A model whose knowledge is passed on."""
 
     shorthand: ClassVar[str | None] = "source"
 
     source: str
-    """A hub name, ``builtin:minilm-l6``, ``model:mdl_…``, or (library only) ``path:/folder``."""
+    """A hub name, ``builtin:minilm-l6``, ``builtin:vit-digits`` (an untrained ViT of 6 layers for images of 8 × 8,
+    which the job trains from scratch), ``model:mdl_…``, or (library only) ``path:/folder``."""
     revision: str | None = None
     """A commit, tag or branch of the hub; the commit that it meant is recorded."""
     finetune: FineTune | bool | None = None

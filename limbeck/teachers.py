@@ -12,6 +12,7 @@ from limbeck import sources
 from limbeck.config import FineTune
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
 from limbeck.students import label_order, read_config
+from limbeck.teacher_spec import FROM_SCRATCH
 
 if TYPE_CHECKING:
     from limbeck.config import TeacherModel
@@ -46,7 +47,7 @@ class TeacherFolder:
             at = f"{self.pointer}/finetune"
             detail = f"found false; this teacher has no head for {task.type}, so that it has to be fine-tuned: true"
             raise InvalidConfig(f"{at}: {detail}", [Problem(at, detail)])
-        return FineTune() if wanted or not has_head else None
+        return FROM_SCRATCH.get(self.spec.source, FineTune()) if wanted or not has_head else None
 
     def keeps_head(self, task: Task, labels: tuple[str, ...]) -> bool:
         """Whether its own head is used.
@@ -98,7 +99,7 @@ def labels_agree(folder: Path, task: Task, labels: tuple[str, ...], *, must: boo
     """
     config: Any = read_config(folder)
     try:
-        if task.headless:
+        if task.headless or task.of_words:
             return True
         if not task.named:
             _require_outputs(config.num_labels, task.outputs(labels))

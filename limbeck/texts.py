@@ -35,7 +35,8 @@ def shown(
 
     Args:
         texts: strings, or lists of tokens.
-        labels: whatever the task has: a place in ``names``, several of them, a number, or answers with their texts.
+        labels: whatever the task has: a place in ``names``, several of them, a number, answers with their texts, or
+            nothing.
         names: the data set's labels.
     """
     others = pairs if pairs is not None else [None] * len(texts)
@@ -66,6 +67,8 @@ def _cut(text: Any) -> str:
 
 
 def _label(label: Any, names: Sequence[str]) -> str:
+    if label is None:
+        return ""
     if isinstance(label, int):
         return names[label]
     if isinstance(label, float):

@@ -41,6 +41,20 @@ def other_tokenizer(config: DistillConfig, tokenizer: Any, source: LocalModel, c
     return own
 
 
+def require_answers_alone(config: DistillConfig) -> None:
+    """For a student that reads images in another size or range than its teacher.
+
+    Raises:
+        InvalidConfig: the method may take more from the teacher than its answers.
+    """
+    if not config.method.any_tokenizer:
+        detail = (
+            f"found a model that prepares images otherwise than the teacher does, and the method "
+            f"{config.method.type!r} may take more from the teacher than its answers, which kd, noise and none do not"
+        )
+        raise InvalidConfig(f"/student/source: {detail}", [Problem("/student/source", detail)])
+
+
 def further_tokenizer(config: DistillConfig, tokenizer: Any, teacher: TeacherFolder, corpus: Corpus, task: Task) -> Any:
     """The tokenizer of a further teacher where it does not read texts as the first one does, else None.
 

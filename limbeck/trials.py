@@ -14,6 +14,7 @@ import numpy as np
 
 from limbeck import evaluate, shapes
 from limbeck.callbacks import Stage
+from limbeck.families import depth_of
 from limbeck.loop import train
 from limbeck.phases import TRIAL, Teachers, answers_of, first_of, models_of, phase_of
 from limbeck.preflight import serves
@@ -51,8 +52,8 @@ def planned(run: Run, job: Prepared) -> tuple[dict[str, Item], int]:
         sizes += [_examples(run, job, share)] * rounds
         rounds, share = (rounds + 1) // 2, share * 2
     config, texts = job.student.config(), len(job.train)
-    whole = forward_work(config, int(config.num_hidden_layers), job.train.lengths)
-    check = forward_work(config, int(config.num_hidden_layers), job.validation.lengths)
+    whole = forward_work(config, depth_of(config), job.train.lengths)
+    check = forward_work(config, depth_of(config), job.validation.lengths)
     items = {
         _name(number): Item(Stage.DISTILLING, whole * size / texts * TRAINING + check)
         for number, size in enumerate(sizes, start=1)

@@ -7,7 +7,7 @@ gives the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,9 +35,15 @@ class Vocabulary:
         used: list[NDArray[Any]] = [
             np.arange(pad_id + 1) if offset else np.array([pad_id]),
             np.fromiter(special, dtype=np.int64),
-            *(split.ids for split in splits),
         ]
+        for split in splits:
+            used += [split.ids, split.labels[split.labels >= 0]] if split.cloze else [split.ids]
         return cls(np.unique(np.concatenate(used)).astype(np.int64), full_size)
+
+    @classmethod
+    def whole(cls, full_size: int) -> Vocabulary:
+        """Every id: where tokens are what is answered, one that no text uses still has its share of each answer."""
+        return cls(np.arange(full_size, dtype=np.int64), full_size)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -55,7 +61,23 @@ class Vocabulary:
 
     def compact(self, split: Encoded) -> Encoded:
         """The same texts in compact ids."""
-        return replace(split, ids=np.searchsorted(self.kept, split.ids).astype(np.int32))
+        return self._renumbered(split, lambda ids: np.searchsorted(self.kept, ids))
+
+    def restore(self, split: Encoded) -> Encoded:
+        """The same texts in original ids."""
+        return self._renumbered(split, lambda ids: self.kept[ids])
+
+    def _renumbered(self, split: Encoded, new: Callable[[NDArray[Any]], NDArray[Any]]) -> Encoded:
+        ids = new(split.ids).astype(np.int32)
+        if not split.cloze or split.places is None:
+            return replace(split, ids=ids)
+        labels, places = split.labels, split.places
+        return replace(
+            split,
+            ids=ids,
+            labels=np.where(labels < 0, labels, new(labels.clip(0))),
+            places=np.where(places < 0, places, new(places.clip(0))).astype(np.int32),
+        )
 
     def shrink(self, table: Tensor) -> Tensor:
         """``(full_size, width)`` -> ``(compact size, width)``."""

@@ -56,18 +56,22 @@ def config_of(family: str, vocab_size: int, pad_token_id: int, **changes: Any) -
     )
 
 
-def write_tiny(family: str, folder: Path, *, head: bool = True, spare: int = 3, **changes: Any) -> Path:
-    """Write a Hugging Face folder. Gains and biases are random as well: at their usual start of 1 and 0 many a mistake
-    would not show. ``spare`` rows of the word table belong to no token, as in many a published model."""
+def write_tiny(family: str, folder: Path, *, head: bool | str = True, spare: int = 3, **changes: Any) -> Path:
+    """Write a Hugging Face folder; ``head`` may be ``ForMaskedLM``.
+
+    Gains and biases are random as well: at their usual start of 1 and 0 many a mistake would not show. ``spare`` rows
+    of the word table belong to no token, as in many a published model.
+    """
     import torch
-    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     tokenizer = tokenizer_of(family)
     tokenizer.save_pretrained(folder)
     config = config_of(family, len(tokenizer) + spare, tokenizer.pad_token_id, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = (AutoModelForSequenceClassification if head else AutoModel).from_config(config)
+        kinds = {False: AutoModel, True: AutoModelForSequenceClassification, "ForMaskedLM": AutoModelForMaskedLM}
+        model = kinds[head].from_config(config)
         for name, parameter in model.named_parameters():
             # ModernBERT's first norm is uniform: see limbeck/cutting.py.
             if parameter.dim() == 1 and "embeddings.norm" not in name:

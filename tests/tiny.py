@@ -116,6 +116,45 @@ def _let_it_average(encoder: Any) -> None:
         encoder.pooler.dense.weight.add_(eye)
 
 
+def write_tiny_lm(
+    folder: Path, *, tokens: Sequence[str] | None = None, common: str = "the", head: bool = True, layers: int = 4
+) -> Path:
+    """Write a masked-LM folder that is better than guessing without any training: it answers each place with the token
+    that stands there, which is right where a hidden token was left as it is, and a mask with a common token.
+
+    Args:
+        tokens: the vocabulary; default: :func:`vocabulary`.
+        common: the token that a mask is answered with.
+        head: without, the same encoder alone.
+    """
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+    pieces = vocabulary() if tokens is None else tokens
+    folder.mkdir(parents=True, exist_ok=True)
+    BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, do_lower_case=True).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertForMaskedLM(config)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(20)
+            model.cls.predictions.transform.dense.weight.add_(torch.eye(32))
+            table = model.get_input_embeddings().weight
+            table[pieces.index("[MASK]")] = table[pieces.index(common)]
+            model.cls.predictions.bias.normal_(std=0.1)
+            model.cls.predictions.bias[pieces.index("[MASK]")] = -10
+    (model if head else model.bert).save_pretrained(folder)
+    return folder
+
+
 def write_tiny_dataset(
     folder: Path, *, rows: int = 200, labels: Sequence[str] = ("gui", "networking"), seed: int = 0
 ) -> Path:

@@ -15,7 +15,7 @@ from limbeck.formats import FILES, Format
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import FOLDER as EXITS
 from limbeck.runtime.providers import choose
-from limbeck.runtime.student import SIDE_FILES
+from limbeck.runtime.student import IMAGE_SIDE_FILES, SIDE_FILES
 from models.settings import Settings
 from models.storage import Storage
 
@@ -163,13 +163,14 @@ def files_of(
     """
     by_path = {file.path: file for file in files}
     forms = [form for form, path in FILES.items() if path in by_path]
-    if not forms or not all(path in by_path for path in SIDE_FILES):
+    sides = next((sides for sides in (SIDE_FILES, IMAGE_SIDE_FILES) if all(path in by_path for path in sides)), None)
+    if not forms or sides is None:
         raise Conflict(f"Model {model_id} cannot answer: only students that a job exported (`export: [onnx]`) can.")
     if wanted is not None and wanted not in forms:
         raise Conflict(f"Model {model_id} has no form {wanted}; it has: {', '.join(forms)}.")
     form = wanted or forms[0]
     layers = sorted(path for path in by_path if path.startswith(f"{EXITS}/")) if form == "onnx" else []
-    return form, tuple(by_path[path] for path in (*SIDE_FILES, *(layers or [FILES[form]])))
+    return form, tuple(by_path[path] for path in (*sides, *(layers or [FILES[form]])))
 
 
 def _estimate(needed: Sequence[FileFacts]) -> int:

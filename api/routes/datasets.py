@@ -29,7 +29,9 @@ _COLUMNS = tuple(Columns.model_fields)
 _FORM = multipart(
     "train",
     {
-        "train": file_part("CSV, TSV, JSONL or Parquet, or the gzip of one; the name's ending says which."),
+        "train": file_part(
+            "CSV, TSV, JSONL, Parquet, or TXT with a text a line, or the gzip of one; the name's ending says which."
+        ),
         "validation": file_part("Cut from `train` where it is not given, stratified where an example has one label."),
         "test": file_part("The same."),
         "name": text_part("For people; default: the name of the train file.", "reviews"),
@@ -41,6 +43,7 @@ _FORM = multipart(
         "question": text_part("The column with the question, for question answering.", "question"),
         "context": text_part("The column with the text that holds the answer.", "context"),
         "answers": text_part("The column with the answers: text and answer_start, as in SQuAD.", "answers"),
+        "image": text_part("The column with encoded images: bytes, {bytes, path}, or base64.", "img"),
         "task": text_part("What the data are for; default: what the columns and labels say.", "regression"),
     },
 )

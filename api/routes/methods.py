@@ -27,7 +27,7 @@ async def methods() -> Listing[FormView]:
 
 @router.get(
     "/tasks",
-    summary="NLP tasks",
+    summary="What can be learned",
     responses=answers(ok=(Listing[FormView], examples.listing(examples.TASK))),
 )
 async def tasks() -> Listing[FormView]:

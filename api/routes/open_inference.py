@@ -1,10 +1,11 @@
 """The Open Inference Protocol, version 2, for clients that already speak it: KServe's, Triton's.
 
 A student has one input tensor, ``text`` (BYTES, one text each; beside it ``text_pair`` where it reads pairs), and its
-outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One that tags tokens has the output
-``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and ``context``. One
-that gives vectors has the output ``embedding`` (FP32, a row for each text). Tensors come as JSON or, for inputs, in the
-binary form of Triton's extension; the outputs are JSON.
+outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One that tags tokens or finds masked ones has
+the output ``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and
+``context``. One that gives vectors has the output ``embedding`` (FP32, a row for each text). A student of images has
+the input ``image``, each in base64. Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the
+outputs are JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from api import examples
 from api.answering import Asked
 from api.openapi import answers
 from api.readiness import Ready
+from api.routes.predict import read
 from limbeck.errors import InvalidInput, Problem
 from limbeck.runtime import Predictor
 
@@ -87,7 +89,10 @@ async def infer(asked: Asked, name: str, request: Request) -> Response:
     student = await asked.student(name)
     document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
-    answer = await asked.batcher.ask(student, student.question(_asked(columns)))
+    top_k = 1 if student.task == "image_classification" else None
+    answer = await asked.batcher.ask(student, await read(request, student, _asked(columns), top_k=top_k))
+    if top_k is not None:
+        answer = [best for best, *_ in answer]
     if student.task == "embeddings":
         numbers = [number for vector in answer for number in vector]
         shape = [len(answer), len(answer[0])]
@@ -113,12 +118,14 @@ def _head(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _labels(student: Predictor) -> bool:
     """Whether it answers with a label and a score; else the answer is JSON."""
-    return student.task not in ("token_classification", "question_answering", "embeddings")
+    return student.task not in ("token_classification", "question_answering", "embeddings", "masked_lm")
 
 
 def _inputs(student: Predictor) -> tuple[str, ...]:
     if student.task == "question_answering":
         return ("question", "context")
+    if student.task == "image_classification":
+        return ("image",)
     return ("text", "text_pair") if student.pair else ("text",)
 
 
@@ -129,8 +136,8 @@ def _outputs(student: Predictor) -> tuple[tuple[str, str], ...]:
 
 
 def _asked(columns: Mapping[str, list[str]]) -> list[Any]:
-    if columns.keys() == {"text"}:
-        return list(columns["text"])
+    if len(columns) == 1:
+        return list(*columns.values())
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api import examples
 from api.answering import Asked
 from api.openapi import answers
 from api.schemas import PredictRequest
+from limbeck.runtime import Predictor, Question
+from limbeck.runtime.inputs import TopK
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -23,16 +26,24 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.PREDICTION)),
 )
 async def predict(
-    asked: Asked, model_id: str, question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)]
+    request: Request,
+    asked: Asked,
+    model_id: str,
+    question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
     """Answers in the shapes of Hugging Face's pipelines: labels and their probabilities (text-classification, also of
-    several labels and of numbers), entities (token-classification), or answers to questions (question-answering).
+    several labels and of numbers), entities (token-classification), answers to questions (question-answering), or
+    masked tokens (fill-mask). A
+    student of images is sent base64 of a PNG, JPEG, WebP, BMP or GIF of at most 10 MiB and 25 million pixels, or a list
+    of at most 64, and answers as image-classification: the best five labels, or `top_k`.
 
     409 when the model has no ONNX export: a job makes one unless its `export` leaves `onnx` out. 429 when too many
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.
     """
     student = await asked.student(model_id)
-    checked = student.question(question.inputs, top_k=question.parameters.top_k, speed=question.parameters.speed)
+    checked = await read(
+        request, student, question.inputs, top_k=question.parameters.top_k, speed=question.parameters.speed
+    )
     return _json(await asked.batcher.ask(student, checked))
 
 
@@ -43,16 +54,36 @@ async def predict(
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.HF_PREDICTION)),
 )
 async def inference(
-    asked: Asked, model_id: str, question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)]
+    request: Request,
+    asked: Asked,
+    model_id: str,
+    question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
     """For `huggingface_hub.InferenceClient(model=<this address>)`: a list of labels, best first, for each text.
 
     A single text is answered as a list of one; without `top_k` every label is in it.
     """
     student = await asked.student(model_id)
-    inputs = question.inputs if isinstance(question.inputs, list) else [question.inputs]
-    checked = student.question(inputs, top_k=question.parameters.top_k or "all", speed=question.parameters.speed)
+    inputs, top_k = question.inputs, question.parameters.top_k
+    if student.task not in ("image_classification", "masked_lm"):  # whose clients read what the pipelines give
+        inputs, top_k = (inputs if isinstance(inputs, list) else [inputs]), top_k or "all"
+    checked = await read(request, student, inputs, top_k=top_k, speed=question.parameters.speed)
     return _json(await asked.batcher.ask(student, checked))
+
+
+async def read(
+    request: Request, student: Predictor, inputs: Any, *, top_k: TopK = None, speed: float | None = None
+) -> Question:
+    """What a student is asked, checked; images are decoded in a thread, as that takes a while.
+
+    Raises:
+        InvalidInput: with a pointer for each input that is wrong.
+        HTTPException: 413, where texts are as large as only images may be.
+    """
+    if student.task != "image_classification":
+        request.scope["body_limit"].require_document()
+        return student.question(inputs, top_k=top_k, speed=speed)
+    return await run_in_threadpool(student.question, inputs, top_k=top_k, speed=speed)
 
 
 def _json(answer: Any) -> Response:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from api.shelves import Found
 from limbeck.errors import InvalidInput, NotFound, Unavailable
-from limbeck.runtime.student import SIDE_FILES
+from limbeck.runtime.student import IMAGE_SIDE_FILES, SIDE_FILES
 from models.repository.catalogue import StoredFile
 from models.storage.local import LocalStorage
 
@@ -69,7 +69,8 @@ class FolderShelf:
         real = top.resolve()
         if real.is_relative_to(self._folder):  # so that a link that is switched now changes nothing of what was found
             top = real
-        wanted = [top / name for name in SIDE_FILES] + sorted((top / _GRAPHS).rglob("*"))
+        sides = dict.fromkeys((*SIDE_FILES, *IMAGE_SIDE_FILES))
+        wanted = [top / name for name in sides] + sorted((top / _GRAPHS).rglob("*"))
         for path in wanted:
             if path.is_file():
                 inside, key = (path.relative_to(start).as_posix() for start in (top, self._folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from limbeck.cli.output import DEFAULT_URL, AsJson, Url, connect, err, print_jso
 from limbeck.client import Client
 from limbeck.errors import InvalidInput
 from limbeck.formats import FILES
+from limbeck.image_files import SUFFIXES
 
 _BATCH = 32
 
@@ -48,7 +50,9 @@ def download(
 def predict(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL TEXT…", help="A job, model or alias, and texts.", show_default=False),
+        typer.Argument(
+            metavar="MODEL TEXT…", help="A job, model or alias, and texts, or files of images.", show_default=False
+        ),
     ] = None,
     pair: Annotated[str | None, typer.Option(help="The second text, for a student of text pairs.")] = None,
     context: Annotated[str | None, typer.Option(help="Where the answer is, for a student of questions.")] = None,
@@ -85,10 +89,22 @@ def predict(
                 print_json({"input": given, "prediction": answer})
             return
         inputs: list[Any] = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
+        if pair is None and context is None:
+            inputs = [_image(text) or text for text in texts]
         if context is not None:
             inputs = [{"question": text, "context": context} for text in texts]
         for text, (_, answer) in zip(texts, answering(inputs), strict=True):
             _show(text, answer, as_json=as_json, alone=len(texts) == 1)
+
+
+def _image(text: str) -> str | None:
+    """Where a text names a file that is an image, that in base64."""
+    if not text.lower().endswith(SUFFIXES):
+        return None
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise InvalidInput(f"There is no file {text}.")
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 def resolve(client: Client, name: str) -> str:

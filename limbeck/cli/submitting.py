@@ -28,6 +28,8 @@ _SHORTHAND = {
     "student": Student.shorthand,
     "method": "type",
 }
+#: Endings of files that are data.
+_TABLES = (*TABLES, *(suffix + ".gz" for suffix in TABLES))
 
 Document = dict[str, Any]
 
@@ -143,7 +145,7 @@ def _upload_what_is_local(client: Client, document: Document) -> None:
     """Upload, and name in ``document`` what the server made of it."""
     teacher = _local(_source(document, "teacher"), ARCHIVES)
     _upload_further_teachers(client, document)
-    dataset = _local(_source(document, "dataset"), (*TABLES, *(suffix + ".gz" for suffix in TABLES)))
+    dataset = _local(_source(document, "dataset"), _TABLES)
     if teacher is not None:
         say(f"Uploading {teacher} …", "dim")
         model = client.upload_model(teacher)
@@ -154,6 +156,21 @@ def _upload_what_is_local(client: Client, document: Document) -> None:
         uploaded = client.upload_dataset(dataset, columns=_take_columns(document), task=_task(document))
         _put(document, "dataset", uploaded.reference)
         say(f"{dataset} is now {uploaded.reference}.")
+    for extra in _unlabelled(document):
+        texts = _local(extra["source"], _TABLES)
+        if texts is not None:
+            say(f"Uploading {texts} …", "dim")
+            columns = Columns(text=(extra.pop("columns", None) or {}).get("text"))
+            extra["source"] = client.upload_dataset(texts, columns=columns, task="masked_lm").reference
+            say(f"{texts} is now {extra['source']}.")
+
+
+def _unlabelled(document: Document) -> list[Document]:
+    """The augmentations that name a source of texts, as they stand in ``document``."""
+    training = document.get("training")
+    found = training.get("augmentation") if isinstance(training, dict) else None
+    each = found if isinstance(found, list) else [found]
+    return [one for one in each if isinstance(one, dict) and isinstance(one.get("source"), str)]
 
 
 def _upload_further_teachers(client: Client, document: Document) -> None:

@@ -20,6 +20,7 @@ from limbeck.client.events import read_events
 from limbeck.client.records import Attempt, Dataset, Event, Job, Listing, Model, ModelFile
 from limbeck.config import Columns, DistillConfig
 from limbeck.errors import InvalidInput, Unavailable
+from limbeck.image_files import image_splits
 from limbeck.scorecard import HARD_SAMPLES, Scorecard
 
 #: The server sends a comment every 15 s while nothing happens.
@@ -250,7 +251,8 @@ class Client:
 
         Args:
             source: a file (it is ``train``, and the server cuts the other splits from it), a folder with files named
-                ``train.…``, ``validation.…`` and ``test.…``, or a mapping from split to file.
+                ``train.…``, ``validation.…`` and ``test.…``, a folder of images as ``train/<label>/picture.png``, or a
+                mapping from split to file.
             name: for people; default: the name of the file or folder.
             columns: which column holds what; the server guesses from the usual names.
             task: what the data are for, e.g. ``regression``; the server's default is what columns and labels say.
@@ -258,8 +260,13 @@ class Client:
         Raises:
             InvalidDataset: the message names row and column.
         """
-        files = packing.split_files(source)
+        pictures = {} if isinstance(source, Mapping) else image_splits(Path(source))
         with ExitStack() as stack:
+            if pictures:
+                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="limbeck-upload-")))
+                files, name = packing.pack_images(pictures, scratch), name or Path(str(source)).resolve().name
+            else:
+                files = packing.split_files(source)
             parts = {split: (path.name, stack.enter_context(path.open("rb"))) for split, path in files.items()}
             data = {"name": name or packing.stem(files["train"])}
             data |= columns.model_dump(exclude_none=True) if columns else {}

@@ -24,6 +24,8 @@ def text_cell(value: Any, row: int, column: str, where: str) -> str:
 def kind(value: Any) -> str:
     if value is None:
         return "nothing"
+    if isinstance(value, bytes):
+        return f"binary of {len(value):,} bytes"
     return value.kind if isinstance(value, Foreign) else f"{type(value).__name__} {reprlib.repr(value)}"
 
 

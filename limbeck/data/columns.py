@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limbeck.config import Columns
-from limbeck.data.corpus import ONE_LABEL
+from limbeck.data.corpus import IMAGES, ONE_LABEL, PLAIN
+from limbeck.data.image_cells import looks_like_image
 from limbeck.data.table import Table, listed
 from limbeck.errors import InvalidDataset, Problem
 
@@ -27,11 +28,14 @@ _SCORES = ("label", "score", "similarity_score", "similarity", "relatedness_scor
 _TOKENS = ("tokens", "words")
 _TAGS = ("tags", "ner_tags", "labels", "label", "ner")
 
+_IMAGES = ("image", "img", "picture", "photo")
+
 _TEXT_FIELDS = ("text", "text_pair", "label")
 #: The fields of ``Columns`` that hold an example's text, second text and label, by task; the other tasks' are the same.
 FIELDS = {
     "token_classification": ("tokens", None, "tags"),
     "question_answering": ("question", "context", "answers"),
+    IMAGES: ("image", None, "label"),
 }
 
 
@@ -39,9 +43,9 @@ FIELDS = {
 class Chosen:
     """The columns that are used."""
 
-    text: str  #: of token classification the tokens, of question answering the question
+    text: str  #: of token classification the tokens, of question answering the question, of images these
     text_pair: str | None  #: of question answering the context
-    label: str  #: tags, or answers; empty where there is none, as for embeddings of texts without scores
+    label: str  #: tags, or answers; empty where there is none, as for texts alone
     task: str | None = None  #: None: the labels tell which of the tasks on texts it is
 
     @property
@@ -95,8 +99,18 @@ def choose_columns(
                 for field in ("question", "context", "answers")
             )
             chosen = Chosen(question, context, answers, task)
+        case "image_classification":
+            image = wanted.image or _guess("image", _IMAGES, table, where, at, taken=())
+            label = wanted.label or _guess("label", _LABELS, table, where, at, taken=(image,))
+            chosen = Chosen(image, None, label, task)
         case "embeddings":
             chosen = _texts_to_embed(table, wanted, where, at)
+        case "masked_lm":
+            if wanted.label is not None or wanted.text_pair is not None:
+                field = "label" if wanted.label is not None else "text_pair"
+                raise _fault(at, field, f"found {getattr(wanted, field)!r}; masked_lm learns from the text alone")
+            text, _ = choose_texts(table, wanted.text, None, where, at=at)
+            chosen = Chosen(text, None, "", task)
         case _:
             chosen = _texts(table, wanted, where, at, task)
     if len(set(chosen.all)) < len(chosen.all):
@@ -108,14 +122,21 @@ def choose_columns(
 
 def _task_of(table: Table, wanted: Columns) -> str | None:
     """The task that the columns' names are of; None for a text with a label, of whatever kind that is."""
-    if table.task == "embeddings":
+    if table.task in ("embeddings", IMAGES, PLAIN):
         return table.task
+    # Only where nothing stands beside the text: else a label column with an unusual name would go unseen.
+    alone = next(iter(table.columns)) if len(table.columns) == 1 else ""
+    if alone and wanted.label is None and (wanted.text or alone.lower() in _TEXTS):
+        return PLAIN
     for task, fields in FIELDS.items():
-        if any(getattr(wanted, field) for field in fields if field is not None):
+        if any(getattr(wanted, field) for field in fields if field is not None and field not in _TEXT_FIELDS):
             return task
+    lowered = {name.lower(): name for name in table.columns}
+    texts = wanted.text or wanted.text_pair or any(name in lowered for name in ("text", "sentence"))
+    if not texts and any(name in lowered and _holds_images(table, lowered[name]) for name in _IMAGES):
+        return IMAGES
     if any(getattr(wanted, field) for field in _TEXT_FIELDS):
         return None
-    lowered = {name.lower(): name for name in table.columns}
     if lowered.keys() >= {"question", "context", "answers"}:
         return "question_answering"
     listed_tokens = [name for usual in _TOKENS if (name := lowered.get(usual)) and _holds_lists(table, name)]
@@ -127,6 +148,11 @@ def _task_of(table: Table, wanted: Columns) -> str | None:
 def _holds_lists(table: Table, name: str) -> bool:
     first = next((cell for cell in table.columns[name] if cell not in (None, "")), None)
     return isinstance(first, list) or (isinstance(first, str) and first.lstrip().startswith("["))
+
+
+def _holds_images(table: Table, name: str) -> bool:
+    first = next((cell for cell in table.columns[name] if cell not in (None, "")), None)
+    return looks_like_image(first)
 
 
 def _texts(table: Table, wanted: Columns, where: str, at: str, task: str | None) -> Chosen:

@@ -10,6 +10,11 @@ from typing import Any
 
 #: The task of texts with one label each, which is assumed where nothing is said.
 ONE_LABEL = "sequence_classification"
+#: The task of texts without anything beside them.
+PLAIN = "masked_lm"
+IMAGES = "image_classification"
+#: The tasks whose examples have one label each, a place in the corpus' labels.
+LABELLED_ONCE = (ONE_LABEL, IMAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +29,18 @@ class Split:
     regression               a number
     token_classification     a place for each token
     question_answering       the answers that count as right: (text, character of the context where it starts)
+    image_classification     a place in the corpus' labels
     embeddings               how alike the two texts of a pair are, a number; None for texts without a score
+    masked_lm                None
     =======================  =======================================================================================
     """
 
-    texts: list[str]  #: of token classification the tokens, joined by blanks; the questions of question answering
+    #: Of token classification the tokens, joined by blanks; the questions of question answering; of images their names.
+    texts: list[str]
     pairs: list[str] | None  #: the second texts, where the task is about pairs; the contexts of question answering
     labels: list[Any]
     tokens: list[tuple[str, ...]] | None = None  #: of token classification
+    images: list[bytes] | None = None  #: encoded, of image classification
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -44,10 +53,13 @@ class Split:
             None if self.pairs is None else [self.pairs[row] for row in chosen],
             [self.labels[row] for row in chosen],
             None if self.tokens is None else [self.tokens[row] for row in chosen],
+            None if self.images is None else [self.images[row] for row in chosen],
         )
 
     def keys(self) -> list[tuple[str, str | None]]:
-        """What makes two examples the same text: the label left out."""
+        """What makes two examples the same text, or image: the label left out."""
+        if self.images is not None:
+            return [(hashlib.sha256(image).hexdigest(), None) for image in self.images]
         pairs: Sequence[str | None] = self.pairs if self.pairs is not None else [None] * len(self)
         return list(zip(self.texts, pairs, strict=True))
 
@@ -79,9 +91,9 @@ def content_hash(labels: Sequence[str], *splits: Split, task: str = ONE_LABEL) -
         digest.update(task.encode())
     for split in splits:
         digest.update(b"\x00split\n")
-        tokens: Sequence[Any] = split.tokens if split.tokens is not None else split.texts
+        tokens: Sequence[Any] = split.tokens if split.tokens is not None else [text for text, _ in split.keys()]
         pairs: Sequence[str | None] = split.pairs if split.pairs is not None else [None] * len(split)
         for text, pair, label in zip(tokens, pairs, split.labels, strict=True):
-            named = labels[label] if task == ONE_LABEL else label
+            named = labels[label] if task in LABELLED_ONCE else label
             digest.update(json.dumps([text, pair, named], ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()

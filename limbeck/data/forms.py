@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from limbeck.data.cells import NUMBER, kind, list_cell, number_cell, object_cell, require_whole, text_cell
 from limbeck.data.columns import Chosen
-from limbeck.data.corpus import ONE_LABEL, Split
+from limbeck.data.corpus import IMAGES, ONE_LABEL, PLAIN, Split
+from limbeck.data.image_cells import image_cell
 from limbeck.data.labelling import label_cell, label_order, natural, require_known_labels, whole_numbers
 from limbeck.data.table import Table, fault
 
@@ -27,6 +28,7 @@ class Named:
     pairs: list[str] | None
     labels: list[Any]
     tokens: list[tuple[str, ...]] | None = None
+    images: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -101,6 +103,25 @@ class OneLabel(Form):
 
     def stored(self, split: Split, labels: tuple[str, ...]) -> dict[str, list[Any]]:
         return super().stored(split, labels) | {"label": [labels[label] for label in split.labels]}
+
+
+class LabelledImages(OneLabel):
+    """Encoded images, each checked as a whole: what a job cannot decode is refused before there is one."""
+
+    task = IMAGES
+
+    def read(self, table: Table, chosen: Chosen, where: str) -> Named:
+        cells = enumerate(table.columns[chosen.text], start=1)
+        found = [image_cell(cell, row, chosen.text, where) for row, cell in cells]
+        names = [name for _, name in found]
+        return Named(names, None, self.labels(table, chosen, where), images=[data for data, _ in found])
+
+    def coded(self, split: Named, labels: tuple[str, ...]) -> Split:
+        return replace(super().coded(split, labels), images=split.images)
+
+    def stored(self, split: Split, labels: tuple[str, ...]) -> dict[str, list[Any]]:
+        images = [{"bytes": data, "path": name} for data, name in zip(split.images or (), split.texts, strict=True)]
+        return {"image": images, "label": [labels[label] for label in split.labels]}
 
 
 class SeveralLabels(Form):
@@ -233,8 +254,32 @@ class Alike(Number):
         return {"text": split.texts} if split.pairs is None else super().stored(split, labels)
 
 
+class Plain(Form):
+    """Texts alone; rows without one are passed over, as many a collection has empty lines."""
+
+    task = PLAIN
+
+    def read(self, table: Table, chosen: Chosen, where: str) -> Named:
+        column = table.columns[chosen.text]
+        texts = [
+            text_cell(cell, row, chosen.text, where)
+            for row, cell in enumerate(column, start=1)
+            if cell is not None and not (isinstance(cell, str) and not cell.strip())
+        ]
+        if not texts:
+            raise fault(where, f"column {chosen.text!r} has no text")
+        return Named(texts, None, [None] * len(texts))
+
+    def labels(self, table: Table, chosen: Chosen, where: str) -> list[Any]:
+        return [None] * table.rows
+
+    def stored(self, split: Split, labels: tuple[str, ...]) -> dict[str, list[Any]]:
+        return {"text": split.texts}
+
+
 FORMS: Mapping[str, Form] = {
-    form.task: form for form in (OneLabel(), SeveralLabels(), Number(), Tags(), Answers(), Alike())
+    form.task: form
+    for form in (OneLabel(), LabelledImages(), SeveralLabels(), Number(), Tags(), Answers(), Alike(), Plain())
 }
 
 

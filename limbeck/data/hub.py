@@ -6,6 +6,7 @@ what was loaded is what the commit says.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from limbeck import hub
@@ -69,7 +70,7 @@ def _open(folder: str, spec: Dataset) -> Any:
 
 
 def _table(split: Any) -> Table:
-    """Text, numbers, booleans, and lists and objects of these; other columns (images …) are told, not decoded."""
+    """Text, numbers, booleans, images, and lists and objects of these; other columns are told, not decoded."""
     import datasets
 
     names: dict[str, tuple[str, ...]] = {}
@@ -80,11 +81,20 @@ def _table(split: Any) -> Table:
             inner = inner.feature
         if isinstance(inner, datasets.ClassLabel):
             names[name] = tuple(inner.names)
-        if _is_plain(feature):
+        if isinstance(feature, datasets.Image):
+            columns[name] = [_image(cell) for cell in split.cast_column(name, datasets.Image(decode=False))[name]]
+        elif _is_plain(feature):
             columns[name] = list(split[name])
         else:
             columns[name] = [Foreign(str(feature))] * len(split)
     return Table(columns, len(split), names)
+
+
+def _image(cell: Any) -> Any:
+    """``{"bytes", "path"}``, its bytes from the snapshot where the data set keeps them in a file of their own."""
+    if cell is None or cell["bytes"] is not None or cell["path"] is None or not Path(cell["path"]).is_file():
+        return cell
+    return {"bytes": Path(cell["path"]).read_bytes(), "path": cell["path"]}
 
 
 def _is_plain(feature: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from limbeck.config import Columns
 from limbeck.data.assemble import assemble
 from limbeck.data.columns import Chosen
-from limbeck.data.corpus import ONE_LABEL, Corpus, Split
+from limbeck.data.corpus import LABELLED_ONCE, ONE_LABEL, Corpus, Split
 from limbeck.data.forms import FORMS
 from limbeck.data.parquet import LABELS_KEY, TASK_KEY
 from limbeck.data.readers import UNPACKED_LIMIT, read_table
@@ -101,13 +101,18 @@ def profile(corpus: Corpus, chosen: Chosen) -> dict[str, Any]:
 
 
 def _split_profile(split: Split, corpus: Corpus) -> dict[str, Any]:
-    texts = split.pairs if corpus.task == "question_answering" and split.pairs is not None else split.texts
+    texts: Sequence[str | bytes] = (
+        split.pairs if corpus.task == "question_answering" and split.pairs is not None else split.texts
+    )
+    texts = texts if split.images is None else split.images
     marks = np.percentile([len(text) for text in texts], [0, 50, 95, 100])
     keys = split.keys()
     return {
         "rows": len(split),
         **_label_profile(split, corpus),
-        "characters": dict(zip(("least", "median", "p95", "most"), map(int, marks), strict=True)),
+        "characters" if split.images is None else "bytes_each": dict(
+            zip(("least", "median", "p95", "most"), map(int, marks), strict=True)
+        ),
         "duplicates": len(keys) - len(set(keys)),
     }
 
@@ -126,7 +131,7 @@ def _counts(split: Split, corpus: Corpus) -> Counter[int]:
     """How often each label occurs."""
     if not corpus.labels:
         return Counter()
-    if corpus.task == ONE_LABEL:
+    if corpus.task in LABELLED_ONCE:
         return Counter(split.labels)
     return Counter(one for row in split.labels for one in row)
 
@@ -138,7 +143,7 @@ def _warnings(corpus: Corpus) -> list[str]:
     if rare:
         found.append(f"{len(rare)} labels have fewer than 10 training examples, among them {rare[0]!r}.")
     common = max(counts.values(), default=0) / len(corpus.train)
-    if corpus.task == ONE_LABEL and common > 0.9:
+    if corpus.task in LABELLED_ONCE and common > 0.9:
         found.append(f"{common:.0%} of the training examples have one label; accuracy says little here, read macro F1.")
     if len(corpus.test) < 100:
         found.append(f"The test split has {len(corpus.test)} rows; intervals will be wide.")
@@ -147,7 +152,8 @@ def _warnings(corpus: Corpus) -> list[str]:
         answers.setdefault(key, label) != label
         for key, label in zip(corpus.train.keys(), corpus.train.labels, strict=True)
     ):
-        found.append("Some texts stand in train more than once with different labels.")
+        what = "texts" if corpus.train.images is None else "images"
+        found.append(f"Some {what} stand in train more than once with different labels.")
     return found
 
 
@@ -156,4 +162,14 @@ def preview(parquet: Path, rows: int) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
     batch = next(pyarrow.parquet.ParquetFile(parquet).iter_batches(batch_size=rows), None)
-    return [] if batch is None else batch.to_pylist()
+    return [] if batch is None else [{name: _shown(cell) for name, cell in row.items()} for row in batch.to_pylist()]
+
+
+def _shown(cell: Any) -> Any:
+    """An image as what it is called and how large it is: its bytes are no JSON, and too many to look at."""
+    if not isinstance(cell, dict) or not isinstance(cell.get("bytes"), bytes):
+        return cell
+    from limbeck.runtime.images import opened
+
+    image = opened(cell["bytes"])
+    return {"path": cell.get("path"), "bytes": len(cell["bytes"]), "width": image.width, "height": image.height}

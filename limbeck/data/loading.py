@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from limbeck.config import Dataset, Splits
 from limbeck.data.assemble import assemble
-from limbeck.data.corpus import Corpus
+from limbeck.data.corpus import IMAGES, PLAIN, Corpus, content_hash
+from limbeck.data.digits import SOURCE as DIGITS
+from limbeck.data.digits import load_digits
 from limbeck.data.forms import FORMS
 from limbeck.data.ingest import SPLITS
 from limbeck.data.readers import FORMATS, read_table
@@ -15,6 +19,7 @@ from limbeck.data.splits import limited
 from limbeck.data.stdlib_docstrings import SOURCE, load_docstrings
 from limbeck.data.table import Table, listed
 from limbeck.errors import InvalidDataset, Problem
+from limbeck.image_files import image_splits, labelled_images
 
 
 def load(spec: Dataset, *, seed: int, sources: Mapping[str, Path] | None = None, task: str | None = None) -> Corpus:
@@ -37,7 +42,9 @@ def load(spec: Dataset, *, seed: int, sources: Mapping[str, Path] | None = None,
 
 def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None) -> Corpus:
     if spec.source == SOURCE:
-        return load_docstrings()
+        return _plain(load_docstrings()) if task == PLAIN else load_docstrings()
+    if spec.source == DIGITS:
+        return load_digits()
     if spec.source in sources:
         return _folder(sources[spec.source], spec, task)
     if spec.source.startswith("path:"):
@@ -50,12 +57,34 @@ def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None) -> Corp
     return assemble(tables, columns=spec.columns, source=spec.source, revision=revision, task=task)[0]
 
 
+def _plain(corpus: Corpus) -> Corpus:
+    """The same texts without their labels."""
+    train, validation, test = (
+        replace(one, labels=[None] * len(one)) for one in (corpus.train, corpus.validation, corpus.test)
+    )
+    digest = content_hash((), train, validation, test, task=PLAIN)
+    return Corpus(train, validation, test, (), corpus.source, digest, corpus.revision, corpus.notes, PLAIN)
+
+
 def _folder(folder: Path, spec: Dataset, task: str | None) -> Corpus:
-    files = split_files(folder)
     tables: dict[str, Table] = {}
+    if pictures := image_splits(folder):
+        for where, name in wanted_splits(spec.splits, pictures.keys()).items():
+            tables[where] = _image_table(pictures[name], where)
+        return assemble(tables, columns=spec.columns, source=spec.source, task=task)[0]
+    files = split_files(folder)
     for where, name in wanted_splits(spec.splits, files.keys()).items():
         tables[where] = read_table(files[name], files[name].name, where=where)
     return assemble(tables, columns=spec.columns, source=spec.source, task=task)[0]
+
+
+def _image_table(folder: Path, where: str) -> Table:
+    images: list[Any] = []
+    labels: list[Any] = []
+    for file, name, label in labelled_images(folder, where):
+        images.append({"bytes": file.read_bytes(), "path": name})
+        labels.append(label)
+    return Table({"image": images, "label": labels}, len(labels), task=IMAGES)
 
 
 def split_files(folder: Path) -> dict[str, Path]:
@@ -72,7 +101,10 @@ def split_files(folder: Path) -> dict[str, Path]:
         if path.is_file() and plain.endswith(FORMATS):
             found.setdefault(plain.rpartition(".")[0], path)
     if not found:
-        raise _not_there(f"{folder} has no file such as train.csv, train.jsonl.gz or train.parquet")
+        raise _not_there(
+            f"{folder} has no file such as train.csv, train.jsonl.gz or train.parquet, and no images as "
+            "train/<label>/*.png"
+        )
     return found
 
 

@@ -17,7 +17,8 @@ _POINTER_BYTES = 8
 
 
 def read_parquet(stream: IO[bytes], where: str, max_unpacked_bytes: int) -> Table:
-    """Read a file's columns of text, numbers, booleans, and lists and objects of these; others are told, not decoded.
+    """Read a file's columns of text, numbers, booleans, bytes, and lists and objects of these; others are told, and
+    not decoded.
 
     Equal strings are one object in memory, so that a text which a file stores once costs its bytes once.
 
@@ -85,7 +86,7 @@ def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> lis
 
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return _strings(file, name, where, limit)
-    if types.is_list(kind) or types.is_struct(kind):
+    if types.is_list(kind) or types.is_struct(kind) or _is_image(kind):
         return _nested(file, name, kind, where, limit)
     known = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
     if not known:
@@ -98,8 +99,8 @@ def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> lis
 
 
 def _nested(file: Any, name: str, kind: Any, where: str, limit: int) -> list[Any]:
-    """Lists and objects of texts and numbers, to any depth that Parquet has."""
-    if not _decodable(kind):
+    """Lists and objects of texts and numbers, to any depth that Parquet has; and images."""
+    if not (_decodable(kind) or _is_image(kind)):
         return [Foreign(str(kind))] * file.metadata.num_rows
     found: list[Any] = []
     size = 0
@@ -130,6 +131,15 @@ def _decodable(kind: Any) -> bool:
     )
 
 
+def _is_image(kind: Any) -> bool:
+    """Bytes, or the hub's ``{"bytes", "path"}``."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return {field.name for field in kind} == {"bytes", "path"} and _is_image(kind.field("bytes").type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
 def _decoded(array: Any) -> list[Any]:
     """An Arrow array as Python values, each distinct text decoded once."""
     from pyarrow import types
@@ -156,7 +166,7 @@ def _weight(value: Any) -> int:
         return _POINTER_BYTES * (len(value) + 1) + sum(map(_weight, value))
     if isinstance(value, dict):
         return sum(map(_weight, value.values()))
-    return len(value) if isinstance(value, str) else _POINTER_BYTES
+    return len(value) if isinstance(value, str | bytes) else _POINTER_BYTES
 
 
 def _strings(file: Any, name: str, where: str, limit: int) -> list[str | None]:

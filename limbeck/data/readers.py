@@ -1,4 +1,4 @@
-"""Reading CSV, TSV and JSONL, each also gzipped, into a :class:`Table`, with faults named by row and column.
+"""Reading CSV, TSV, JSONL and TXT, each also gzipped, into a :class:`Table`, with faults named by row and column.
 
 Parquet is told apart here and read in :mod:`limbeck.data.parquet`.
 
@@ -26,7 +26,7 @@ from limbeck.errors import InvalidDataset
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 UNPACKED_LIMIT = 8 * 1024**3
 #: A cell takes up to 60 bytes of memory more than its text: a file of one-letter cells would need 20 times its size.
 CELLS_LIMIT = 100_000_000
@@ -63,6 +63,8 @@ def read_table(path: Path, filename: str, *, where: str = "train", max_unpacked_
         stream.seek(0)
         if suffix == ".jsonl":
             return _read_jsonl(stream, where)
+        if suffix == ".txt":
+            return _read_lines(stream, where)
         return _read_delimited(stream, "\t" if suffix == ".tsv" else ",", where)
 
 
@@ -166,6 +168,13 @@ def _header(header: list[str], where: str) -> list[str]:
 
 def too_many_cells(where: str) -> InvalidDataset:
     return fault(where, f"the file has more than {CELLS_LIMIT:,} cells; leave out rows, or columns that are not used")
+
+
+def _read_lines(stream: IO[bytes], where: str) -> Table:
+    """A text a line, as the column ``text``; empty lines are none."""
+    with _utf8(stream, where) as text:
+        lines = [line.strip() for line in text if line.strip()]
+    return _filled({"text": lines}, where)
 
 
 def _read_jsonl(stream: IO[bytes], where: str) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from limbeck.methods.base import Method, Models, Objective, Part, Term
@@ -34,6 +35,7 @@ class Auto(Method):
     )
 
     starts: ClassVar[tuple[str, ...]] = ("uniform", "first")
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     looks_inside: ClassVar[bool] = True
 
@@ -48,10 +50,12 @@ class Auto(Method):
         return KnowledgeDistillation(temperature=4.0, alpha=0.9), Theseus(replacing="additive"), FineTuning()
 
     def remarks(self, *, teacher: str, student: str) -> Iterable[str]:
-        from limbeck.families import FAMILIES
+        from limbeck.families import has_states
 
-        if student not in FAMILIES:
+        if not has_states(student):
             yield "The student has no layers to match: it learns the teacher's answers from the first step on."
+        elif not has_states(teacher):
+            yield "The teacher has no layers to match: the student learns its answers from the first step on."
         elif not _related(teacher, student):
             yield (
                 f"The attention of {' and '.join(dict.fromkeys((teacher, student)))} cannot be compared by queries, "
@@ -65,10 +69,12 @@ class Auto(Method):
         )
 
     def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
-        from limbeck.families import FAMILIES
+        from limbeck.families import has_states
 
-        if part.name == "inside" and models.student.config.model_type in FAMILIES:
-            return _Inside(models)
+        if part.name == "inside" and has_states(models.student.config.model_type):
+            teacher = models.teacher()  # loaded once
+            if has_states(teacher.config.model_type):
+                return _Inside(replace(models, teacher=lambda: teacher))
         return TeacherAndLabels(models.student, criterion, temperature=4.0, alpha=0.9)
 
 

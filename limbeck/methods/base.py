@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from limbeck.batches import Batch
     from limbeck.config import Student
     from limbeck.criterion import Criterion
+    from limbeck.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,8 @@ class Method(Spec, ABC):
     #: Whether all that it takes from the teacher is its answers to whole texts, so that the student may read the texts
     #: as other tokens.
     any_tokenizer: ClassVar[bool] = False
+    #: What its examples may be: a method that looks at words, or at what stands in for them, reads texts alone.
+    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
     #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
 
@@ -178,6 +181,10 @@ class Method(Spec, ABC):
 
     def student(self, student: Student, teacher_layers: int) -> Student:
         """The student with what the user left open and this method wants otherwise than the rest."""
+        return student
+
+    def begin(self, student: Student, task: Task) -> Student:
+        """The same for what hangs on the task."""
         return student
 
     def soft_labels(self, logits: Tensor, seed: int) -> Tensor:

@@ -21,6 +21,7 @@ class KnowledgeDistillation(Method):
 
     paper: ClassVar[str | None] = "Hinton et al. 2015, Distilling the Knowledge in a Neural Network, arXiv:1503.02531"
     any_tokenizer: ClassVar[bool] = True
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     type: Literal["kd"] = "kd"
     temperature: float = Field(default=4.0, ge=0.1, le=100)
@@ -42,9 +43,7 @@ class TeacherAndLabels(Objective):
         self.alpha = alpha
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        from limbeck.first_token import answer
-
-        logits = self.criterion.logits(answer(self.student, batch.inputs))
+        logits = self.criterion.answer(self.student, batch)
         soft = self.criterion.soft(logits, batch, self.temperature, progress=step / steps)
         return {
             "soft_loss": soft.times(self.alpha),

@@ -26,6 +26,7 @@ class MiniLM(Method):
         "Wang et al. 2021, MiniLMv2: Multi-Head Self-Attention Relation Distillation, arXiv:2012.15828"
     )
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "relations"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     looks_inside: ClassVar[bool] = True
 
@@ -83,7 +84,7 @@ class Relations(Objective):
 
         last = self.student.config.num_hidden_layers - 1
         pairs = zip(ours.projections(last), theirs.projections(self.layer), strict=True)
-        mask = batch.inputs["attention_mask"]
+        mask = batch.mask
         return torch.stack([relation_divergence(s, t, mask, self.heads) for s, t in pairs]).mean()
 
 

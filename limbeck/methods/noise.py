@@ -29,6 +29,7 @@ class NoisyLabels(Method):
         "Yuan et al. 2020, Revisiting Knowledge Distillation via Label Smoothing Regularization, arXiv:1909.11723"
     )
     any_tokenizer: ClassVar[bool] = True
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     type: Literal["noise"] = "noise"
     kind: Literal["permuted", "random"] = "permuted"

@@ -20,6 +20,7 @@ class FineTuning(Method):
     uses_teacher: ClassVar[bool] = False
     labels_alone: ClassVar[bool] = True
     any_tokenizer: ClassVar[bool] = True
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     one_teacher: ClassVar[str | None] = "it learns from none"
 
@@ -37,7 +38,5 @@ class Labels(Objective):
         self.criterion = criterion
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        from limbeck.first_token import answer
-
-        logits = self.criterion.logits(answer(self.student, batch.inputs))
+        logits = self.criterion.answer(self.student, batch)
         return {"hard_loss": self.criterion.hard(logits, batch)}

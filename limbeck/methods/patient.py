@@ -26,6 +26,7 @@ class Patient(Method):
         "Sun et al. 2019, Patient Knowledge Distillation for BERT Model Compression, arXiv:1908.09355"
     )
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "same_width"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     looks_inside: ClassVar[bool] = True
 

@@ -27,7 +27,8 @@ class SelfDistillation(Method):
 
     paper: ClassVar[str | None] = "Furlanello et al. 2018, Born-Again Neural Networks, arXiv:1805.04770"
     before_finetuning: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"layers", "teacher_layers"})
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher_layers"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     type: Literal["self"] = "self"
     temperature: float = Field(default=4.0, ge=0.1, le=100)

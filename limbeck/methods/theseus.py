@@ -113,7 +113,7 @@ class Replacing(Objective):
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
         network = self._network(self.method.share(step, steps), step)
-        return {"hard_loss": self.criterion.hard(self.criterion.logits(network(**batch.inputs)), batch)}
+        return {"hard_loss": self.criterion.hard(self.criterion.answer(network, batch, inside=True), batch)}
 
     def _network(self, share: float, step: int) -> PreTrainedModel:
         if share >= 1:

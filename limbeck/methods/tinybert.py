@@ -78,7 +78,7 @@ class HiddenStates(Objective):
 
         from limbeck.matching import hidden_distance
 
-        mask = batch.inputs["attention_mask"]
+        mask = batch.mask
         places = [(0, 0), *((place + 1, layer + 1) for place, layer in enumerate(self.map))]
         found = [hidden_distance(self.projection(ours.hidden(s)), theirs.hidden(t), mask) for s, t in places]
         return torch.stack(found).mean()
@@ -100,9 +100,7 @@ class _Inside(HiddenStates):
 
         ours, theirs = both(self.student, self.teacher, batch, projections=True)
         found = [
-            attention_distance(
-                ours.projections(place)[:2], theirs.projections(layer)[:2], batch.inputs["attention_mask"], self.heads
-            )
+            attention_distance(ours.projections(place)[:2], theirs.projections(layer)[:2], batch.mask, self.heads)
             for place, layer in enumerate(self.map)
         ]
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,9 @@ from tokenizers import Tokenizer
 from limbeck.errors import InvalidModel
 from limbeck.runtime.student import StudentFacts
 
-Feeds = Mapping[str, NDArray[np.int64]]
-"""``input_ids``, ``attention_mask`` and ``token_type_ids``, each (examples, tokens)."""
+Feeds = Mapping[str, NDArray[Any]]
+"""``input_ids``, ``attention_mask`` and ``token_type_ids``, each (examples, tokens), whole numbers; of images
+``pixel_values``, (examples, channels, height, width)."""
 
 #: How much longer than its shortest row the longest of a chunk may be. A CPU computes a text alone about as fast as in
 #: a batch, so that padding costs more than company saves: in windows of 4 and 8 sentences of mixed length this is 1.2

@@ -8,9 +8,9 @@ longest texts have left, in tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,7 @@ class ExitSession:
         layers = np.full(len(here), len(self._layers), dtype=np.int64)
         answers: NDArray[np.float32] | None = None
         speeds = self._speeds(speed, len(here))
-        mask, given = feeds[_MASK], cast(Mapping[str, NDArray[Any]], feeds)
+        mask, given = feeds[_MASK], feeds
         for number, layer in enumerate(self._layers[:-1], start=1):
             states, logits = layer.run(given)
             # At speed 0 nobody leaves, however sure: an entropy of exactly 0 is not above it.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.errors import InvalidInput, Problem
+
+if TYPE_CHECKING:
+    from limbeck.runtime.images import Picture
 
 TopK = int | Literal["all"] | None
 
@@ -23,6 +26,7 @@ class Question:
     form: Literal["text", "object", "list"]
     top_k: TopK = None
     speed: float | None = None  #: of a student with early exits; None: its own
+    pictures: list[Picture] | None = None  #: of a student of images, whose ``texts`` are empty
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -32,7 +36,15 @@ class Question:
         if len(self) <= size:
             return [self]
         spans = [slice(start, start + size) for start in range(0, len(self), size)]
-        return [replace(self, texts=self.texts[at], pairs=self.pairs and self.pairs[at]) for at in spans]
+        return [
+            replace(
+                self,
+                texts=self.texts[at],
+                pairs=self.pairs and self.pairs[at],
+                pictures=self.pictures and self.pictures[at],
+            )
+            for at in spans
+        ]
 
 
 def read_question(inputs: Any, *, pair: bool, top_k: TopK = None, speed: float | None = None) -> Question:

@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limbeck.errors import InvalidModel
 from limbeck.formats import Format
 from limbeck.runtime.encoding import Encoder, Row, chunks, pad
 from limbeck.runtime.entities import entities
 from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
+from limbeck.runtime.feeding import feeds_of
+from limbeck.runtime.images import Picture, Preparation
 from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
+from limbeck.runtime.masks import TOP_K, fillings, require_masks
+from limbeck.runtime.picture_inputs import read_pictures
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import StudentFacts, exported
 from limbeck.runtime.windows import Windows, best_spans, probabilities
@@ -27,9 +32,11 @@ class Predictor:
     [{'label': 'networking', 'score': 0.97}]
     """
 
-    def __init__(self, facts: StudentFacts, encoder: Encoder, session: Session | ExitSession, format: Format) -> None:
+    def __init__(
+        self, facts: StudentFacts, encoder: Encoder | Preparation, session: Session | ExitSession, format: Format
+    ) -> None:
         self._facts = facts
-        self._encoder = encoder
+        self._reader = encoder
         self._session = session
         self.format = format
 
@@ -45,7 +52,8 @@ class Predictor:
         """Load a student's folder.
 
         Args:
-            folder: with ``limbeck.json``, ``config.json``, ``tokenizer.json`` and ``onnx/``.
+            folder: with ``limbeck.json``, ``config.json``, ``tokenizer.json`` (of images ``preprocessor_config.json``)
+                and ``onnx/``.
             format: default: ``onnx`` where there is one, else the next of :data:`limbeck.formats.FILES`.
             threads: that one call computes with; default: as many as the machine has cores.
             providers: what computes: ``cuda``, ``openvino``, ``cpu``, the preferred one first; default: whatever is
@@ -62,7 +70,16 @@ class Predictor:
             session = ExitSession(layers, facts.speed, threads=threads, providers=providers)
             return cls(facts, Encoder.load(folder, facts), session, "onnx")
         found, path = exported(folder, format)
-        return cls(facts, Encoder.load(folder, facts), Session(path, threads=threads, providers=providers), found)
+        if facts.task == "image_classification":
+            reader: Encoder | Preparation = Preparation.read(folder)
+        else:
+            reader = Encoder.load(folder, facts)
+        return cls(facts, reader, Session(path, threads=threads, providers=providers), found)
+
+    @property
+    def _encoder(self) -> Encoder:
+        assert isinstance(self._reader, Encoder)  # only a student of images has another
+        return self._reader
 
     @property
     def task(self) -> str:
@@ -78,6 +95,18 @@ class Predictor:
     def pair(self) -> bool:
         """Whether it reads pairs of texts."""
         return self._facts.pair
+
+    @property
+    def mask(self) -> str | None:
+        """What stands for a token that is to be found, of a student that finds such tokens."""
+        return self._facts.mask
+
+    @property
+    def _mask_id(self) -> int:
+        found = self._encoder.tokenizer.token_to_id(self._facts.mask or "")
+        if found is None:
+            raise InvalidModel(f"The student's tokenizer has no token {self._facts.mask!r}, its mask.")
+        return int(found)
 
     @property
     def speed(self) -> float | None:
@@ -110,6 +139,14 @@ class Predictor:
         Students that give vectors answer with a list of numbers, a vector of length 1, for a text, and with a list of
         these for a list of texts, as the feature-extraction of Hugging Face's Inference API; ``top_k`` is refused.
 
+        Students that find masked tokens answer ``[{"score", "token", "token_str", "sequence"}, …]`` for a text with one
+        mask, a list of these for each mask where there are more, and a list of either for a list of texts, as
+        ``FillMaskPipeline``; ``top_k`` is 5 where it is not given. :attr:`mask` is what stands for a token.
+
+        Students of images take base64 of an encoded image, its ``bytes``, a ``Path``, or a list of these, and answer as
+        ``ImageClassificationPipeline``: the best labels first, five where ``top_k`` is not given; of a list a list of
+        these.
+
         ``speed`` is for students with early exits: from 0, where every text goes through all layers, to 1, where every
         text leaves behind the first; default: the student's own (:attr:`speed`), which its job calibrated.
 
@@ -125,14 +162,21 @@ class Predictor:
             InvalidInput: with a pointer for each input that is wrong.
         """
         check_speed(speed, self.speed)
+        if isinstance(self._reader, Preparation):
+            return read_pictures(inputs, self._reader, top_k=top_k)
         if self.task == "question_answering":
             return read_asked(inputs, top_k=top_k)
         if self.task == "embeddings" and top_k not in (None, "all"):
             refuse_top_k("a student that gives vectors has nothing to rank; leave it out")
         if self.task == "token_classification" and top_k is not None:
             refuse_top_k("a student that tags tokens answers with every entity; leave it out")
+        if self.task == "masked_lm" and top_k == "all":
+            refuse_top_k("a student that finds masked tokens can name its whole vocabulary; say how many tokens")
         pair = self.pair and self.task != "token_classification"
-        return read_question(inputs, pair=pair, top_k=top_k, speed=speed)
+        question = read_question(inputs, pair=pair, top_k=top_k, speed=speed)
+        if self._facts.mask is not None:
+            require_masks(self._encoder.encode(question.texts), question, self._facts.mask, self._mask_id)
+        return question
 
     def answers(self, questions: Sequence[Question]) -> list[Any]:
         """Answer several questions in one go; each gets what it would get alone."""
@@ -143,8 +187,13 @@ class Predictor:
             found = self._entities(texts)
         elif self.task == "question_answering":
             found = self._spans(texts, pairs)
+        elif self.task == "image_classification":
+            found = softmax(self._picture_logits([one for question in questions for one in question.pictures or ()]))
         elif self.task == "embeddings":
             found = self._logits(texts, None, [None] * len(texts)).tolist()
+        elif self.task == "masked_lm":
+            kept = [question.top_k for question in questions for _ in question.texts]
+            found = self._fillings(texts, [one if isinstance(one, int) else TOP_K for one in kept])
         else:
             speeds = [question.speed for question in questions for _ in question.texts]
             found = self._scores(self._logits(texts, pairs if self.pair else None, speeds))
@@ -154,6 +203,7 @@ class Predictor:
             "token_classification": _each_of,
             "question_answering": _spans_of,
             "embeddings": _each_of,
+            "masked_lm": _each_of,
         }.get(self.task, self._labels_of)
         return [shaped(question, part) for question, part in zip(questions, own, strict=True)]
 
@@ -194,6 +244,13 @@ class Predictor:
                 logits[places] = self._session(feeds)
         return logits
 
+    def _picture_logits(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        assert isinstance(self._session, Session)  # only students that class texts have exits
+        logits = np.empty((len(pictures), len(self.labels)), dtype=np.float32)
+        for places in chunks([len(one) for one in pictures]):
+            logits[places] = self._session(feeds_of([pictures[i] for i in places], 0))
+        return logits
+
     def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         if self.task == "multi_label":
             return sigmoid(logits)
@@ -221,6 +278,15 @@ class Predictor:
                 ]
             )
         return ranked
+
+    def _fillings(self, texts: Sequence[str], top_k: Sequence[int]) -> list[Any]:
+        """What stands at the masks of each text; only the best of it is kept, as logits are as wide as a vocabulary."""
+        rows, mask_id = self._encoder.encode(texts), self._mask_id
+        found: list[Any] = [None] * len(rows)
+        for places in chunks([len(row) for row in rows]):
+            for place, logits in zip(places, self._token_logits([rows[i] for i in places]), strict=True):
+                found[place] = fillings(rows[place], logits, mask_id, top_k[place], self._encoder.tokenizer)
+        return found
 
     def _token_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
         """Logits of each row's tokens, (tokens, classes), in the order given."""

@@ -18,10 +18,14 @@ TASKS = (
     "token_classification",
     "question_answering",
     "embeddings",
+    "masked_lm",
+    "image_classification",
 )
 
 #: The files beside it that a :class:`~limbeck.runtime.Predictor` reads.
 SIDE_FILES = ("limbeck.json", "config.json", "tokenizer.json")
+#: The same of a student of images.
+IMAGE_SIDE_FILES = ("limbeck.json", "config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class StudentFacts:
     pad_id: int
     speed: float | None = None  #: at which texts leave early unless a request says otherwise; None: it has no exits
     task: str = TASKS[0]
+    mask: str | None = None  #: how the mask is written, where it finds masked tokens
     width: int = 0  #: of the vectors of a student that gives these
 
     @classmethod
@@ -58,6 +63,7 @@ class StudentFacts:
                 pad_id=int(config.get("pad_token_id") or 0),
                 speed=float(described["exits"]["speed"]) if "exits" in described else None,
                 task=found[1],
+                mask=str(described["mask"]) if found[1] == "masked_lm" else None,
                 width=int(described["width"]) if found[1] == "embeddings" else 0,
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from limbeck.spec import Spec
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from limbeck.batches import Batch, Encoded
     from limbeck.data import Split
@@ -37,8 +38,14 @@ class Task(Spec, ABC):
     labelled: ClassVar[bool] = True
     #: Whether the two texts of a pair are read as one input.
     joined: ClassVar[bool] = True
+    #: What an example is.
+    reads: ClassVar[Literal["text", "image"]] = "text"
     #: Whether the outputs of a head have the data set's names, so that a teacher's head can be told to be another's.
     named: ClassVar[bool] = True
+    #: Whether an answer is one of the vocabulary's tokens: logits as wide as that are never kept.
+    of_words: ClassVar[bool] = False
+    #: Methods that make no sense for it: what they do that does not fit.
+    refused: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: The metric that selects weights and that retention is of; a name of ``limbeck.evaluate``.
     main_metric: ClassVar[str]
     #: What a loss is the mean over: a key of ``Batch.counts``.
@@ -78,6 +85,10 @@ class Task(Spec, ABC):
 
         return family_of(model_type).output
 
+    def head_tensor(self, model_type: str) -> str:
+        """The name of the weight that tells that a model has a head for the task."""
+        return f"{self.output_layer(model_type)}.weight"
+
     def tokenizer_options(self, model_type: str) -> Mapping[str, Any]:
         """What the tokenizer of a model of this type is loaded with."""
         return {}
@@ -92,6 +103,20 @@ class Task(Spec, ABC):
         from limbeck.batches import encode
 
         return encode(tokenizer, split, max_length, poll)
+
+    def in_epoch(self, data: Encoded, seed: int, epoch: int) -> Encoded:
+        """The training split as it is read in an epoch: a function of its arguments."""
+        return data
+
+    def answer(self, model: PreTrainedModel, batch: Batch, *, inside: bool = False) -> Tensor:
+        """A model's logits for a batch, in the task's shape; ``inside`` where somebody looks at its layers' states."""
+        from limbeck.first_token import answer
+
+        return self.logits(model(**batch.inputs) if inside else answer(model, batch.inputs))
+
+    def kept(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """What :meth:`predictions` needs of the answer to a batch, in float32: the logits, or less."""
+        return self.answer(model, batch).float()
 
     def logits(self, output: Any) -> Tensor:
         """The answer in the output of a model of :meth:`model_class`: (examples, classes), or what the task has."""

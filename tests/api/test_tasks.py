@@ -65,7 +65,7 @@ def student(client: TestClient, house: Services, folder: Path, task_type: str, l
     (folder / "onnx").mkdir()
     write_graph(task.model_class().from_config(config).train(False), task, folder / "onnx" / "model.onnx")
     described = {"version": 1, "task": task_type, "labels": labels, "max_length": 32, "pair": False}
-    described |= task.described(config)
+    described |= task.described(config) | ({"mask": "[MASK]"} if task.of_words else {})
     (folder / "limbeck.json").write_text(json.dumps(described))
     model_id, files = new_id("mdl"), []
     for path in ("limbeck.json", "config.json", "tokenizer.json", "onnx/model.onnx"):
@@ -145,6 +145,46 @@ def test_texts_go_up_for_embeddings_and_methods_without_sense_are_refused(client
         refused = client.post("/v1/jobs:validate", json=config | {"task": "embeddings"} | change)
         assert refused.status_code == 422
         assert pointer in {one["pointer"] for one in refused.json()["errors"]}
+
+
+def test_texts_alone_go_up_and_are_learned_from_and_taken_as_unlabelled(client: TestClient) -> None:
+    """Guards uploads without any label: their profile, their preview, and both kinds of job that want them."""
+    content = "\n".join(row["text"] for row in examples("multi_label", 60)).encode()
+    answer = client.post("/v1/datasets", files={"train": ("corpus.txt", content)})
+    assert answer.status_code == 201, answer.text
+    dataset = answer.json()
+    assert dataset["profile"]["task"] == "masked_lm"
+    assert dataset["profile"]["columns"] == {"text": "text", "text_pair": None, "label": None}
+    rows = client.get(f"/v1/datasets/{dataset['id']}/preview?rows=2").json()["rows"]
+    assert [set(row) for row in rows] == [{"text"}, {"text"}]
+    reference = f"dataset:{dataset['id']}"
+    config = {**SMALLEST, "dataset": reference, "student": 2, "method": "distilbert"}
+    accepted = client.post("/v1/jobs:validate", json=config)
+    assert accepted.status_code == 200, accepted.text
+    assert client.post("/v1/jobs:validate", json=config | {"task": "embeddings", "method": "kd"}).status_code == 200
+    refused = client.post("/v1/jobs:validate", json=config | {"method": "patient"})
+    assert refused.json()["errors"][0]["pointer"] == "/method"
+    extra = {"augmentation": {"type": "unlabelled", "source": reference}}
+    job = {**SMALLEST, "method": "kd", "training": extra}
+    assert client.post("/v1/jobs:validate", json=job).status_code == 200
+    types = [one["type"] for one in client.get("/v1/tasks").json()["data"]]
+    assert "masked_lm" in types
+
+
+def test_students_that_find_masked_tokens_answer(client: TestClient, house: Services, tmp_path: Path) -> None:
+    """Guards the shape of fill-mask on every road, and a text without a mask, which is named."""
+    model = student(client, house, tmp_path / "words", "masked_lm", [])
+    ask, one, two = f"/v1/models/{model}/predict", "Return the [MASK].", "Return [MASK] [MASK]."
+    found = client.post(ask, json={"inputs": [one, two], "parameters": {"top_k": 2}}).json()
+    assert [set(each) for each in found[0]] == [{"score", "token", "token_str", "sequence"}] * 2
+    assert [len(each) for each in found[1]] == [2, 2]
+    assert client.post(f"/v1/models/{model}/inference", json={"inputs": one}).json()[:2] == found[0]
+    refused = client.post(ask, json={"inputs": [one, "Return it."]}).json()
+    assert refused["errors"][0]["pointer"] == "/inputs/1"
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [one]}
+    (output,) = client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]}).json()["outputs"]
+    assert output["name"] == "answer"
+    assert json.loads(output["data"][0])[:2] == found[0]
 
 
 def test_the_open_inference_protocol_answers_for_tasks_without_one_label(

@@ -98,6 +98,22 @@ def test_submit_uploads_what_is_here(api: Api, tmp_path: Path) -> None:
     assert api.body("POST /v1/jobs") == {"teacher": "model:mdl_1", "dataset": dataset}
 
 
+def test_submit_uploads_unlabelled_texts_as_texts_alone(api: Api, tmp_path: Path) -> None:
+    """Guards texts without labels, which the server would ask for one, and their own column's name."""
+    texts = tmp_path / "more.jsonl"
+    texts.write_text('{"body": "a text"}\n')
+    row = {"name": "n", "created_at": "2026-01-01T00:00:00Z"}
+    api.answer("POST /v1/datasets", row | {"id": "ds_7", "splits": {}}, status=201)
+    api.answer("POST /v1/jobs", JOB, status=202)
+    extra = {"type": "unlabelled", "source": str(texts), "columns": {"text": "body"}}
+    run(api, "submit", "--dataset", "org/data", "--set", f"training.augmentation={json.dumps(extra)}", "--json")
+    uploaded = next(body for asked, body in api.requests if asked == "POST /v1/datasets")
+    assert b'name="task"\r\n\r\nmasked_lm\r\n' in uploaded
+    assert b'name="text"\r\n\r\nbody\r\n' in uploaded
+    sent = api.body("POST /v1/jobs")["training"]["augmentation"]
+    assert sent == {"type": "unlabelled", "source": "dataset:ds_7"}
+
+
 def test_submit_uploads_further_teachers_that_are_here(api: Api, tmp_path: Path) -> None:
     """Guards against sending the server a second teacher's path, which it refuses."""
     teacher = tmp_path / "second"

@@ -206,3 +206,38 @@ def test_published_data_sets_are_read_as_they_are(tmp_path: Path, name: str) -> 
             (tmp_path / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     corpus = load(Dataset(source=f"path:{tmp_path}"), seed=1)
     assert (corpus.task, len(corpus.labels)) == (task, labels)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl", ".csv"])
+def test_texts_alone_are_texts_to_learn_words_from(tmp_path: Path, suffix: str) -> None:
+    """Guards files without any label, and their empty lines; and a label with an odd name, which is no reason to learn
+    something else than what was meant."""
+    texts = docstrings("numbers")[:60]
+    content = {
+        ".txt": "\n\n".join(texts) + "\r\n \n",
+        ".jsonl": "".join(json.dumps({"text": text}) + "\n" for text in (*texts, "")),
+        ".csv": "text\n" + "".join('"' + text.replace('"', '""') + '"\n' for text in texts),
+    }[suffix.removesuffix(".gz")].encode()
+    (tmp_path / f"train{suffix}").write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    out = tmp_path / "out"
+    out.mkdir()
+    taken = ingest({"train": (tmp_path / f"train{suffix}", f"train{suffix}")}, out)
+    assert taken.profile["task"] == "masked_lm"
+    assert taken.profile["labels"] == []
+    again = load(Dataset(source="dataset:ds_1"), seed=0, sources={"dataset:ds_1": out})
+    assert (again.task, again.sha256) == ("masked_lm", taken.sha256)
+    found = {text.strip() for split in (again.train, again.validation, again.test) for text in split.texts}
+    assert found == {text.strip() for text in texts}
+    odd = jsonl(tmp_path / "odd.jsonl", [{"text": text, "kategorie": "a"} for text in texts])
+    with pytest.raises(InvalidDataset, match="no label column"):
+        ingest({"train": (odd, "odd.jsonl")}, out)
+
+
+def test_labelled_texts_serve_as_texts_alone_by_name(tmp_path: Path) -> None:
+    """Guards a job that asks for masked_lm on data with labels: these are not looked at, and not in the hash."""
+    rows = [{"text": text, "label": str(place % 2)} for place, text in enumerate(docstrings("numbers")[:40])]
+    jsonl(tmp_path / "train.jsonl", rows)
+    found = load(Dataset(source=f"path:{tmp_path}"), seed=0, task="masked_lm")
+    assert (found.task, found.labels, set(found.train.labels)) == ("masked_lm", (), {None})
+    built = load(Dataset(source="builtin:stdlib-docstrings"), seed=0, task="masked_lm")
+    assert (built.labels, built.validation.labels[0]) == ((), None)

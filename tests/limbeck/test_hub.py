@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.images import write_digits
 from tests.tiny import docstrings, write_tiny_bert
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -65,6 +66,19 @@ def test_a_hub_name_that_is_nowhere_says_that_the_hub_does_not_answer(tmp_path: 
         "except Unavailable as error: print(error)",
     )
     assert found == "The hub does not answer, and its local cache has no model 'someone/unknown'."
+
+
+def test_images_of_the_hub_load_by_its_own_layout(tmp_path: Path) -> None:
+    """Guards `uoft-cs/cifar10` by name, as far as can be without the hub: `img` is an Image feature there, which is not
+    decoded on the way, and `label` a ClassLabel."""
+    write_digits(_cached(tmp_path, "datasets", "someone/cifar") / "plain_text", 80)
+    found = _offline(
+        tmp_path,
+        "from limbeck.config import Dataset; from limbeck.data import load\n"
+        "one = load(Dataset(source='someone/cifar'), seed=0)\n"
+        "print(one.task, len(one.train), len(one.test), ''.join(one.labels), one.train.texts[0], one.revision)",
+    )
+    assert found == f"image_classification 80 20 0123456789 0.bmp {SHA}"
 
 
 def test_a_hub_data_set_loads_with_its_label_names_and_commit(tmp_path: Path) -> None:

@@ -11,19 +11,24 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import limbeck.config
 from limbeck.batches import Collator
 from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
+from limbeck.data.corpus import Split
 from limbeck.loop import train
 from limbeck.methods.base import Method
 from limbeck.preflight import serves
 from limbeck.shapes import OFFERS
+from limbeck.students import Blueprint
 from limbeck.tasks._pooling import sentence_vectors
 from limbeck.tasks.embeddings import Embeddings
+from limbeck.tasks.masked_lm import MaskedLM
+from limbeck.vocabulary import Vocabulary
 from tests.limbeck.bench import TASK, Bench
+from tests.tiny import docstrings, vocabulary, write_tiny_lm
 
 
 def _members() -> list[type[Method]]:
@@ -88,6 +93,31 @@ def test_methods_that_serve_embeddings_train_an_encoder(tmp_path: Path, method: 
     with torch.inference_mode():
         states = loaded(**dict(batch, input_ids=kept[batch["input_ids"]])).last_hidden_state
         torch.testing.assert_close(sentence_vectors(states, batch["attention_mask"]), task.logits(student(**batch)))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_methods_that_serve_masked_lm_train_a_language_model(tmp_path: Path, method: type[Method]) -> None:
+    """Guards texts alone under every method: plain ``AutoModelForMaskedLM`` loads what was trained, head and all."""
+    task = MaskedLM()
+    if not serves(method(), task, frozenset(OFFERS)):
+        assert method().type in task.refused
+        pytest.skip("refused in preflight")
+    teacher = write_tiny_lm(tmp_path / "teacher")
+    texts = list(docstrings("numbers")[:16])
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    split = task.encode(tokenizer, Split(texts, None, [None] * 16), (), 32, lambda: None)
+    blueprint = Blueprint.read(teacher, task, (), Vocabulary.whole(len(vocabulary())))
+    bench = Bench(tmp_path, blueprint, split, split)
+    phase = bench.phase(method(), task=task, epochs=1, teacher_logits=None)
+    before = {name: value.clone() for name, value in phase.models.student.state_dict().items()}
+    student = train(phase, bench.run(tmp_path / "run", phase)).model.eval()
+    assert phase.steps == 2
+    assert any(not torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    blueprint.save(student, tmp_path / "student")
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "student").eval()
+    batch = Collator(split, 0, torch.device("cpu"))(np.arange(4)).inputs
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(**batch).logits, student(**batch).logits)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)

@@ -320,6 +320,15 @@ def test_what_several_teachers_cannot_do_is_refused(place: Place, tmp_path: Path
     assert set(problems) == {"/training/max_length"}
 
 
+def test_two_ranks_ask_all_teachers(place: Place, finished: tuple[DistillResult, Recorder], tmp_path: Path) -> None:
+    """Guards against ranks that wait for each other for ever: each model's answers are shared work, in one order."""
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32, "devices": 2}
+    said = Recorder()
+    result = distill(place.config(training=training), tmp_path / "job", callbacks=said)
+    assert result.scorecard.teacher.metrics == finished[0].scorecard.teacher.metrics
+    assert [kind for kind, _, _ in said.events].count("teachers.combined") == 1
+
+
 def test_each_teacher_has_to_have_the_labels_and_to_be_fit(place: Place, tmp_path: Path) -> None:
     """Guards against a mean with a teacher of other labels, or with one that knows nothing."""
     other = write_tiny_bert(tmp_path / "other", labels=("numbers", "testing"))
