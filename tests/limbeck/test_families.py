@@ -30,6 +30,7 @@ from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.tokenizing import load_tokenizer
 from limbeck.vocabulary import Vocabulary
 from tests.families import FAMILIES, LABELS, LENGTH, texts, write_tiny
+from tests.images import FAMILIES as IMAGE_FAMILIES
 from tests.limbeck.bench import Bench
 from tests.limbeck.test_methods_contract import METHODS
 
@@ -93,7 +94,7 @@ def keep_layers(model: Any, layers: tuple[int, ...]) -> Any:
 
 
 def test_every_family_is_tested() -> None:
-    assert set(FAMILIES) == set(limbeck.families.FAMILIES)
+    assert {*FAMILIES, *IMAGE_FAMILIES} == set(limbeck.families.FAMILIES)
 
 
 def test_the_names_of_a_family_are_those_of_its_modules(folder: Path) -> None:

@@ -176,6 +176,8 @@ def test_two_ranks_learn_what_one_does(
 
 #: Long enough that ranks are still at it when what they told at its beginning is heard.
 LONG = {"epochs": 10}
+#: Of the fixture's teacher, 4 epochs of 8 steps.
+TEACHER_STEPS = 32
 
 
 class Killer(Recorder):
@@ -263,7 +265,7 @@ def test_a_stopped_run_goes_on_with_as_many_ranks_or_others(
     distill(house.config(1, training=LONG), tmp_path / "one", callbacks=alone)
     steps = [step for step, values in alone.points if "distilling/loss" in values]
     last = max(step for step, values in stopped.points if "distilling/loss" in values)
-    assert steps == list(range(last + 1, 16 + 80 + 1))
+    assert steps == list(range(last + 1, TEACHER_STEPS + 80 + 1))
 
 
 def test_a_run_whose_numbers_break_says_so_once(house: House, tmp_path: Path) -> None:
