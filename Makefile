@@ -18,7 +18,7 @@ demo: install
 	@$(BIN)/python -m limbeck.demo
 
 test: install
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: install
 	$(BIN)/ruff check

@@ -20,6 +20,8 @@ from tests.services import Postgres, Redis, Service, ServiceMissing
 
 Server = TypeVar("Server", bound=Service)
 _SERVERS = {"redis_server", "own_redis", "postgres_server", "own_postgres"}
+#: Folders whose tests start processes and wait for them.
+_STARTING = {"api", "models", "worker", "e2e"}
 
 
 def pytest_configure() -> None:
@@ -28,8 +30,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a server as ``services``."""
+    """Mark what needs a server as ``services``, and say what `make test`'s two processes may share out.
+
+    All that starts processes is one group: two such tests at a time on two cores would miss each other's deadlines. The
+    library's tests are groups by file, beside it.
+    """
     for item in items:
+        starting = item.path.parent.name in _STARTING
+        item.add_marker(pytest.mark.xdist_group("processes" if starting else item.path.name))
         if _SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("services")
 
