@@ -230,7 +230,11 @@ def test_a_damaged_tar_is_refused_and_not_taken_for_a_shorter_one(opened: Callab
         opened(bytes(content))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"not an archive", b"\x1f\x8b", zipped({}), tarred({})])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"not an archive", b"\x1f\x8b", zipped({}), tarred({})],
+    ids=["nothing", "zip's first bytes", "text", "gzip's first bytes", "empty zip", "empty tar"],
+)
 def test_what_is_no_archive_or_empty_is_refused(opened: Callable[..., Path], content: bytes) -> None:
     with pytest.raises(InvalidArchive):
         opened(content)
