@@ -143,10 +143,19 @@ class Preparation:
         return table
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:  # (channels, height, width)
-        """An image in the model's size, not yet normalised."""
+        """An image in the model's size, not yet normalised.
+
+        Raises:
+            InvalidInput: it is so narrow that it would be enlarged beyond all bounds.
+        """
         image = _coloured(image, self.channels)
         if self.resize is not None:
             height, width = self._resized(image)
+            if height * width > MOST_PIXELS:
+                raise InvalidInput(
+                    f"the image has {image.width:,} × {image.height:,} pixels and would be enlarged to {width:,} × "
+                    f"{height:,}; allowed: at most {MOST_PIXELS:,} altogether"
+                )
             image = image.resize((width, height), resample=self.resample)
         if (image.height, image.width) != (self.height, self.width):
             top, left = (image.height - self.height) // 2, (image.width - self.width) // 2

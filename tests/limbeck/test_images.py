@@ -171,6 +171,19 @@ def test_bombs_and_broken_images_are_refused_before_they_are_unpacked(data: byte
         images.opened(data)
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["high", "wide"])
+def test_a_narrow_image_is_not_enlarged_without_bounds(tmp_path: Path, turned: bool) -> None:
+    """Guards the server's memory, and a job's: 467 bytes of 1 × 100,000 pixels would be 20 GB at a shorter edge of 256,
+    whatever is cut out of them afterwards."""
+    preparation = Preparation.read(_folder(tmp_path, None, model_type="resnet"))
+    assert preparation.resize == 256
+    narrow = images.opened(png(np.zeros((1, 100_000) if turned else (100_000, 1))))
+    told = ["100,000 × 1", "25,600,000 × 256"] if turned else ["1 × 100,000", "256 × 25,600,000"]
+    with pytest.raises(InvalidInput, match=f"has {told[0]} pixels and would be enlarged to {told[1]}; allowed: at most"):
+        preparation.pixels(narrow)
+    assert preparation.pixels(images.opened(png(np.zeros((20, 1))))).shape == (3, 224, 224)
+
+
 def _rows(count: int = 40) -> list[tuple[bytes, str]]:
     return [(png(_DRAW.integers(0, 256, (6, 6), dtype=np.uint8)), ("odd", "even")[row % 2]) for row in range(count)]
 
