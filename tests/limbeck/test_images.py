@@ -259,6 +259,16 @@ def test_an_image_that_cannot_be_used_is_named_by_its_row(tmp_path: Path, form: 
         ingest({"train": _written(tmp_path, form, rows)}, tmp_path)
 
 
+def test_half_a_character_in_an_images_path_is_named_by_its_row(tmp_path: Path) -> None:
+    """Guards against an upload that ends without a reason: no file takes the half of a character as a name."""
+    rows = [{"image": {"bytes": base64.b64encode(data).decode(), "path": "a.png"}, "label": x} for data, x in _rows()]
+    rows[3]["image"]["path"] = "\ud800.png"  # type: ignore[index]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InvalidDataset, match=r"row 4, column 'image': U\+D800 at character 1 is half a character"):
+        ingest({"train": (path, path.name)}, tmp_path)
+
+
 def test_a_path_alone_and_texts_are_no_images(tmp_path: Path) -> None:
     cells = [{"bytes": None, "path": f"{row}.png"} for row in range(40)]
     cells[0] = {"bytes": png(PHOTO), "path": "0.png"}
