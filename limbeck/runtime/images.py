@@ -96,8 +96,8 @@ class Preparation:
         """Of a model's folder.
 
         Raises:
-            InvalidModel: it is prepared in a way that is not known, or not to the size that the model reads; or a number
-                is none, or none that an image can be prepared with.
+            InvalidModel: it is prepared in a way that is not known, or not to the size that the model reads; or a
+                number is none, or none that an image can be prepared with.
         """
         try:
             found = cls._read(folder)

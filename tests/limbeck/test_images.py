@@ -179,7 +179,9 @@ def test_a_narrow_image_is_not_enlarged_without_bounds(tmp_path: Path, turned: b
     assert preparation.resize == 256
     narrow = images.opened(png(np.zeros((1, 100_000) if turned else (100_000, 1))))
     told = ["100,000 × 1", "25,600,000 × 256"] if turned else ["1 × 100,000", "256 × 25,600,000"]
-    with pytest.raises(InvalidInput, match=f"has {told[0]} pixels and would be enlarged to {told[1]}; allowed: at most"):
+    with pytest.raises(
+        InvalidInput, match=f"has {told[0]} pixels and would be enlarged to {told[1]}; allowed: at most"
+    ):
         preparation.pixels(narrow)
     assert preparation.pixels(images.opened(png(np.zeros((20, 1))))).shape == (3, 224, 224)
 
