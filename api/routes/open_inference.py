@@ -154,8 +154,9 @@ def _read(body: bytes, json_length: str | None, names: Sequence[str]) -> tuple[d
         length = int(json_length)
     try:
         document = json.loads(body[:length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _fault("", f"the body is not JSON: {error}") from error
+    _require_id(document)
     inputs = document.get("inputs") if isinstance(document, dict) else None
     if not isinstance(inputs, list) or not all(isinstance(one, dict) for one in inputs):
         raise _fault("/inputs", f"expected a list of tensors; this model has {', '.join(names)}")
@@ -173,6 +174,13 @@ def _read(body: bytes, json_length: str | None, names: Sequence[str]) -> tuple[d
     if len(set(sizes.values())) > 1:
         raise _fault("/inputs", f"the tensors have to be of one length; found {sizes}")
     return document, columns
+
+
+def _require_id(document: Any) -> None:
+    """It is answered as it came, which half a character cannot be."""
+    found = document.get("id") if isinstance(document, dict) else None
+    if found is not None and (not isinstance(found, str) or any("\ud800" <= one <= "\udfff" for one in found)):
+        raise _fault("/id", f"found {found!r}; expected a text of whole characters")
 
 
 def _texts(tensor: Mapping[str, Any], binary: memoryview, at: str) -> tuple[list[str], memoryview]:

@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -21,6 +20,8 @@ from limbeck.formats import FILES
 from limbeck.image_files import SUFFIXES
 
 _BATCH = 32
+#: Of a batch as JSON: a request may have 1 MiB. An image that is larger goes alone.
+_BATCH_BYTES = 900_000
 
 #: Inputs in; each with its answer, in the shapes of Hugging Face pipelines, out.
 _Answering = Callable[[Iterable[Any]], Iterator[tuple[Any, Any]]]
@@ -155,8 +156,16 @@ def _read_inputs(lines: TextIO) -> Iterator[Any]:
 
 
 def _batches(inputs: Iterable[Any]) -> Iterator[list[Any]]:
-    left = iter(inputs)
-    while batch := list(islice(left, _BATCH)):
+    batch: list[Any] = []
+    size = 0
+    for one in inputs:
+        own = len(json.dumps(one))  # at least as long as it is sent, where fewer characters are escaped
+        if batch and (len(batch) == _BATCH or size + own > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += own
+    if batch:
         yield batch
 
 

@@ -50,7 +50,7 @@ def load_tables(spec: Dataset) -> tuple[dict[str, Table], str | None]:
         )
         raise _fault("source", detail)
     splits = _open(str(folder), spec)
-    tables = {where: _table(splits[name]) for where, name in wanted_splits(spec.splits, splits.keys()).items()}
+    tables = {where: _table(splits[name], folder) for where, name in wanted_splits(spec.splits, splits.keys()).items()}
     return tables, revision
 
 
@@ -69,7 +69,7 @@ def _open(folder: str, spec: Dataset) -> Any:
         raise _fault("source", f"{spec.source!r} has no data that can be read: {error.__cause__ or error}") from error
 
 
-def _table(split: Any) -> Table:
+def _table(split: Any, folder: Path) -> Table:
     """Text, numbers, booleans, images, and lists and objects of these; other columns are told, not decoded."""
     import datasets
 
@@ -82,7 +82,8 @@ def _table(split: Any) -> Table:
         if isinstance(inner, datasets.ClassLabel):
             names[name] = tuple(inner.names)
         if isinstance(feature, datasets.Image):
-            columns[name] = [_image(cell) for cell in split.cast_column(name, datasets.Image(decode=False))[name]]
+            own = _own_places(folder)
+            columns[name] = [_image(cell, own) for cell in split.cast_column(name, datasets.Image(decode=False))[name]]
         elif _is_plain(feature):
             columns[name] = list(split[name])
         else:
@@ -90,11 +91,28 @@ def _table(split: Any) -> Table:
     return Table(columns, len(split), names)
 
 
-def _image(cell: Any) -> Any:
-    """``{"bytes", "path"}``, its bytes from the snapshot where the data set keeps them in a file of their own."""
-    if cell is None or cell["bytes"] is not None or cell["path"] is None or not Path(cell["path"]).is_file():
+def _own_places(folder: Path) -> tuple[Path, Path]:
+    """Where a data set's own files lie: those of its snapshot, which are links to others beside it, and the archives
+    that ``datasets`` has unpacked."""
+    import datasets
+
+    return folder.parents[1].resolve(), Path(datasets.config.EXTRACTED_DATASETS_PATH).resolve()
+
+
+def _image(cell: Any, own: tuple[Path, ...]) -> Any:
+    """``{"bytes", "path"}``, its bytes from the data set's own files where it does not keep them in its tables.
+
+    A table can name any file of this machine; what lies outside ``own`` stays unread.
+    """
+    if cell is None or cell["bytes"] is not None or cell["path"] is None:
         return cell
-    return {"bytes": Path(cell["path"]).read_bytes(), "path": cell["path"]}
+    try:
+        file = Path(cell["path"]).resolve()
+        if not any(file.is_relative_to(place) for place in own) or not file.is_file():
+            return cell
+    except (OSError, RuntimeError, ValueError):  # no file can have such a name
+        return cell
+    return {"bytes": file.read_bytes(), "path": cell["path"]}
 
 
 def _is_plain(feature: Any) -> bool:

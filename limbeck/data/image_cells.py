@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from limbeck.data.cells import kind, object_cell
+from limbeck.data.cells import kind, object_cell, require_whole
 from limbeck.data.table import fault
 from limbeck.errors import InvalidInput
 
@@ -48,4 +48,6 @@ def image_cell(value: Any, row: int, column: str, where: str) -> tuple[bytes, st
         opened(data)
     except InvalidInput as error:
         raise fault(where, f"{place}: {error.message}") from error
+    if isinstance(path, str):
+        require_whole(path, row, column, where)
     return data, path[-_LONGEST:] if isinstance(path, str) and path else f"{where} row {row}"

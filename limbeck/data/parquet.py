@@ -34,7 +34,7 @@ def read_parquet(stream: IO[bytes], where: str, max_unpacked_bytes: int) -> Tabl
         strings = [path for one in schema for path in _strings_in(one.name, one.type)]
         file = pyarrow.parquet.ParquetFile(stream, read_dictionary=strings)
         _require_names(schema.names, where)
-        _require_modest(file.metadata, len(schema.names), where, max_unpacked_bytes)
+        _require_modest(file.metadata, where, max_unpacked_bytes)
         columns = {
             one.name: _read_column(file, one.name, _plain(one.type), where, max_unpacked_bytes) for one in schema
         }
@@ -49,10 +49,10 @@ def read_parquet(stream: IO[bytes], where: str, max_unpacked_bytes: int) -> Tabl
 
 
 def _strings_in(path: str, kind: Any) -> Iterator[str]:
-    """The paths of the texts in a column, as the reader names them."""
+    """The paths of the texts and bytes in a column, as the reader names them."""
     from pyarrow import types
 
-    if types.is_string(kind):
+    if _is_text(kind) or types.is_binary(kind) or types.is_large_binary(kind):
         yield path
     elif types.is_list(kind):
         yield from _strings_in(f"{path}.list.{kind.value_field.name}", kind.value_type)
@@ -66,11 +66,12 @@ def _require_names(names: list[str], where: str) -> None:
         raise fault(where, f"the file has two columns of the name {twice[0]!r}")
 
 
-def _require_modest(metadata: Any, columns: int, where: str, limit: int) -> None:
-    """Before anything is unpacked: what the file says of its own size."""
-    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-    said = max(sum(group.total_byte_size for group in groups), metadata.num_rows * columns * _POINTER_BYTES)
-    if said > limit:
+def _require_modest(metadata: Any, where: str, limit: int) -> None:
+    """Before anything is unpacked: what the file says of its own size, and of how many values it has, as a row can be a
+    list of any length."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    if max(sum(group.total_byte_size for group in groups), values * _POINTER_BYTES) > limit:
         raise _too_large(where, limit)
 
 
@@ -84,7 +85,7 @@ def _plain(kind: Any) -> Any:
 def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> list[Any]:
     from pyarrow import types
 
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+    if _is_text(kind):
         return _strings(file, name, where, limit)
     if types.is_list(kind) or types.is_struct(kind) or _is_image(kind):
         return _nested(file, name, kind, where, limit)
@@ -116,6 +117,12 @@ def _nested(file: Any, name: str, kind: Any, where: str, limit: int) -> list[Any
         if size > limit:
             raise _too_large(where, limit)
     return found
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _decodable(kind: Any) -> bool:

@@ -85,7 +85,7 @@ class Preparation:
     width: int
     #: To (height, width) whatever the shape, or to a shorter edge of so many pixels; None: images come in their size.
     resize: tuple[int, int] | int | None
-    resample: int  #: Pillow's filter
+    resample: Image.Resampling
     rescale: float
     mean: tuple[float, ...]  #: by channel; none where nothing is normalised
     std: tuple[float, ...]
@@ -96,19 +96,42 @@ class Preparation:
         """Of a model's folder.
 
         Raises:
-            InvalidModel: it is prepared in a way that is not known, or not to the size that the model reads.
+            InvalidModel: it is prepared in a way that is not known, or not to the size that the model reads; or a
+                number is none, or none that an image can be prepared with.
         """
-        config, document = _json(folder / "config.json"), document_of(folder)
+        try:
+            found = cls._read(folder)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise InvalidModel(f"{FILE} or config.json has a value that cannot be read: {error!r}.") from error
+        found._require_possible()
+        return found
+
+    @classmethod
+    def _read(cls, folder: Path) -> Preparation:
+        config = _json(folder / "config.json")
         channels = int(config.get("num_channels", 3))
         if channels not in (1, 3):
             raise InvalidModel(f"The model reads images of {channels} channels; allowed: 1 (grey) or 3 (colours).")
+        document = document_of(folder)
         resize, height, width = _sizes(document)
         _require_size(config, height, width)
         normalise = document.get("do_normalize", True)
         mean, std = (_channels(document, name, channels) if normalise else () for name in ("image_mean", "image_std"))
         scale = float(document.get("rescale_factor", 1 / 255)) if document.get("do_rescale", True) else 1.0
-        places = _places(config, height, width)
-        return cls(channels, height, width, resize, int(document.get("resample", 2)), scale, mean, std, places)
+        places, resample = _places(config, height, width), Image.Resampling(int(document.get("resample", 2)))
+        return cls(channels, height, width, resize, resample, scale, mean, std, places)
+
+    def _require_possible(self) -> None:
+        resized = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        for height, width in ((self.height, self.width), resized or (1, 1)):
+            if min(height, width) < 1 or height * width > MOST_PIXELS:
+                raise InvalidModel(
+                    f"{FILE} makes images of {height} × {width} pixels; allowed: at least one, and at most "
+                    f"{MOST_PIXELS:,} altogether."
+                )
+        with np.errstate(all="ignore"):
+            if not np.isfinite(self.table()).all():
+                raise InvalidModel(f"{FILE} brings images to values that are no finite numbers.")
 
     def table(self) -> NDArray[np.float32]:  # (channels, 256)
         """What each of the 256 values becomes in each channel."""
@@ -120,11 +143,20 @@ class Preparation:
         return table
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:  # (channels, height, width)
-        """An image in the model's size, not yet normalised."""
+        """An image in the model's size, not yet normalised.
+
+        Raises:
+            InvalidInput: it is so narrow that it would be enlarged beyond all bounds.
+        """
         image = _coloured(image, self.channels)
         if self.resize is not None:
             height, width = self._resized(image)
-            image = image.resize((width, height), resample=Image.Resampling(self.resample))
+            if height * width > MOST_PIXELS:
+                raise InvalidInput(
+                    f"the image has {image.width:,} × {image.height:,} pixels and would be enlarged to {width:,} × "
+                    f"{height:,}; allowed: at most {MOST_PIXELS:,} altogether"
+                )
+            image = image.resize((width, height), resample=self.resample)
         if (image.height, image.width) != (self.height, self.width):
             top, left = (image.height - self.height) // 2, (image.width - self.width) // 2
             image = image.crop((left, top, left + self.width, top + self.height))
@@ -199,7 +231,8 @@ def _sizes(document: Mapping[str, Any]) -> tuple[tuple[int, int] | int | None, i
     """What is resized to, and the height and width in the end.
 
     Raises:
-        InvalidModel: the processor is not known, or its sizes are not.
+        InvalidModel: the processor is not known, or cuts out more than there is.
+        LookupError, TypeError, ValueError, ArithmeticError: a size cannot be read.
     """
     name = str(document.get("image_processor_type") or document.get("feature_extractor_type") or "ViTImageProcessor")
     family = next((one for one in _PROCESSORS if name.startswith((f"{one}Image", f"{one}Feature"))), None)
@@ -207,18 +240,15 @@ def _sizes(document: Mapping[str, Any]) -> tuple[tuple[int, int] | int | None, i
         known = ", ".join(f"{one}ImageProcessor" for one in _PROCESSORS)
         raise InvalidModel(f"{FILE} is of a {name}; allowed: {known}.")
     size = document.get("size", 224)
-    try:
-        resize: tuple[int, int] | int | None
-        if _PROCESSORS[family] == "convnext":
-            edge = int(size["shortest_edge"] if isinstance(size, Mapping) else size)
-            # As ConvNext's own evaluation has it: small images are cut from somewhat larger ones, large ones are not.
-            resize = int(edge / float(document.get("crop_pct", 0.875))) if edge < 384 else (edge, edge)
-            return (resize if document.get("do_resize", True) else None), edge, edge
-        resize = _pair(size) if document.get("do_resize", True) else None
-        cropped = document.get("do_center_crop", family == "DeiT")
-        height, width = _pair(document.get("crop_size", 224)) if cropped else _pair(size)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InvalidModel(f"{FILE} has sizes that cannot be read: {error!r}.") from error
+    resize: tuple[int, int] | int | None
+    if _PROCESSORS[family] == "convnext":
+        edge = int(size["shortest_edge"] if isinstance(size, Mapping) else size)
+        # As ConvNext's own evaluation has it: small images are cut from somewhat larger ones, large ones are not.
+        resize = int(edge / float(document.get("crop_pct", 0.875))) if edge < 384 else (edge, edge)
+        return (resize if document.get("do_resize", True) else None), edge, edge
+    resize = _pair(size) if document.get("do_resize", True) else None
+    cropped = document.get("do_center_crop", family == "DeiT")
+    height, width = _pair(document.get("crop_size", 224)) if cropped else _pair(size)
     if resize is not None and (resize[0] < height or resize[1] < width):
         raise InvalidModel(f"{FILE} cuts {height} × {width} pixels out of {resize[0]} × {resize[1]}.")
     return resize, height, width

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from limbeck.runtime.inputs import TopK
+from limbeck.runtime.picture_inputs import MOST_IMAGES
 from limbeck.runtime.predictor import Predictor
 
 #: Inputs that one thread answers in one go; sorted by length among themselves, so that little is padded.
@@ -39,12 +40,13 @@ def stream(
         InvalidInput: an input cannot be read; what came in front of its window has been answered.
     """
     workers = workers or cores()
+    size = MOST_IMAGES if student.task == "image_classification" else WINDOW
     left = iter(inputs)
     waiting: deque[tuple[list[Any], Future[Any]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="limbeck-stream") as pool:
         try:
             while True:
-                while len(waiting) <= workers and (window := list(islice(left, WINDOW))):
+                while len(waiting) <= workers and (window := list(islice(left, size))):
                     waiting.append((window, pool.submit(student.predict, window, top_k=top_k, speed=speed)))
                 if not waiting:
                     return

@@ -96,6 +96,22 @@ def test_a_wrong_tensor_is_refused_with_its_place(address: str, tensor: dict[str
     assert answer.json()["error"] == answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ('{"id": "\\ud800", "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}', "/id"),
+        ('{"id": 7, "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}', "/id"),
+        ("[" * 100_000, ""),
+    ],
+    ids=["half a character", "number", "deep"],
+)
+def test_a_body_that_json_allows_and_nobody_can_read_is_refused(address: str, body: str, pointer: str) -> None:
+    """Guards against an answer of 500, for which a client would blame the server and ask again."""
+    answer = httpx.post(f"{address}/v2/models/reviews/infer", content=body)
+    assert answer.status_code == 422, answer.text
+    assert [one["pointer"] for one in answer.json()["errors"]] == [pointer]
+
+
 def test_binary_data_that_ends_within_a_text_is_refused(address: str) -> None:
     """Guards against reading behind the end, and against half a text that is answered."""
     data = struct.pack("<I", 10) + b"short"

@@ -306,6 +306,24 @@ def test_predict_streams_jsonl_in_its_order(api: Api) -> None:
     assert len(api.requests) == 3
 
 
+def test_predict_sends_no_more_than_a_request_may_have(api: Api, tmp_path: Path) -> None:
+    """Guards photos, and long texts, of which 32 are more than the server takes: each is small enough alone."""
+    sent: list[int] = []
+
+    def label(body: bytes) -> tuple[int, Any]:
+        sent.append(len(body))
+        return 200, [{"label": one[:2], "score": 1.0} for one in json.loads(body)["inputs"]]
+
+    api.routes["POST /v1/models/mdl_9/predict"] = label
+    given = [f"{number:02}" + "ä" * size for number, size in enumerate([40_000] * 32 + [1_500_000, 10])]
+    result = run(api, "predict", "mdl_9", "--file", "-", stdin="\n".join(map(json.dumps, given)))
+    answers = [json.loads(line)["prediction"]["label"] for line in result.stdout.splitlines()]
+    assert answers == [f"{number:02}" for number in range(34)]
+    *several, large, last = sent
+    assert max(several) < 1024**2
+    assert (large > 1024**2, last < 100) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("line", "message"), [("no json", "Line 2 is not JSON"), ('{"txt": "a"}', "Line 2 is neither")]
 )

@@ -81,6 +81,25 @@ def test_images_of_the_hub_load_by_its_own_layout(tmp_path: Path) -> None:
     assert found == f"image_classification 80 20 0123456789 0.bmp {SHA}"
 
 
+@pytest.mark.parametrize("named", ["private.bmp", "hub/../private.bmp", "pri\x00vate.bmp"])
+def test_a_table_of_the_hub_names_no_files_of_this_machine(tmp_path: Path, named: str) -> None:
+    """Guards whatever else lies here: a stranger's table could bring it into a data set, and so to its readers.
+    The first row is of a file of the data set itself, which is read."""
+    snapshot = _cached(tmp_path, "datasets", "someone/curious")
+    path = write_digits(snapshot, 80) / "train.parquet"
+    table = pyarrow.parquet.read_table(path)
+    cells = table.column("img").to_pylist()
+    (tmp_path / "private.bmp").write_bytes(cells[1]["bytes"])
+    (snapshot / "own.bmp").write_bytes(cells[0]["bytes"])
+    cells[:2] = [{"bytes": None, "path": str(one)} for one in (snapshot / "own.bmp", tmp_path / named)]
+    table = table.set_column(0, table.schema.field("img"), pyarrow.array(cells, table.schema.field("img").type))
+    pyarrow.parquet.write_table(table, path)
+    (found,) = _loaded(tmp_path, {"source": "someone/curious"})
+    assert found.startswith("InvalidDataset")
+    assert "row 2, column 'img': found the path" in found
+    assert "alone; the image itself has to be in the file" in found
+
+
 def test_a_hub_data_set_loads_with_its_label_names_and_commit(tmp_path: Path) -> None:
     snapshot = _cached(tmp_path, "datasets", "someone/areas")
     for split, start in (("train", 0), ("test", 40)):

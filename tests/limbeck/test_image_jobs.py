@@ -29,8 +29,9 @@ from limbeck.pictures import Pictures
 from limbeck.preflight import check, serves
 from limbeck.progress import Item, forward_work
 from limbeck.run import Run
-from limbeck.runtime import Predictor, images
+from limbeck.runtime import Predictor, images, stream
 from limbeck.runtime.images import Preparation
+from limbeck.runtime.picture_inputs import MOST_IMAGES
 from limbeck.sources import check_model_folder, model_facts
 from limbeck.student_plan import StudentPlan
 from limbeck.students import Blueprint
@@ -253,6 +254,17 @@ def test_the_student_answers_as_it_was_measured_and_as_transformers(done: Done) 
         assert [a["score"] for a in found] == pytest.approx([a["score"] for a in expected], abs=1e-4)
     assert 'pipeline("image-classification"' in (done.result.student / "README.md").read_text()
     check_model_folder(done.result.student)
+
+
+def test_more_images_than_one_call_takes_are_streamed(done: Done) -> None:
+    """Guards `limbeck predict --local` over a folder of images: a window of texts is more than a call of images."""
+    student = Predictor.load(done.result.student, threads=1)
+    rows = pyarrow.parquet.read_table(done.folder / "data" / "train.parquet").to_pylist()
+    data = [row["img"]["bytes"] for row in rows[: MOST_IMAGES + 6]]
+    found = list(stream(student, data, top_k=1, workers=1))
+    assert [one for one, _ in found] == data
+    expected = student.predict(data[:MOST_IMAGES], top_k=1) + student.predict(data[MOST_IMAGES:], top_k=1)
+    assert [answer for _, answer in found] == expected
 
 
 def test_a_job_stopped_again_and_again_ends_with_the_same_weights(done: Done, tmp_path: Path) -> None:

@@ -98,20 +98,48 @@ def test_grey_palettes_and_turned_cameras_are_read_as_people_see_them(tmp_path: 
     assert images.opened(turned.getvalue()).size == (53, 71)
 
 
+_CUT = {"image_processor_type": "DeiTImageProcessor", "crop_size": 8}
+_SHORT = {"image_processor_type": "ConvNextImageProcessor"}
+
+
 @pytest.mark.parametrize(
     ("document", "config", "said"),
     [
         ({"image_processor_type": "CLIPImageProcessor"}, {}, "CLIPImageProcessor; allowed: ViT"),
         ({"size": {"height": 8, "width": 8}}, {"image_size": 16}, "8 × 8 pixels; the model reads 16 × 16"),
         ({"size": 8, "image_mean": [0.5]}, {"image_size": 8}, "1 values of image_mean; the model reads 3"),
-        ({"size": {"longest_edge": 8}}, {}, "sizes that cannot be read"),
+        ({"size": {"longest_edge": 8}}, {}, "a value that cannot be read: KeyError"),
         ({"size": 8}, {"num_channels": 4, "image_size": 8}, "4 channels; allowed: 1"),
+        (None, {"num_channels": "rgb", "image_size": 8}, "a value that cannot be read: .*rgb"),
+        (None, {"num_channels": 10**12, "image_size": 8}, "1000000000000 channels; allowed: 1"),
+        (None, {"num_channels": None, "image_size": 8}, "a value that cannot be read: .*NoneType"),
+        ({"size": 8}, {"image_size": "x"}, "a value that cannot be read: .*x"),
+        ({"size": 8}, {"image_size": {"a": 1}}, "a value that cannot be read: KeyError"),
+        ({"size": 8}, {"image_size": 8, "patch_size": 0}, "a value that cannot be read: ZeroDivisionError"),
+        ({"size": 8}, {"image_size": 8, "patch_size": [2]}, "a value that cannot be read"),
+        ({"size": 8, "rescale_factor": "x"}, {}, "a value that cannot be read: .*x"),
+        ({"size": 8, "rescale_factor": None}, {}, "a value that cannot be read: .*NoneType"),
+        ({"size": 8, "resample": "x"}, {}, "a value that cannot be read: .*x"),
+        ({"size": 8, "resample": 99}, {}, "a value that cannot be read: .*99 is not a valid Resampling"),
+        ({"size": 8, "image_mean": ["a", 0, 0]}, {}, "a value that cannot be read: .*a"),
+        ({"size": 8, "image_mean": None}, {}, "a value that cannot be read: .*NoneType"),
+        ({"size": float("inf")}, {}, "a value that cannot be read: OverflowError"),
+        ({"size": 8, "image_std": [0, 0, 0]}, {}, "values that are no finite numbers"),
+        ({"size": 8, "image_mean": [1e300, 0, 0]}, {}, "values that are no finite numbers"),
+        ({"size": 8, "rescale_factor": float("nan")}, {}, "values that are no finite numbers"),
+        ({"size": 0}, {}, "0 × 0 pixels; allowed: at least one, and at most 25,000,000"),
+        ({"size": -8}, {}, "-8 × -8 pixels; allowed"),
+        ({"size": 100_000}, {}, "100000 × 100000 pixels; allowed"),
+        ({**_CUT, "size": 100_000}, {}, "100000 × 100000 pixels; allowed"),
+        ({**_SHORT, "size": 224, "crop_pct": 1e-9}, {}, "pixels; allowed"),
+        ({**_SHORT, "size": 0}, {}, "0 × 0 pixels; allowed"),
     ],
 )
 def test_preparations_that_are_not_known_are_refused(
-    tmp_path: Path, document: dict[str, Any], config: dict[str, Any], said: str
+    tmp_path: Path, document: dict[str, Any] | None, config: dict[str, Any], said: str
 ) -> None:
-    """Guards against images that are silently prepared otherwise than in the teacher's own training."""
+    """Guards against images that are silently prepared otherwise than in the teacher's own training, and uploads that
+    are accepted, or end without a reason, where a number is none."""
     with pytest.raises(InvalidModel, match=said):
         Preparation.read(_folder(tmp_path, document, model_type="vit", **config))
 
@@ -141,6 +169,21 @@ def test_bombs_and_broken_images_are_refused_before_they_are_unpacked(data: byte
     """Guards the server's memory, and Pillow's readers that start other programs."""
     with pytest.raises(InvalidInput, match=said):
         images.opened(data)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["high", "wide"])
+def test_a_narrow_image_is_not_enlarged_without_bounds(tmp_path: Path, turned: bool) -> None:
+    """Guards the server's memory, and a job's: 467 bytes of 1 × 100,000 pixels would be 20 GB at a shorter edge of 256,
+    whatever is cut out of them afterwards."""
+    preparation = Preparation.read(_folder(tmp_path, None, model_type="resnet"))
+    assert preparation.resize == 256
+    narrow = images.opened(png(np.zeros((1, 100_000) if turned else (100_000, 1))))
+    told = ["100,000 × 1", "25,600,000 × 256"] if turned else ["1 × 100,000", "256 × 25,600,000"]
+    with pytest.raises(
+        InvalidInput, match=f"has {told[0]} pixels and would be enlarged to {told[1]}; allowed: at most"
+    ):
+        preparation.pixels(narrow)
+    assert preparation.pixels(images.opened(png(np.zeros((20, 1))))).shape == (3, 224, 224)
 
 
 def _rows(count: int = 40) -> list[tuple[bytes, str]]:
@@ -216,6 +259,16 @@ def test_an_image_that_cannot_be_used_is_named_by_its_row(tmp_path: Path, form: 
     rows[3] = broken, "odd"
     with pytest.raises(InvalidDataset, match=said):
         ingest({"train": _written(tmp_path, form, rows)}, tmp_path)
+
+
+def test_half_a_character_in_an_images_path_is_named_by_its_row(tmp_path: Path) -> None:
+    """Guards against an upload that ends without a reason: no file takes the half of a character as a name."""
+    rows = [{"image": {"bytes": base64.b64encode(data).decode(), "path": "a.png"}, "label": x} for data, x in _rows()]
+    rows[3]["image"]["path"] = "\ud800.png"  # type: ignore[index]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InvalidDataset, match=r"row 4, column 'image': U\+D800 at character 1 is half a character"):
+        ingest({"train": (path, path.name)}, tmp_path)
 
 
 def test_a_path_alone_and_texts_are_no_images(tmp_path: Path) -> None:
