@@ -323,6 +323,10 @@ class _Attempt:
         ours |= self._place.environment()
         ours["PYTHONPATH"] = os.pathsep.join(part for part in (str(_HOME), ours.get("PYTHONPATH")) if part)
         ours["PYTHONSAFEPATH"] = "1"
+        # However the trainer ends, what it leaves there goes with the attempt.
+        temporary = self._folder / "tmp"
+        temporary.mkdir()
+        ours["TMPDIR"] = str(temporary)
         if self._settings.hub_offline:
             ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         return ours

@@ -250,6 +250,14 @@ def test_a_log_is_cut_at_its_limit_and_says_so(settings: Settings, worker: Worke
     assert "[The log is full" in text
 
 
+def test_temporary_files_go_with_the_attempt(worker: Worker, database: Database, tmp_path: Path) -> None:
+    """Guards /tmp, which a process that ends by a kill or by `os._exit` would fill, job by job."""
+    job = submit(database, does={"at": 1, "temporary": str(tmp_path / "where")})
+    worker.drain()
+    assert read(database, job.id).status is JobStatus.SUCCEEDED
+    assert not Path((tmp_path / "where").read_text()).exists()
+
+
 def test_the_trainer_sees_none_of_the_servers_settings(
     worker: Worker, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
