@@ -20,6 +20,7 @@ from models.settings import Settings
 from models.storage import Storage
 from tests.worker.conftest import read, steal, submit
 from tests.worker.processes import in_background, trainers, until
+from worker.runner import sweep_scratch
 from worker.service import Worker
 
 
@@ -256,6 +257,20 @@ def test_temporary_files_go_with_the_attempt(worker: Worker, database: Database,
     worker.drain()
     assert read(database, job.id).status is JobStatus.SUCCEEDED
     assert not Path((tmp_path / "where").read_text()).exists()
+
+
+def test_folders_of_lost_attempts_are_swept(settings: Settings) -> None:
+    """Guards the disk: a folder that an errand made again when its attempt was over has no lock."""
+    assert settings.scratch_dir is not None
+    made = {name: settings.scratch_dir / name for name in ("job_a-1", "job_b-1", "job_c-1", "job_d-1")}
+    for name, folder in made.items():
+        folder.mkdir(parents=True)
+        if name in ("job_a-1", "job_b-1"):
+            (folder / "lock").touch()
+    for old in (made["job_a-1"] / "lock", made["job_c-1"]):
+        os.utime(old, (1, 1))
+    sweep_scratch(settings)
+    assert [name for name, folder in made.items() if folder.exists()] == ["job_b-1", "job_d-1"]
 
 
 def test_the_trainer_sees_none_of_the_servers_settings(
