@@ -87,20 +87,21 @@ class Encoded:
         """The rows of each batch of an epoch, see :func:`training_batches`; ``batch_size`` counts :attr:`groups`."""
         longest = self.lengths.reshape(-1, self.together).max(axis=1)
         found = training_batches(longest, batch_size, seed=seed, epoch=epoch)
-        return [self._rows_in(groups) for groups in found]
+        return [self.rows_in(groups) for groups in found]
 
     def parts(self, rows: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
         """A batch's rows in so many parts, fewer where there are not as many groups."""
         split = np.array_split(rows.reshape(-1, self.together), count)
         return [part.ravel() for part in split if len(part)]
 
-    def _rows_in(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows_in(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of these :attr:`groups`, in their order."""
         return (groups[:, None] * self.together + np.arange(self.together)).ravel()
 
     def rows_of(self, examples: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of these examples, in their order."""
         if self.owners is None:
-            return self._rows_in(np.asarray(examples, dtype=np.int64))
+            return self.rows_in(np.asarray(examples, dtype=np.int64))
         return np.concatenate([np.flatnonzero(self.owners == one) for one in examples])
 
     def tokens_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -50,6 +50,12 @@ def alone(config: DistillConfig, task: Embeddings) -> Iterator[Problem]:
             "/student/architecture",
             f"found {config.student.architecture!r}, which has no states of single tokens to pool: take 'transformer'",
         )
+    if config.student.prune is not None and not task.labelled:
+        yield Problem(
+            "/student/prune",
+            "found a share to prune; what matters is measured by the loss against scores, which these texts have none "
+            "of: leave it out",
+        )
     if config.student.prune is not None and config.student.prune.heads is not None:
         yield Problem(
             "/student/prune/heads",

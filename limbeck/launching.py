@@ -221,7 +221,7 @@ def _start(number: int, count: int, order: Order) -> _Rank:
     with theirs:
         process = subprocess.Popen(
             [*command, str(os.getpid())],
-            env=_environment(max(1, order.threads // count)),
+            env=_environment(max(1, order.threads // count), order.meeting.parent),
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
         )
@@ -230,13 +230,15 @@ def _start(number: int, count: int, order: Order) -> _Rank:
     return _Rank(number, process, ours)
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """A rank's: its share of the threads, and gloo on the interface that every machine has."""
+def _environment(threads: int, temporary: Path) -> dict[str, str]:
+    """A rank's: its share of the threads, gloo on the interface that every machine has, and a folder for temporary
+    files that goes with the ranks: they are killed, and nothing that runs at exit does then."""
     home = str(Path(__file__).resolve().parents[1])
     found_anyway = home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     ours = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     ours |= os.environ
     ours |= {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    ours["TMPDIR"] = str(temporary)
     if not found_anyway:
         ours["PYTHONPATH"] = os.pathsep.join(part for part in (home, ours.get("PYTHONPATH")) if part)
     return ours

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from limbeck.preparation import Prepared
     from limbeck.run import Run
 
-#: Training texts on which the importance of neurons is measured.
+#: Training examples on which the importance of neurons is measured.
 _PRUNED_ON = 512
 Part = Literal["neurons", "heads"]
 PARTS: tuple[Part, Part] = ("neurons", "heads")
@@ -110,13 +110,14 @@ def _measured(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part
     role = _ROLES[part]
     if not run.store.has(role):
         criterion = Criterion(job.task)
-        collate = Collator(job.train, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)
-        drawn = np.random.default_rng(run.config.training.seed).permutation(len(job.train))[:_PRUNED_ON]
+        data = job.labelled  # the loss is against labels, and of pairs it needs both texts
+        collate = Collator(data, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)
+        drawn = np.random.default_rng(run.config.training.seed).permutation(data.groups)[:_PRUNED_ON]
         batches = np.array_split(drawn, max(1, len(drawn) // run.config.training.batch_size))
         measure = neuron_importance if part == "neurons" else head_importance
         found = measure(
             load(),
-            [collate(rows) for rows in batches],
+            [collate(data.rows_in(groups)) for groups in batches],
             lambda model, batch: criterion.hard(criterion.answer(model, batch, inside=True), batch).value,
         )
         run.store.write_tensors(role, {"importance": found}, {})
@@ -133,12 +134,12 @@ def kept_parts(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], par
         return None
     count = shape.intermediate_size if part == "neurons" else shape.kept_heads
     assert count is not None
-    known = run.store.has(_ROLES[part])
+    known, measured_on = run.store.has(_ROLES[part]), min(job.labelled.groups, _PRUNED_ON)
     importance = importance_of(run, job, load, part)
     if not known:
         run.event(
             "student.pruned",
-            f"{share:.0%} of the {part} go, the least important on {min(len(job.train), _PRUNED_ON):,} training texts; "
+            f"{share:.0%} of the {part} go, the least important on {measured_on:,} training examples; "
             f"{count:,} stay in each layer",
             **{part: count},
         )

@@ -46,10 +46,13 @@ class _Told(Callbacks):
             while True:
                 match self._connection.recv():
                     case ("stop",):
-                        self._stop.set()
+                        self.stop()
                     case ("answers", str(key)):
                         self._answers.put(key)
         os._exit(_EXIT_ABANDONED)
+
+    def stop(self) -> None:
+        self._stop.set()
 
     def send(self, *message: Any) -> None:
         self._connection.send(message)
@@ -127,7 +130,10 @@ def main(number: int, count: int, descriptor: int, parent: int) -> int:
     # Ctrl-C in a terminal is for the launcher.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(descriptor)
-    order, told = connection.recv(), _Told(connection)
+    told = _Told(connection)
+    # Sent to all processes at once it means "stop and save", which rank 0 does with the others still at their steps.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if number else lambda *_: told.stop())
+    order = connection.recv()
     threading.Thread(target=told.listen, name="listen", daemon=True).start()
     try:
         result = _work(number, count, order, told)

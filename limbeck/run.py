@@ -11,7 +11,7 @@ from limbeck.callbacks import Callbacks
 from limbeck.checkpoint import CheckpointStore, Follower
 from limbeck.config import DistillConfig
 from limbeck.device import Device
-from limbeck.errors import Conflict, Interrupted
+from limbeck.errors import Conflict, Interrupted, InvalidConfig
 from limbeck.progress import Meter
 from limbeck.ranks import ALONE, Ranks
 from limbeck.teacher_cache import TeacherCache
@@ -55,10 +55,9 @@ class Run:
 
     def _resume(self) -> None:
         found = self.store.read_json(JOURNAL)
-        config = self.facts["config"]
-        if _whatever_devices(found["facts"]["config"]) != _whatever_devices(config):
+        if not _same_run(found["facts"]["config"], self.config):
             raise Conflict("This folder holds the state of a run with another configuration; take a fresh folder.")
-        self.facts = found["facts"] | {"config": config}
+        self.facts = found["facts"] | {"config": self.facts["config"]}
         self.meter.restore(found["meter"])
 
     def first(self, work: Callable[[], T]) -> T:
@@ -124,7 +123,13 @@ class Run:
         self.callbacks.on_provenance(facts)
 
 
-def _whatever_devices(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without the number of devices, which a run may change when it goes on."""
-    training = {name: value for name, value in config["training"].items() if name != "devices"}
-    return {**config, "training": training}
+def _same_run(before: Any, config: DistillConfig) -> bool:
+    """Whether a journal's configuration is this one, but for the number of devices, which a run may change when it goes
+    on. An earlier version's lacks the fields that are new, so that it is read as this version reads it."""
+    devices: Any = {"training": {"devices"}}
+    try:
+        known = DistillConfig.parse(before)
+    except InvalidConfig:
+        return False
+    dumps = [one.model_dump(mode="json", exclude=devices) for one in (known, config)]
+    return dumps[0] == dumps[1]

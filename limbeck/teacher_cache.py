@@ -85,6 +85,8 @@ class TeacherCache:
         path = self.path(key)
         if not path.exists():
             self._fetch(key)
+            if path.exists():
+                self._evict(keep=path)
         if not path.exists():
             return None
         try:

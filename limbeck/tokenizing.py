@@ -60,13 +60,17 @@ def further_tokenizer(config: DistillConfig, tokenizer: Any, teacher: TeacherFol
 
     Raises:
         InvalidConfig: this job needs all teachers to read the same tokens.
+        InvalidModel: as :func:`load_tokenizer`, with the teacher's place in the configuration.
     """
-    own = load_tokenizer(teacher.path, read_config(teacher.path), task)
+    at = f"{teacher.pointer}/source"
+    try:
+        own = load_tokenizer(teacher.path, read_config(teacher.path), task)
+    except InvalidModel as error:  # of several teachers it has to say which
+        raise InvalidModel(f"{at}: {error.message}", [Problem(at, error.message)]) from error
     if _same_tokens(own, tokenizer, corpus, task):
         return None
     reason = _needs_whole_texts(config, task)
     if reason is not None:
-        at = f"{teacher.pointer}/source"
         detail = (
             f"found a model whose tokenizer ({len(own):,} tokens) is not the first teacher's ({len(tokenizer):,} "
             f"tokens), and {reason}; allowed: a model with the first teacher's own tokenizer"

@@ -79,7 +79,8 @@ class AnswersPorter:
 
     def _fetch(self, key: str) -> None:
         try:
-            if _KEY.fullmatch(key) and self._storage.exists(_stored(key)):
+            # The attempt may be over by now; getting a file would make its folder again.
+            if _KEY.fullmatch(key) and self._storage.exists(_stored(key)) and self._aside.is_dir():
                 part = self._aside / _NAME
                 self._storage.get_file(_stored(key), part)
                 self._folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -323,6 +323,10 @@ class _Attempt:
         ours |= self._place.environment()
         ours["PYTHONPATH"] = os.pathsep.join(part for part in (str(_HOME), ours.get("PYTHONPATH")) if part)
         ours["PYTHONSAFEPATH"] = "1"
+        # However the trainer ends, what it leaves there goes with the attempt.
+        temporary = self._folder / "tmp"
+        temporary.mkdir()
+        ours["TMPDIR"] = str(temporary)
         if self._settings.hub_offline:
             ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         return ours
@@ -349,5 +353,9 @@ def sweep_scratch(settings: Settings) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if time.time() - os.fstat(lock.fileno()).st_mtime > _JUST_MADE_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # somebody works in it, or it is being made or removed just now
+        except FileNotFoundError:  # it is being made or removed just now, or somebody made it again too late
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _JUST_MADE_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # somebody works in it
             continue

@@ -78,7 +78,9 @@ class _TaskAgnostic(Objective):
         asked, unit = batch, self.criterion.task.unit
         mask = batch.inputs["attention_mask"]
         if self.options.answers == "all":
-            asked, unit = replace(batch, labels=batch.inputs["input_ids"].masked_fill(mask == 0, -100)), "tokens"
+            # At hidden places the text has the mask, or another word, and the label what stood there.
+            truth = torch.where(batch.labels != -100, batch.labels, batch.inputs["input_ids"])
+            asked, unit = replace(batch, labels=truth.masked_fill(mask == 0, -100)), "tokens"
         with captured(self.student) as ours:
             logits = self.criterion.answer(self.student, asked, inside=True)
         with torch.no_grad(), captured(self.teacher) as theirs:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from limbeck.augmentation import MaskReplace, SentenceShuffle
 from limbeck.batches import Batch, Collator, Encoded, encode
 from limbeck.callbacks import Callbacks
+from limbeck.checkpoint import CheckpointStore
 from limbeck.config import DistillConfig, Training, Unlabelled
 from limbeck.copies import enlarge, sentences, shuffled
 from limbeck.criterion import Criterion
@@ -179,6 +180,20 @@ def test_no_copy_is_a_held_out_text(place: Path, tmp_path: Path) -> None:
     whole = {name: encode(tokenizer, getattr(corpus, name), 32) for name in ("train", "validation", "test")}
     found = enlarge(Run(config, tmp_path / "run", Callbacks(), 60), corpus, whole, place / "teacher", tokenizer, {})
     assert (found.held_out, len(found.train), found.counts) == (16, 16, {"sentence_shuffle": 0})
+
+
+def test_neurons_are_judged_by_texts_with_a_label(place: Path, tmp_path: Path) -> None:
+    """Guards against a job that fails after its teacher's fine-tuning, and against importance by labels of -1."""
+    pyarrow.parquet.write_table(pyarrow.table({"text": docstrings("testing")[:40]}), tmp_path / "more.parquet")
+    unlabelled = {"type": "unlabelled", "source": f"path:{tmp_path}", "split": "more"}
+    found = []
+    for number, augmentation in enumerate(([], [unlabelled])):
+        said, work = Recorder(), tmp_path / str(number)
+        distill(job(place, augmentation, student={"layers": [1, 3], "prune": 0.5}), work, callbacks=said)
+        found.append(CheckpointStore(work / "state").read_tensors("pruning")[0]["importance"])
+        (pruned,) = (message for kind, message, _ in said.events if kind == "student.pruned")
+        assert "on 96 training examples" in pruned
+    assert torch.equal(*found)
 
 
 def test_the_student_learns_from_all_of_it_and_the_rest_from_what_they_can_use(place: Path, tmp_path: Path) -> None:

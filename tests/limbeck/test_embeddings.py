@@ -15,15 +15,20 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTo
 
 from limbeck import data, preflight
 from limbeck.batches import Collator, Encoded
+from limbeck.checkpoint import CheckpointStore
 from limbeck.config import Columns, Dataset, DistillConfig
+from limbeck.criterion import Criterion
 from limbeck.data.ingest import ingest
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Diverged, Interrupted, InvalidDataset, InvalidInput
 from limbeck.losses import cosine_losses, vector_losses
+from limbeck.pruning import neuron_importance
 from limbeck.runtime import Predictor
 from limbeck.sources import builtin_minilm, model_facts
+from limbeck.students import Blueprint
 from limbeck.tasks._pooling import PooledEncoder, sentence_vectors
 from limbeck.tasks.embeddings import Embeddings, TextEmbeddings
+from limbeck.vocabulary import Vocabulary
 from tests.limbeck.bench import Recorder
 from tests.limbeck.task_data import texts
 from tests.tiny import write_tiny_bert
@@ -284,6 +289,26 @@ def test_the_built_in_teacher_gives_its_own_vectors() -> None:
     assert float(vectors[0] @ vectors[1]) > 0.7 > 0.3 > float(vectors[0] @ vectors[2])
 
 
+def test_neurons_are_judged_by_whole_pairs(tmp_path: Path) -> None:
+    """Guards against texts paired with strangers, whose loss says nothing of the neurons and breaks nothing."""
+    teacher, folder = write_tiny_bert(tmp_path / "teacher"), write(tmp_path / "data", True)
+    config = DistillConfig.parse(document(teacher, folder, student={"layers": [1, 3], "prune": 0.5}, export=[]))
+    distill(config, tmp_path / "job")
+    found = CheckpointStore(tmp_path / "job" / "state").read_tensors("pruning")[0]["importance"]
+    task, tokenizer = Embeddings(), AutoTokenizer.from_pretrained(teacher)
+    blueprint = Blueprint.read(teacher, task, (), Vocabulary.whole(len(tokenizer)))
+    pairs = data.load(config.dataset, seed=config.training.seed, task="embeddings").train
+    split = task.encode(tokenizer, pairs, (), LENGTH, lambda: None)
+    batch = Collator(split, 0, torch.device("cpu"))(np.arange(len(split)))
+    criterion = Criterion(task)
+    expected = neuron_importance(
+        blueprint.load_teacher(keep_head=True),
+        [batch],
+        lambda model, texts: criterion.hard(criterion.answer(model, texts), texts).value,
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "pair", "pointer", "says"),
     [
@@ -295,6 +320,7 @@ def test_the_built_in_teacher_gives_its_own_vectors() -> None:
         ({"teacher": {"source": "builtin:minilm-l6", "finetune": True}}, False, "/teacher/finetune", "needs pairs"),
         ({"student": {"hidden_size": 192}}, True, "/student/hidden_size", "allowed is 384"),
         ({"student": {"preset": "T4-tiny"}}, True, "/student/preset", "allowed is 384"),
+        ({"student": {"layers": 3, "prune": 0.5}}, False, "/student/prune", "these texts have none of"),
         ({"student": {"architecture": "bilstm"}}, True, "/student/architecture", "no states of single tokens"),
         ({"task": {"type": "embeddings", "pooling": "cls"}}, True, "/task/pooling", "'mean'"),
         ({"training": {"loss": "dist"}}, True, "/training/loss", "'kl'"),

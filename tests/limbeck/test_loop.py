@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from limbeck.batches import Batch, Collator
+from limbeck.checkpoint import CheckpointStore
 from limbeck.criterion import Criterion
-from limbeck.errors import Diverged, Interrupted
+from limbeck.errors import Conflict, Diverged, Interrupted
 from limbeck.loop import backward, schedule, train
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Models, Objective, Part, Term
@@ -30,6 +31,7 @@ from limbeck.methods.patient import Patient
 from limbeck.methods.self_distillation import SelfDistillation
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
+from limbeck.run import JOURNAL, Run
 from tests.limbeck.bench import TASK, Bench, Recorder
 
 CPU = torch.device("cpu")
@@ -231,3 +233,24 @@ def test_a_method_of_two_parts_with_a_module_of_its_own_resumes_exactly(bench: B
         except Interrupted:
             run.commit()
     assert_equal(resumed.model.state_dict(), undisturbed.model.state_dict())
+
+
+def test_a_journal_of_an_earlier_version_is_gone_on_from(bench: Bench, tmp_path: Path) -> None:
+    """Guards jobs that are in flight when a field is added: their state would be another run's for good."""
+    bench.run(tmp_path, bench.phase()).commit()
+    store = CheckpointStore(tmp_path / "state")
+    journal = store.read_json(JOURNAL)
+    training = journal["facts"]["config"]["training"]
+
+    def reopen() -> Run:
+        store.write_json(JOURNAL, journal)
+        store.commit(0)
+        return bench.run(tmp_path, bench.phase())
+
+    whole = dict(training)
+    del training["weight_decay"]
+    assert reopen().facts["config"]["training"] == whole
+    for other in ({"weight_decay": 0.5}, {"unknown": 1}):
+        journal["facts"]["config"]["training"] = whole | other
+        with pytest.raises(Conflict, match="another configuration"):
+            reopen()

@@ -28,6 +28,7 @@ from limbeck.losses import soft_losses
 from limbeck.methods.base import Models
 from limbeck.methods.distilbert import DistilBERT
 from limbeck.runtime import Predictor
+from limbeck.soft_loss import DecoupledDistillation
 from limbeck.sources import builtin_minilm, model_facts
 from limbeck.students import Blueprint, read_config
 from limbeck.tasks._cloze import hide, shown
@@ -298,6 +299,28 @@ def test_the_triple_loss_by_hand(teacher: Path, answers: str) -> None:
         torch.testing.assert_close(terms[f"{name}_loss"].value.detach(), expected, rtol=1e-4, atol=1e-5)
         assert terms[f"{name}_loss"].weight == weight
     assert terms["soft_loss"].unit == ("labelled" if answers == "hidden" else "tokens")
+
+
+def test_answers_at_all_tokens_know_what_is_hidden(teacher: Path) -> None:
+    """Guards losses that ask for the truth, to which a hidden token would be the mask."""
+    blueprint = Blueprint.read(teacher, TASK, (), Vocabulary.whole(int(read_config(teacher).vocab_size)))
+    taught = blueprint.load_teacher(keep_head=True).eval().requires_grad_(False)
+    student = blueprint.cut(taught.state_dict(), (0, 2)).eval()
+    batch = Collator(encoded(teacher, 6), 0, torch.device("cpu"))(np.arange(6))
+    real, hidden = batch.inputs["attention_mask"].bool(), batch.labels != -100
+    truth = torch.where(hidden, batch.labels, batch.inputs["input_ids"])
+    assert not torch.equal(truth, batch.inputs["input_ids"])
+    told: list[torch.Tensor] = []
+
+    class Listening(DecoupledDistillation):
+        def losses(self, task: Any, student: Any, teacher: Any, targets: torch.Tensor, *rest: Any) -> torch.Tensor:
+            told.append(targets)
+            return super().losses(task, student, teacher, targets, *rest)
+
+    method, criterion = DistilBERT(answers="all"), Criterion(TASK, Listening())
+    objective = method.build(method.parts()[0], Models(student, lambda: taught, (0, 2)), criterion)
+    objective.losses(batch, 0, 10)
+    assert [one.tolist() for one in told] == [truth[real].tolist()]
 
 
 @pytest.mark.parametrize("as_teacher", [True, False], ids=["teacher", "student"])

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from limbeck.batches import Collator
+from limbeck.checkpoint import CheckpointStore
 from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.draws import drawn
@@ -266,6 +267,37 @@ def test_a_stopped_run_goes_on_with_as_many_ranks_or_others(
     steps = [step for step, values in alone.points if "distilling/loss" in values]
     last = max(step for step, values in stopped.points if "distilling/loss" in values)
     assert steps == list(range(last + 1, TEACHER_STEPS + 80 + 1))
+
+
+class Terminated(Recorder):
+    """Sends SIGTERM to all ranks in the student's training, as to a whole group of processes, and then wants a stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent_at: int | None = None
+        self.temporary: list[Path] = []
+
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        if self.sent_at is None and "distilling/loss" in values:
+            self.sent_at = step
+            for rank in ranks_of(os.getpid()).values():
+                self.temporary.append(Path(rank.environ()["TMPDIR"]))
+                (self.temporary[-1] / "left behind").touch()
+                rank.send_signal(signal.SIGTERM)
+
+    def should_stop(self) -> bool:
+        return self.sent_at is not None
+
+
+def test_a_signal_to_all_processes_loses_no_step(house: House, tmp_path: Path) -> None:
+    """Guards against ranks that are dead before they can save, and temporary files that outlive them."""
+    said = Terminated()
+    with pytest.raises(Interrupted, match="its state is saved"):
+        distill(house.config(2, training=LONG), tmp_path, callbacks=said)
+    assert said.sent_at is not None
+    assert CheckpointStore(tmp_path / "state").step >= said.sent_at > TEACHER_STEPS
+    assert len(said.temporary) == 2
+    assert not any(folder.exists() for folder in said.temporary)
 
 
 def test_a_run_whose_numbers_break_says_so_once(house: House, tmp_path: Path) -> None:

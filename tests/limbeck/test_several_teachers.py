@@ -320,6 +320,14 @@ def test_what_several_teachers_cannot_do_is_refused(place: Place, tmp_path: Path
     assert set(problems) == {"/training/max_length"}
 
 
+def test_a_teacher_whose_tokenizer_is_no_good_is_named(place: Place, tmp_path: Path) -> None:
+    """Guards against a search among several teachers for the one that is meant."""
+    file = shutil.copytree(place.first, tmp_path / "other") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 5}))
+    teacher = {"source": f"path:{place.first}", "more": [f"path:{file.parent}"]}
+    assert "pads with the token 0" in _refused(place, tmp_path, teacher=teacher)["/teacher/more/0/source"]
+
+
 def test_two_ranks_ask_all_teachers(place: Place, finished: tuple[DistillResult, Recorder], tmp_path: Path) -> None:
     """Guards against ranks that wait for each other for ever: each model's answers are shared work, in one order."""
     training = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32, "devices": 2}

@@ -146,6 +146,20 @@ def test_a_folder_that_fails_costs_time_and_nothing_else(bench: Bench, tmp_path:
     assert kinds(said) == ["cache.used"]
 
 
+def test_a_fetched_file_counts_against_the_limit(tmp_path: Path) -> None:
+    """Guards a machine that only fetches, whose folder would grow for ever."""
+    values = torch.randn(100, 2)
+    far = TeacherCache(tmp_path / "far")
+    near = TeacherCache(tmp_path / "near", limit=2500, fetch=lambda key: far.path(key).rename(near.path(key)))
+    for age, key in ((300, ONE), (200, OTHER)):
+        assert near.keep(key, values, 1.0)
+        moment = near.path(key).stat().st_mtime - age
+        os.utime(near.path(key), (moment, moment))
+    assert far.keep(THIRD, values, 1.0)
+    assert near.find(THIRD, (100, 2)) is not None
+    assert [near.path(key).exists() for key in (ONE, OTHER, THIRD)] == [False, True, True]
+
+
 def test_what_is_missing_is_fetched_and_what_is_there_is_told(bench: Bench, tmp_path: Path) -> None:
     """Guards the two ends that a worker holds: asked once where a file is missing, told of each that is used."""
     near, far = TeacherCache(tmp_path / "near"), TeacherCache(tmp_path / "far")

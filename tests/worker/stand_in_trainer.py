@@ -1,7 +1,8 @@
 """A trainer for tests of the worker: the real process, pipe and leash around work that is only counted.
 
 The job's ``config["does"]`` says what happens: ``steps`` and ``seconds`` of each, ``trace`` (a file that gets a line a
-step), ``at`` (the step at which something happens) and then ``signal``, ``exit``, ``error``, ``hang`` or ``say``.
+step), ``at`` (the step at which something happens) and then ``signal``, ``exit``, ``error``, ``hang``, ``say`` or
+``temporary`` (a file that gets the name of a temporary folder, which stays).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +73,8 @@ def happen(does: Mapping[str, Any], pipe: Pipe) -> bool:
         return False
     if "hang" in does:
         time.sleep(does["hang"])
+    if "temporary" in does:
+        Path(does["temporary"]).write_text(tempfile.mkdtemp())
     if "say" in does:
         sys.stdout.write(does["say"] * does.get("times", 1))
     return True

@@ -77,6 +77,18 @@ def test_who_waits_is_told_when_there_is_nothing_or_no_storage(storage: LocalSto
         assert not (tmp_path / str(number) / "answers").exists()
 
 
+def test_nothing_is_fetched_for_an_attempt_that_is_over(storage: LocalStorage, tmp_path: Path) -> None:
+    """Guards against its folder coming back, which no sweep knows."""
+    (tmp_path / "storage" / STORED).parent.mkdir(parents=True)
+    (tmp_path / "storage" / STORED).write_bytes(b"answers")
+    late = porter(storage, tmp_path / "here")
+    (tmp_path / "here" / "job").rmdir()
+    late.wanted(KEY)
+    assert until(late.arrived) == [KEY]
+    carry(late)
+    assert not (tmp_path / "here" / "job").exists()
+
+
 def test_use_keeps_a_stored_file_young_and_stores_it_once_a_day(storage: LocalStorage, tmp_path: Path) -> None:
     """Guards `limbeck gc`, which goes by the object's age, and the storage from a copy with every job."""
     (tmp_path / "answers").mkdir()

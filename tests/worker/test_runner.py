@@ -20,6 +20,7 @@ from models.settings import Settings
 from models.storage import Storage
 from tests.worker.conftest import read, steal, submit
 from tests.worker.processes import in_background, trainers, until
+from worker.runner import sweep_scratch
 from worker.service import Worker
 
 
@@ -248,6 +249,28 @@ def test_a_log_is_cut_at_its_limit_and_says_so(settings: Settings, worker: Worke
     text = log(database, job)
     assert len(text) < settings.max_log_bytes + 1000
     assert "[The log is full" in text
+
+
+def test_temporary_files_go_with_the_attempt(worker: Worker, database: Database, tmp_path: Path) -> None:
+    """Guards /tmp, which a process that ends by a kill or by `os._exit` would fill, job by job."""
+    job = submit(database, does={"at": 1, "temporary": str(tmp_path / "where")})
+    worker.drain()
+    assert read(database, job.id).status is JobStatus.SUCCEEDED
+    assert not Path((tmp_path / "where").read_text()).exists()
+
+
+def test_folders_of_lost_attempts_are_swept(settings: Settings) -> None:
+    """Guards the disk: a folder that an errand made again when its attempt was over has no lock."""
+    assert settings.scratch_dir is not None
+    made = {name: settings.scratch_dir / name for name in ("job_a-1", "job_b-1", "job_c-1", "job_d-1")}
+    for name, folder in made.items():
+        folder.mkdir(parents=True)
+        if name in ("job_a-1", "job_b-1"):
+            (folder / "lock").touch()
+    for old in (made["job_a-1"] / "lock", made["job_c-1"]):
+        os.utime(old, (1, 1))
+    sweep_scratch(settings)
+    assert [name for name, folder in made.items() if folder.exists()] == ["job_b-1", "job_d-1"]
 
 
 def test_the_trainer_sees_none_of_the_servers_settings(
