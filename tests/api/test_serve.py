@@ -22,6 +22,7 @@ from api.serve.folder import FolderShelf
 from api.shelves import DatabaseShelf
 from limbeck.cli.local_server import free_port
 from limbeck.errors import InvalidInput, NotFound, Unavailable
+from limbeck.runtime.providers import installed
 from models.settings import Settings
 from tests.api.conftest import add_model
 from tests.api.replicas import ROOT, Askers, Replica, replica, until
@@ -187,3 +188,16 @@ def test_it_does_not_start_on_nothing(tmp_path: Path) -> None:
     assert (done.returncode, "--local" in done.stderr) == (2, True), done.stderr
     assert list(tmp_path.iterdir()) == []
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("more", [[], ["--check"]], ids=["started", "checked"])
+def test_it_does_not_start_without_the_provider_that_was_named(
+    more: list[str], exported_student: Path, tmp_path: Path
+) -> None:
+    """Guards against several processes that are checked, started, end with a traceback, and are started again."""
+    missing = next(name for name in ("openvino", "cuda") if name not in installed())
+    environment = {**os.environ, "LIMBECK_SERVE_FOLDER": str(exported_student), "LIMBECK_PREDICT_PROVIDERS": missing}
+    command = [sys.executable, "-m", "api.serve", "--port", "0", *more]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert f"LIMBECK_PREDICT_PROVIDERS cannot be used: {missing} is not in this ONNX Runtime" in done.stderr
