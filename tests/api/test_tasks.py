@@ -44,6 +44,25 @@ def test_the_data_of_every_task_go_up_and_are_shown(client: TestClient, task: st
     assert f"the data set is of {task}" in refused.json()["errors"][0]["detail"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"dataset": "builtin:digits"}, "/teacher"),
+        ({"teacher": "builtin:vit-digits"}, "/teacher"),
+        ({"teacher": "builtin:vit-digits", "dataset": "builtin:digits", "export": ["onnx-fp16"]}, "/export"),
+    ],
+    ids=["images for a reader of text", "text for a reader of images", "a form that images have not"],
+)
+def test_what_a_built_in_data_set_is_of_is_known_at_submit(
+    client: TestClient, changes: dict[str, Any], pointer: str
+) -> None:
+    """Guards against a job that is called valid, waits, and fails at its start."""
+    for route in ("/v1/jobs:validate", "/v1/jobs"):
+        refused = client.post(route, json={**SMALLEST, **changes})
+        assert refused.status_code == 422, refused.text
+        assert refused.json()["errors"][0]["pointer"].startswith(pointer)
+
+
 def test_what_the_data_are_for_can_be_said(client: TestClient) -> None:
     assert upload(client, "regression", task="magic").json()["errors"][0]["pointer"] == "/task"
     refused = upload(client, "multi_label", task="regression").json()
