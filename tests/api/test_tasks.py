@@ -191,7 +191,8 @@ def test_texts_alone_go_up_and_are_learned_from_and_taken_as_unlabelled(client: 
 
 
 def test_students_that_find_masked_tokens_answer(client: TestClient, house: Services, tmp_path: Path) -> None:
-    """Guards the shape of fill-mask on every road, and a text without a mask, which is named."""
+    """Guards the shape of fill-mask on every road, and a text without a mask, which is named; and against an answer of
+    megabytes for a few words, as each token comes with its whole text."""
     model = student(client, house, tmp_path / "words", "masked_lm", [])
     ask, one, two = f"/v1/models/{model}/predict", "Return the [MASK].", "Return [MASK] [MASK]."
     found = client.post(ask, json={"inputs": [one, two], "parameters": {"top_k": 2}}).json()
@@ -200,6 +201,15 @@ def test_students_that_find_masked_tokens_answer(client: TestClient, house: Serv
     assert client.post(f"/v1/models/{model}/inference", json={"inputs": one}).json()[:2] == found[0]
     refused = client.post(ask, json={"inputs": [one, "Return it."]}).json()
     assert refused["errors"][0]["pointer"] == "/inputs/1"
+    for text, top_k, pointer in (
+        (one, 101, "/parameters/top_k"),
+        (one, 10**40, "/parameters/top_k"),
+        (one, "all", "/parameters/top_k"),
+        ("[MASK] " * 11, 100, "/inputs"),
+    ):
+        refused = client.post(ask, json={"inputs": text, "parameters": {"top_k": top_k}})
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, pointer)
+    assert len(client.post(ask, json={"inputs": one, "parameters": {"top_k": 100}}).json()) == 100
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [one]}
     (output,) = client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]}).json()["outputs"]
     assert output["name"] == "answer"
