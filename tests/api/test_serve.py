@@ -170,6 +170,24 @@ def test_a_student_that_is_replaced_in_its_folder_answers_anew(exported_student:
         until(lambda: label().startswith("new "))
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_folder_that_is_a_link_is_followed_each_time(alone: bool, exported_student: Path, tmp_path: Path) -> None:
+    """Guards against a new release behind the same link that is never served, while all looks well."""
+    for name in ("old", "new"):
+        renamed(exported_student, tmp_path / name if alone else tmp_path / name / "current", f"{name} ")
+    link, aside = tmp_path / "current", tmp_path / "aside"
+    link.symlink_to("old")
+    shelf = FolderShelf(link)
+    assert shelf.names() == ["current"]
+    before, _ = shelf.find("current")
+    aside.symlink_to("new")
+    aside.rename(link)
+    after, files = shelf.find("current")
+    assert after != before
+    (described,) = (one for one in files if one.path == "limbeck.json")
+    assert b"new " in b"".join(shelf.storage.open(described.key))
+
+
 def test_names_in_a_folder(exported_student: Path, tmp_path: Path) -> None:
     """Guards against a folder that serves what is not in it, and one that serves nothing and says nothing."""
     assert FolderShelf(exported_student).names() == [exported_student.name]
