@@ -216,6 +216,20 @@ def test_students_that_find_masked_tokens_answer(client: TestClient, house: Serv
     assert json.loads(output["data"][0])[:2] == found[0]
 
 
+def test_only_students_of_images_are_sent_more_than_a_document(
+    client: TestClient, house: Services, tmp_path: Path
+) -> None:
+    """Guards against 14 MiB of JSON that are parsed, while nobody else is answered, before a 404 or a 413."""
+    model = student(client, house, tmp_path / "number", "regression", [])
+    headers = {"Content-Type": "application/json"}
+    broken = b"[],"
+    for path in ("/v1/models/{}/predict", "/v1/models/{}/inference", "/v2/models/{}/infer"):
+        unknown = client.post(path.format("mdl_none"), content=broken, headers=headers)
+        assert unknown.status_code == 404, unknown.text
+        large = client.post(path.format(model), content=broken * 500_000, headers=headers)
+        assert large.status_code == 413, large.text
+
+
 def test_the_open_inference_protocol_answers_for_tasks_without_one_label(
     client: TestClient, house: Services, tmp_path: Path
 ) -> None:
