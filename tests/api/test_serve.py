@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.orm import Session
 
 from api.deps import Services
 from api.serve.folder import FolderShelf
@@ -23,6 +25,7 @@ from api.shelves import DatabaseShelf
 from limbeck.cli.local_server import free_port
 from limbeck.errors import InvalidInput, NotFound, Unavailable
 from limbeck.runtime.providers import installed
+from models.db import Database
 from models.settings import Settings
 from tests.api.conftest import add_model
 from tests.api.replicas import ROOT, Askers, Replica, replica, until
@@ -122,6 +125,40 @@ def test_what_is_known_answers_while_the_database_is_away(house: Services, old_a
     assert shelf.find(old_and_new[0]) == found
     with pytest.raises(Unavailable):
         shelf.find(old_and_new[1])
+
+
+class _Dropping(Database):
+    """A database that can go away."""
+
+    asked = 0
+    away = False
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        self.asked += 1
+        if self.away:
+            raise Unavailable("The database is away.")
+        with super().reading() as session:
+            yield session
+
+
+def test_a_database_that_is_away_is_not_asked_for_each_request(house: Services, old_and_new: tuple[str, str]) -> None:
+    """Guards against a database whose host drops packets: each request would wait 5 s for it, on one of 40 threads."""
+    now = [100.0]
+    database = _Dropping(house.settings)
+    shelf = DatabaseShelf(database, clock=lambda: now[0])
+    found = shelf.find(old_and_new[0])
+    database.away = True
+    assert [shelf.find(old_and_new[0]) for _ in range(3)] == [found] * 3
+    assert database.asked == 2
+    with pytest.raises(Unavailable):
+        shelf.find(old_and_new[1])
+    assert database.asked == 3
+    database.away = False
+    for later, asked in ((4.9, 3), (0.2, 4)):
+        now[0] += later
+        assert (shelf.find(old_and_new[0]), database.asked) == (found, asked)
+    database.dispose()
 
 
 def test_a_folder_is_served_by_several_processes_without_a_database(exported_student: Path, tmp_path: Path) -> None:
