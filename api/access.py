@@ -83,7 +83,7 @@ class BodyLimit:
         self._lifted = True
 
     def require_document(self) -> None:
-        """For a route that only now knows that no image was asked for.
+        """For a route that found that no image is asked for.
 
         Raises:
             HTTPException: 413.

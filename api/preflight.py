@@ -18,6 +18,7 @@ from api.deps import Services
 from limbeck import preflight, sources
 from limbeck.config import DistillConfig, Teacher
 from limbeck.errors import InvalidConfig, InvalidModel, NotFound, Problem
+from limbeck.source_names import TASKS_OF_BUILTINS
 from limbeck.sources import ModelFacts
 from models.repository import catalogue
 
@@ -114,7 +115,7 @@ def _model(house: Services, source: str) -> ModelFacts | None:
 def _labels(house: Services, source: str) -> _Known:
     """The labels, the task, and whether examples are two texts; None where only reading the data would tell."""
     if not source.startswith(_DATASET):
-        return None, None, None
+        return None, TASKS_OF_BUILTINS.get(source), None
     with house.database.reading() as session:
         profile = catalogue.get_dataset(session, source.removeprefix(_DATASET)).profile
     # Data sets that were stored before there were other tasks say nothing of it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from api.inference.files import FileFacts
@@ -18,6 +19,9 @@ Found = tuple[str, Sequence[FileFacts]]
 
 #: Names that are remembered for when the database is away.
 _REMEMBERED = 1000
+#: For so long a database that is away is not asked for a name that is remembered: that it is away may take seconds to
+#: be seen, and each request would wait for it.
+_AWAY_SECONDS = 5.0
 
 
 class Shelf(Protocol):
@@ -41,12 +45,18 @@ class DatabaseShelf:
     files are at hand, goes on answering.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
+        self._clock = clock
         self._lock = threading.Lock()
         self._before: OrderedDict[str, Found] = OrderedDict()
+        self._away_until = 0.0
 
     def find(self, name: str) -> Found:
+        with self._lock:
+            before = self._before.get(name)
+            if before is not None and self._clock() < self._away_until:
+                return before
         try:
             found = self._ask(name)
         except NotFound:
@@ -55,8 +65,9 @@ class DatabaseShelf:
             raise
         except Unavailable:
             with self._lock:
-                if (before := self._before.get(name)) is None:
-                    raise
+                self._away_until = self._clock() + _AWAY_SECONDS
+            if before is None:
+                raise
             return before
         with self._lock:
             self._before[name] = found

@@ -7,6 +7,8 @@ import re
 BUILTIN_TEACHERS = ("builtin:minilm-l6", "builtin:vit-digits")
 BUILTIN_TEXTS = ("builtin:stdlib-docstrings",)
 BUILTIN_DATASETS = (*BUILTIN_TEXTS, "builtin:digits")
+#: The ``type`` of the task that each built-in data set is of.
+TASKS_OF_BUILTINS = {"builtin:stdlib-docstrings": "sequence_classification", "builtin:digits": "image_classification"}
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

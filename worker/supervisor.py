@@ -19,8 +19,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from limbeck.errors import Conflict, LimbeckError
+from limbeck.errors import Conflict, InvalidInput, LimbeckError
 from models.db import Database
+from models.providers import require_providers
 from models.settings import Settings, complaint
 
 USAGE_ERROR = 2
@@ -185,12 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = {"data_dir": given.data_dir, "slots": given.slots}
     try:
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
+        require_providers(settings)
         with bind(given.host, given.port) as listener, _alone_in(settings.data_dir):
             _migrate(settings)
             _supervise(settings, listener)
     except ValidationError as error:
         return refuse(complaint(error))
-    except Conflict as error:
+    except (Conflict, InvalidInput) as error:
         return refuse(error.message)
     except LimbeckError as error:
         sys.stderr.write(f"limbeck: {error.message}\n")

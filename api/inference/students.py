@@ -14,8 +14,8 @@ from limbeck.errors import Conflict
 from limbeck.formats import FILES, Format
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import FOLDER as EXITS
-from limbeck.runtime.providers import choose
 from limbeck.runtime.student import IMAGE_SIDE_FILES, SIDE_FILES
+from models.providers import require_providers
 from models.settings import Settings
 from models.storage import Storage
 
@@ -68,7 +68,7 @@ class Students:
         self._places: OrderedDict[tuple[str, Format], _Place] = OrderedDict()
         self._clock = clock
         self._providers = settings.predict_providers
-        choose(self._providers)  # a server that cannot compute so does not start
+        require_providers(settings)  # a server that cannot compute so does not start
         self._known: dict[str, _Known] = {}
 
     def get(self, model_id: str, files: Sequence[FileFacts], format: Format | None = None) -> Predictor:

@@ -21,7 +21,7 @@ from api import examples
 from api.answering import Asked
 from api.openapi import answers
 from api.readiness import Ready
-from api.routes.predict import read
+from api.routes.predict import limit_body
 from limbeck.errors import InvalidInput, Problem
 from limbeck.runtime import Predictor
 
@@ -87,10 +87,11 @@ async def model_ready(asked: Asked, name: str) -> Response:
 async def infer(asked: Asked, name: str, request: Request) -> Response:
     """The best label of each text, and its probability; or what else the student answers with."""
     student = await asked.student(name)
+    limit_body(request, student)
     document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
     top_k = 1 if student.task == "image_classification" else None
-    answer = await asked.batcher.ask(student, await read(request, student, _asked(columns), top_k=top_k))
+    answer = await asked.batcher.ask(student, await asked.read(student, _asked(columns), top_k=top_k))
     if top_k is not None:
         answer = [best for best, *_ in answer]
     if student.task == "embeddings":

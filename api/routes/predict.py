@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Body, Depends, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from api import examples
 from api.answering import Asked
 from api.openapi import answers
 from api.schemas import PredictRequest
-from limbeck.runtime import Predictor, Question
-from limbeck.runtime.inputs import TopK
+from limbeck.runtime import Predictor
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+
+def limit_body(request: Request, student: Predictor) -> None:
+    """Before the body is read: only a student of images is sent more than a document."""
+    if student.task != "image_classification":
+        request.scope["body_limit"].require_document()
+
+
+class _StudentFirst(APIRoute):
+    """Knows whom it asks before FastAPI reads the body, which it does before everything else."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def find_student(request: Request) -> Response:
+            student = await request.app.state.answering.student(request.path_params["model_id"])
+            limit_body(request, student)
+            request.state.student = student
+            return await handle(request)
+
+        return find_student
+
+
+async def _student(request: Request, model_id: str) -> Predictor:
+    student: Predictor = request.state.student
+    return student
+
+
+Student = Annotated[Predictor, Depends(_student)]
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=_StudentFirst)
 
 
 @router.post(
@@ -26,9 +54,8 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.PREDICTION)),
 )
 async def predict(
-    request: Request,
     asked: Asked,
-    model_id: str,
+    student: Student,
     question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
     """Answers in the shapes of Hugging Face's pipelines: labels and their probabilities (text-classification, also of
@@ -40,10 +67,8 @@ async def predict(
     409 when the model has no ONNX export: a job makes one unless its `export` leaves `onnx` out. 429 when too many
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.
     """
-    student = await asked.student(model_id)
-    checked = await read(
-        request, student, question.inputs, top_k=question.parameters.top_k, speed=question.parameters.speed
-    )
+    parameters = question.parameters
+    checked = await asked.read(student, question.inputs, top_k=parameters.top_k, speed=parameters.speed)
     return _json(await asked.batcher.ask(student, checked))
 
 
@@ -54,36 +79,19 @@ async def predict(
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.HF_PREDICTION)),
 )
 async def inference(
-    request: Request,
     asked: Asked,
-    model_id: str,
+    student: Student,
     question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
     """For `huggingface_hub.InferenceClient(model=<this address>)`: a list of labels, best first, for each text.
 
     A single text is answered as a list of one; without `top_k` every label is in it.
     """
-    student = await asked.student(model_id)
     inputs, top_k = question.inputs, question.parameters.top_k
     if student.task not in ("image_classification", "masked_lm"):  # whose clients read what the pipelines give
         inputs, top_k = (inputs if isinstance(inputs, list) else [inputs]), top_k or "all"
-    checked = await read(request, student, inputs, top_k=top_k, speed=question.parameters.speed)
+    checked = await asked.read(student, inputs, top_k=top_k, speed=question.parameters.speed)
     return _json(await asked.batcher.ask(student, checked))
-
-
-async def read(
-    request: Request, student: Predictor, inputs: Any, *, top_k: TopK = None, speed: float | None = None
-) -> Question:
-    """What a student is asked, checked; images are decoded in a thread, as that takes a while.
-
-    Raises:
-        InvalidInput: with a pointer for each input that is wrong.
-        HTTPException: 413, where texts are as large as only images may be.
-    """
-    if student.task != "image_classification":
-        request.scope["body_limit"].require_document()
-        return student.question(inputs, top_k=top_k, speed=speed)
-    return await run_in_threadpool(student.question, inputs, top_k=top_k, speed=speed)
 
 
 def _json(answer: Any) -> Response:

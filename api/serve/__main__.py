@@ -19,6 +19,7 @@ from api.serve.app import create_app
 from api.serve.folder import FolderShelf
 from api.serve.server import server
 from limbeck.errors import Conflict, LimbeckError
+from models.providers import require_providers
 from models.settings import Settings, complaint
 
 USAGE_ERROR = 2
@@ -58,9 +59,10 @@ def check(settings: Settings) -> str:
     """What it will answer with, in one line.
 
     Raises:
-        InvalidInput: the folder has no student.
+        InvalidInput: the folder has no student; or a provider that the settings name is not installed.
         Conflict: the embedded database is not there; asking for it would make an empty one.
     """
+    require_providers(settings)
     if settings.serve_folder is not None:
         return f"students in {settings.serve_folder}: {', '.join(FolderShelf(settings.serve_folder).names())}"
     url = make_url(settings.database_url)

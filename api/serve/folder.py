@@ -37,7 +37,8 @@ class FolderShelf:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
+        # As it was named, so that a link is followed anew each time; behind .. a path's last part is no name.
+        self._folder = folder.resolve() if ".." in folder.parts else folder.absolute()
         self._alone = (folder / _STUDENT).is_file()
         self._lock = threading.Lock()
         self._hashed: dict[Path, _Hashed] = {}
@@ -66,9 +67,9 @@ class FolderShelf:
 
     def _files(self, top: Path) -> Iterator[StoredFile]:
         """What a predictor may need of the student in the folder ``top``."""
-        real = top.resolve()
-        if real.is_relative_to(self._folder):  # so that a link that is switched now changes nothing of what was found
-            top = real
+        root, real = self._folder.resolve(), top.resolve()
+        if real.is_relative_to(root):  # so that an alias that is switched now changes nothing of what was found
+            top = self._folder / real.relative_to(root)
         sides = dict.fromkeys((*SIDE_FILES, *IMAGE_SIDE_FILES))
         wanted = [top / name for name in sides] + sorted((top / _GRAPHS).rglob("*"))
         for path in wanted:

@@ -102,10 +102,12 @@ def _image(text: str) -> str | None:
     """Where a text names a file that is an image, that in base64."""
     if not text.lower().endswith(SUFFIXES):
         return None
-    path = Path(text).expanduser()
-    if not path.is_file():
-        raise InvalidInput(f"There is no file {text}.")
-    return base64.b64encode(path.read_bytes()).decode()
+    try:
+        path = Path(text).expanduser()
+        named = path.is_file()
+    except (OSError, RuntimeError):  # too long for a path, or in the home of nobody: a text
+        return None
+    return base64.b64encode(path.read_bytes()).decode() if named else None
 
 
 def resolve(client: Client, name: str) -> str:

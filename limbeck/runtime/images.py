@@ -67,7 +67,8 @@ def opened(data: bytes) -> Image.Image:
                 f"the image has {image.width:,} × {image.height:,} pixels; allowed: at most {MOST_PIXELS:,} altogether"
             )
         image.load()
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # else an image that stands upright is copied whole
+        return image
     except UnidentifiedImageError as error:
         raise InvalidInput(f"this is no image that can be read; allowed: {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -10,26 +10,43 @@ from numpy.typing import NDArray
 
 from limbeck.errors import InvalidInput, Problem
 from limbeck.runtime.encoding import Row
-from limbeck.runtime.inputs import Question
+from limbeck.runtime.inputs import Question, TopK, refuse_top_k
 
 #: Tokens that are named for each mask where nothing is said.
 TOP_K = 5
+#: That may be asked for, of a mask and of a text: each comes with the whole text that it makes.
+MOST_OF_A_MASK, MOST_OF_A_TEXT = 100, 1000
+
+
+def require_few(top_k: TopK) -> None:
+    """
+    Raises:
+        InvalidInput: at ``/parameters/top_k``, for more tokens than are named for a mask.
+    """
+    if top_k == "all" or (isinstance(top_k, int) and top_k > MOST_OF_A_MASK):
+        refuse_top_k(
+            f"found {top_k!r}; a student that finds masked tokens could name its whole vocabulary: allowed are at most "
+            f"{MOST_OF_A_MASK}"
+        )
 
 
 def require_masks(rows: Sequence[Row], question: Question, mask: str, mask_id: int) -> None:
     """
     Raises:
-        InvalidInput: a text without a mask among the tokens that are read; the place is named.
+        InvalidInput: a text without a mask among the tokens that are read, or with so many that the answer would be
+            too large; the place is named.
     """
-    problems = [
-        Problem(
-            f"/inputs/{place}" if question.form == "list" else "/inputs",
-            f"found no {mask} among the {len(row)} tokens that are read of the text; write it where a token is to be "
-            "found",
-        )
-        for place, row in enumerate(rows)
-        if mask_id not in row.ids
-    ]
+    each = question.top_k if isinstance(question.top_k, int) else TOP_K
+    problems = []
+    for place, row in enumerate(rows):
+        pointer = f"/inputs/{place}" if question.form == "list" else "/inputs"
+        masks = row.ids.count(mask_id)
+        if not masks:
+            detail = f"found no {mask} among the {len(row)} tokens that are read of the text; write it where a token is"
+            problems.append(Problem(pointer, f"{detail} to be found"))
+        elif masks * each > MOST_OF_A_TEXT:
+            detail = f"found {masks} × {mask}, and {each} tokens asked for at each; allowed: {MOST_OF_A_TEXT} in a text"
+            problems.append(Problem(pointer, detail))
     if problems:
         raise InvalidInput("; ".join(f"{one.pointer}: {one.detail}" for one in problems[:5]), problems)
 

@@ -17,7 +17,7 @@ from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
 from limbeck.runtime.feeding import feeds_of
 from limbeck.runtime.images import Picture, Preparation
 from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
-from limbeck.runtime.masks import TOP_K, fillings, require_masks
+from limbeck.runtime.masks import TOP_K, fillings, require_few, require_masks
 from limbeck.runtime.picture_inputs import read_pictures
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import StudentFacts, exported
@@ -141,7 +141,8 @@ class Predictor:
 
         Students that find masked tokens answer ``[{"score", "token", "token_str", "sequence"}, …]`` for a text with one
         mask, a list of these for each mask where there are more, and a list of either for a list of texts, as
-        ``FillMaskPipeline``; ``top_k`` is 5 where it is not given. :attr:`mask` is what stands for a token.
+        ``FillMaskPipeline``; ``top_k`` is 5 where it is not given, and at most 100, or 1,000
+        tokens in a text. :attr:`mask` is what stands for a token.
 
         Students of images take base64 of an encoded image, its ``bytes``, a ``Path``, or a list of these, and answer as
         ``ImageClassificationPipeline``: the best labels first, five where ``top_k`` is not given; of a list a list of
@@ -170,8 +171,8 @@ class Predictor:
             refuse_top_k("a student that gives vectors has nothing to rank; leave it out")
         if self.task == "token_classification" and top_k is not None:
             refuse_top_k("a student that tags tokens answers with every entity; leave it out")
-        if self.task == "masked_lm" and top_k == "all":
-            refuse_top_k("a student that finds masked tokens can name its whole vocabulary; say how many tokens")
+        if self.task == "masked_lm":
+            require_few(top_k)
         pair = self.pair and self.task != "token_classification"
         question = read_question(inputs, pair=pair, top_k=top_k, speed=speed)
         if self._facts.mask is not None:

@@ -10,18 +10,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.orm import Session
 
 from api.deps import Services
 from api.serve.folder import FolderShelf
 from api.shelves import DatabaseShelf
 from limbeck.cli.local_server import free_port
 from limbeck.errors import InvalidInput, NotFound, Unavailable
+from limbeck.runtime.providers import installed
+from models.db import Database
 from models.settings import Settings
 from tests.api.conftest import add_model
 from tests.api.replicas import ROOT, Askers, Replica, replica, until
@@ -123,6 +127,40 @@ def test_what_is_known_answers_while_the_database_is_away(house: Services, old_a
         shelf.find(old_and_new[1])
 
 
+class _Dropping(Database):
+    """A database that can go away."""
+
+    asked = 0
+    away = False
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        self.asked += 1
+        if self.away:
+            raise Unavailable("The database is away.")
+        with super().reading() as session:
+            yield session
+
+
+def test_a_database_that_is_away_is_not_asked_for_each_request(house: Services, old_and_new: tuple[str, str]) -> None:
+    """Guards against a database whose host drops packets: each request would wait 5 s for it, on one of 40 threads."""
+    now = [100.0]
+    database = _Dropping(house.settings)
+    shelf = DatabaseShelf(database, clock=lambda: now[0])
+    found = shelf.find(old_and_new[0])
+    database.away = True
+    assert [shelf.find(old_and_new[0]) for _ in range(3)] == [found] * 3
+    assert database.asked == 2
+    with pytest.raises(Unavailable):
+        shelf.find(old_and_new[1])
+    assert database.asked == 3
+    database.away = False
+    for later, asked in ((4.9, 3), (0.2, 4)):
+        now[0] += later
+        assert (shelf.find(old_and_new[0]), database.asked) == (found, asked)
+    database.dispose()
+
+
 def test_a_folder_is_served_by_several_processes_without_a_database(exported_student: Path, tmp_path: Path) -> None:
     """Guards the command as typed: one port for all, a failure told by name, and no process and no folder left."""
     shutil.copytree(exported_student, tmp_path / "students" / "reviews")
@@ -169,6 +207,24 @@ def test_a_student_that_is_replaced_in_its_folder_answers_anew(exported_student:
         until(lambda: label().startswith("new "))
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_folder_that_is_a_link_is_followed_each_time(alone: bool, exported_student: Path, tmp_path: Path) -> None:
+    """Guards against a new release behind the same link that is never served, while all looks well."""
+    for name in ("old", "new"):
+        renamed(exported_student, tmp_path / name if alone else tmp_path / name / "current", f"{name} ")
+    link, aside = tmp_path / "current", tmp_path / "aside"
+    link.symlink_to("old")
+    shelf = FolderShelf(link)
+    assert shelf.names() == ["current"]
+    before, _ = shelf.find("current")
+    aside.symlink_to("new")
+    aside.rename(link)
+    after, files = shelf.find("current")
+    assert after != before
+    (described,) = (one for one in files if one.path == "limbeck.json")
+    assert b"new " in b"".join(shelf.storage.open(described.key))
+
+
 def test_names_in_a_folder(exported_student: Path, tmp_path: Path) -> None:
     """Guards against a folder that serves what is not in it, and one that serves nothing and says nothing."""
     assert FolderShelf(exported_student).names() == [exported_student.name]
@@ -187,3 +243,16 @@ def test_it_does_not_start_on_nothing(tmp_path: Path) -> None:
     assert (done.returncode, "--local" in done.stderr) == (2, True), done.stderr
     assert list(tmp_path.iterdir()) == []
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("more", [[], ["--check"]], ids=["started", "checked"])
+def test_it_does_not_start_without_the_provider_that_was_named(
+    more: list[str], exported_student: Path, tmp_path: Path
+) -> None:
+    """Guards against several processes that are checked, started, end with a traceback, and are started again."""
+    missing = next(name for name in ("openvino", "cuda") if name not in installed())
+    environment = {**os.environ, "LIMBECK_SERVE_FOLDER": str(exported_student), "LIMBECK_PREDICT_PROVIDERS": missing}
+    command = [sys.executable, "-m", "api.serve", "--port", "0", *more]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert f"LIMBECK_PREDICT_PROVIDERS cannot be used: {missing} is not in this ONNX Runtime" in done.stderr

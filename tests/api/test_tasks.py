@@ -44,6 +44,25 @@ def test_the_data_of_every_task_go_up_and_are_shown(client: TestClient, task: st
     assert f"the data set is of {task}" in refused.json()["errors"][0]["detail"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"dataset": "builtin:digits"}, "/teacher"),
+        ({"teacher": "builtin:vit-digits"}, "/teacher"),
+        ({"teacher": "builtin:vit-digits", "dataset": "builtin:digits", "export": ["onnx-fp16"]}, "/export"),
+    ],
+    ids=["images for a reader of text", "text for a reader of images", "a form that images have not"],
+)
+def test_what_a_built_in_data_set_is_of_is_known_at_submit(
+    client: TestClient, changes: dict[str, Any], pointer: str
+) -> None:
+    """Guards against a job that is called valid, waits, and fails at its start."""
+    for route in ("/v1/jobs:validate", "/v1/jobs"):
+        refused = client.post(route, json={**SMALLEST, **changes})
+        assert refused.status_code == 422, refused.text
+        assert refused.json()["errors"][0]["pointer"].startswith(pointer)
+
+
 def test_what_the_data_are_for_can_be_said(client: TestClient) -> None:
     assert upload(client, "regression", task="magic").json()["errors"][0]["pointer"] == "/task"
     refused = upload(client, "multi_label", task="regression").json()
@@ -172,7 +191,8 @@ def test_texts_alone_go_up_and_are_learned_from_and_taken_as_unlabelled(client: 
 
 
 def test_students_that_find_masked_tokens_answer(client: TestClient, house: Services, tmp_path: Path) -> None:
-    """Guards the shape of fill-mask on every road, and a text without a mask, which is named."""
+    """Guards the shape of fill-mask on every road, and a text without a mask, which is named; and against an answer of
+    megabytes for a few words, as each token comes with its whole text."""
     model = student(client, house, tmp_path / "words", "masked_lm", [])
     ask, one, two = f"/v1/models/{model}/predict", "Return the [MASK].", "Return [MASK] [MASK]."
     found = client.post(ask, json={"inputs": [one, two], "parameters": {"top_k": 2}}).json()
@@ -181,10 +201,33 @@ def test_students_that_find_masked_tokens_answer(client: TestClient, house: Serv
     assert client.post(f"/v1/models/{model}/inference", json={"inputs": one}).json()[:2] == found[0]
     refused = client.post(ask, json={"inputs": [one, "Return it."]}).json()
     assert refused["errors"][0]["pointer"] == "/inputs/1"
+    for text, top_k, pointer in (
+        (one, 101, "/parameters/top_k"),
+        (one, 10**40, "/parameters/top_k"),
+        (one, "all", "/parameters/top_k"),
+        ("[MASK] " * 11, 100, "/inputs"),
+    ):
+        refused = client.post(ask, json={"inputs": text, "parameters": {"top_k": top_k}})
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, pointer)
+    assert len(client.post(ask, json={"inputs": one, "parameters": {"top_k": 100}}).json()) == 100
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [one]}
     (output,) = client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]}).json()["outputs"]
     assert output["name"] == "answer"
     assert json.loads(output["data"][0])[:2] == found[0]
+
+
+def test_only_students_of_images_are_sent_more_than_a_document(
+    client: TestClient, house: Services, tmp_path: Path
+) -> None:
+    """Guards against 14 MiB of JSON that are parsed, while nobody else is answered, before a 404 or a 413."""
+    model = student(client, house, tmp_path / "number", "regression", [])
+    headers = {"Content-Type": "application/json"}
+    broken = b"[],"
+    for path in ("/v1/models/{}/predict", "/v1/models/{}/inference", "/v2/models/{}/infer"):
+        unknown = client.post(path.format("mdl_none"), content=broken, headers=headers)
+        assert unknown.status_code == 404, unknown.text
+        large = client.post(path.format(model), content=broken * 500_000, headers=headers)
+        assert large.status_code == 413, large.text
 
 
 def test_the_open_inference_protocol_answers_for_tasks_without_one_label(

@@ -282,6 +282,14 @@ def test_predict_prints_labels(api: Api) -> None:
     assert api.body("POST /v1/models/mdl_9/predict") == {"inputs": ["some text"]}
 
 
+@pytest.mark.parametrize("text", ["How do I convert a picture to .png", "a word " * 100 + ".gif", "~nobody-here/x.png"])
+def test_predict_takes_a_text_that_ends_as_a_picture_does(api: Api, text: str) -> None:
+    """Guards against a student of texts that cannot be asked about files."""
+    api.answer("POST /v1/models/mdl_9/predict", [{"label": "good", "score": 0.91234}])
+    assert run(api, "predict", "mdl_9", text).stdout == "good\t0.9123\n"
+    assert api.body("POST /v1/models/mdl_9/predict") == {"inputs": [text]}
+
+
 def test_predict_passes_the_speed_on(api: Api, exported_exits_student: Path) -> None:
     """Guards an option that is read and dropped, also where no server is asked."""
     api.answer("POST /v1/models/mdl_9/predict", [{"label": "good", "score": 0.91234}])

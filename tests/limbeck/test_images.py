@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -83,7 +83,8 @@ def test_a_model_without_a_preparation_gets_what_its_type_is_usually_given(
 
 
 def test_grey_palettes_and_turned_cameras_are_read_as_people_see_them(tmp_path: Path) -> None:
-    """Guards against a model of one channel that is given three, and photos on their side."""
+    """Guards against a model of one channel that is given three, photos on their side, and
+    75 MB that a photo takes once more."""
     folder = _folder(tmp_path, None, model_type="vit", image_size=4, num_channels=1)
     assert _prepared(folder, png(PHOTO)).shape == (1, 4, 4)
     palette = Image.fromarray(PHOTO).convert("P")
@@ -96,6 +97,8 @@ def test_grey_palettes_and_turned_cameras_are_read_as_people_see_them(tmp_path: 
     exif[0x0112] = 6  # turned by a quarter
     Image.fromarray(PHOTO).save(turned, "JPEG", exif=exif)
     assert images.opened(turned.getvalue()).size == (53, 71)
+    assert (np.asarray(images.opened(turned.getvalue())) == np.rot90(Image.open(turned), -1)).all()
+    assert isinstance(images.opened(png(PHOTO)), ImageFile.ImageFile)  # what was decoded, and not a copy of it
 
 
 _CUT = {"image_processor_type": "DeiTImageProcessor", "crop_size": 8}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.runtime.providers import installed
 from tests.services import free_port
 
 
@@ -57,3 +58,15 @@ def test_a_data_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> 
     (tmp_path / "file").write_text("not a folder")
     done = up(tmp_path / "file" / "data", port=free_port())
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_a_provider_that_is_not_installed_is_one_clear_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against an API that ends at once and is started again for ever, with a traceback each time."""
+    missing = next(name for name in ("openvino", "cuda") if name not in installed())
+    monkeypatch.setenv("LIMBECK_PREDICT_PROVIDERS", missing)
+    done = up(tmp_path / "data", port=free_port())
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert f"LIMBECK_PREDICT_PROVIDERS cannot be used: {missing} is not in this ONNX Runtime" in done.stderr
+    assert not (tmp_path / "data").exists()
