@@ -25,8 +25,8 @@ def require_few(top_k: TopK) -> None:
     """
     if top_k == "all" or (isinstance(top_k, int) and top_k > MOST_OF_A_MASK):
         refuse_top_k(
-            f"found {top_k!r}; a student that finds masked tokens could name its whole vocabulary: allowed are at most "
-            f"{MOST_OF_A_MASK}"
+            f"found {top_k!r}; a student that finds masked tokens could name its whole vocabulary: say how many "
+            f"tokens, at most {MOST_OF_A_MASK}"
         )
 
 
