@@ -29,6 +29,7 @@ from limbeck.scorecard import Scorecard
 from limbeck.teaching import ready_teacher
 
 CACHE = Path(__file__).parent.parent / ".cache" / "quality"
+_START = "builtin:minilm-l6"
 _CHINESE = {"layers": 6, "width": 256, "heads": 4, "positions": 128}
 
 
@@ -75,7 +76,7 @@ class Bench:
 
     def teacher_config(self, cell: Cell) -> DistillConfig:
         """A job whose teacher is the data set's; its student, of all layers, is never trained."""
-        source = f"path:{self._chinese_start()}" if cell.data.chinese else "builtin:minilm-l6"
+        source = f"path:{self._chinese_start()}" if cell.data.chinese else _START
         return DistillConfig.parse(
             {
                 "teacher": {"source": source, "finetune": dict(cell.data.teacher)},
@@ -88,8 +89,11 @@ class Bench:
         )
 
     def teacher_folder(self, cell: Cell) -> Path:
-        config = self.teacher_config(teacher_of(cell.dataset))
-        identity = config.model_dump_json().replace(str(self.cache), "")
+        """Named by what a teacher hangs on, not by the whole configuration: a field that a later version adds does not
+        have every teacher trained again, which would make all cells before it those of another teacher."""
+        teacher = teacher_of(cell.dataset)
+        start: Any = _CHINESE if cell.data.chinese else _START
+        identity = json.dumps({"start": start, **teacher.document(), "data": self.hash_of(teacher)}, sort_keys=True)
         return self.cache / "teachers" / f"{cell.dataset}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
     def config(self, cell: Cell) -> DistillConfig:
