@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.datasets import data_hash, folder_of
-from benchmarks.quality.grid import Cell, teacher_of
+from benchmarks.quality.datasets import data_hash, folder_of, unlabelled_of
+from benchmarks.quality.grid import UNLABELLED, Cell, teacher_of
 from benchmarks.quality.store import Store, packed, unpacked
 from benchmarks.report import machine
 from limbeck import evaluate
@@ -100,6 +100,10 @@ class Bench:
         """The job of a student's cell."""
         document = cell.document()
         own = cell.method == "self"
+        training = dict(document["training"])
+        if cell.method in UNLABELLED:
+            texts = unlabelled_of(cell.data, self.data, self.cache)
+            training["augmentation"] = {**training["augmentation"], "source": f"path:{texts}"}
         method = "kd" if cell.is_peer else document["method"]  # a peer's data is prepared as that of its rival
         teacher = self.teacher_config(cell).teacher.model_dump() if own else f"path:{self.teacher_folder(cell)}"
         return DistillConfig.parse(
@@ -108,8 +112,8 @@ class Bench:
                 **self.dataset(cell),
                 "student": document["student"],
                 "method": method,
-                "training": document["training"],
-                "evaluation": {"baseline": own, "hard_samples": False},
+                "training": training,
+                "evaluation": {"baseline": cell.has_own_baseline, "hard_samples": False},
                 "export": ["onnx"] if cell.method == "fastbert" else [],
             }
         )
