@@ -309,6 +309,56 @@ def test_neurons_are_judged_by_whole_pairs(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("scored", [True, False], ids=["scores", "texts"])
+def test_several_teachers_vectors_have_a_mean(tmp_path: Path, scored: bool) -> None:
+    """Guards the teachers together where scores judge them and where they are the judge; from the folders, by plain
+    transformers: the mean of the vectors is what the scorecard is about."""
+    places = [write_tiny_bert(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "other"))]
+    teacher = {"source": f"path:{places[0]}", "more": [f"path:{places[1]}"]}
+    given = document(places[0], write(tmp_path / "data", scored), export=[]) | {"teacher": teacher}
+    said = Recorder()
+    result = distill(DistillConfig.parse(given), tmp_path / "work", callbacks=said)
+    card, test = result.scorecard, rows(scored, 160)[128:]
+
+    def mean(texts: list[str]) -> torch.Tensor:
+        both = [transformers_vectors(place, texts) for place in places]
+        return torch.nn.functional.normalize(both[0] + both[1], dim=-1)
+
+    (message,) = (message for kind, message, _ in said.events if kind == "teachers.combined")
+    assert "The 2 teachers together (as their mean)" in message
+    if scored:
+        one, other = (mean([row[key] for row in test]) for key in ("sentence1", "sentence2"))
+        expected = spearmanr((one * other).sum(dim=-1), [row["score"] for row in test]).statistic
+        assert card.teacher.metrics["spearman"].value == pytest.approx(expected, abs=1e-4)
+        return
+    texts_ = [row["text"] for row in test]
+    expected = float((transformers_vectors(result.student, texts_) * mean(texts_)).sum(dim=-1).mean())
+    assert card.student.metrics["teacher_cosine"].value == pytest.approx(expected, abs=1e-4)
+    assert card.teacher.metrics["teacher_cosine"].value == pytest.approx(1, abs=1e-5)
+    alone = [float((transformers_vectors(place, texts_) * mean(texts_)).sum(dim=-1).mean()) for place in places]
+    assert [one.metrics["teacher_cosine"].value for one in card.teachers] == pytest.approx(alone, abs=1e-4)
+
+
+def test_several_teachers_without_a_mean_are_refused(tmp_path: Path) -> None:
+    """Guards against vectors of two widths, and of two ways of pooling, before anything is trained."""
+    first, wide = write_tiny_bert(tmp_path / "first"), write_tiny_bert(tmp_path / "wide", hidden=48)
+    (wide / "1_Pooling").mkdir()
+    (wide / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    teacher = {"source": f"path:{first}", "more": [f"path:{wide}"], "combine": "confidence"}
+    wanted = DistillConfig.parse(document(first, tmp_path) | {"teacher": teacher})
+    found = preflight.check(
+        wanted, teacher=model_facts(first), labels=(), task="embeddings", more=(model_facts(wide),), pair=False
+    )
+    assert {one.pointer: one.detail for one in found}.keys() == {
+        "/teacher/combine",
+        "/teacher/more/0/source",
+        "/task/pooling",
+    }
+    details = " ".join(one.detail for one in found)
+    for said in ("a vector, sure or not", "vectors are 48 wide", "the folder of /teacher/more/0 says 'cls'"):
+        assert said in details
+
+
 @pytest.mark.parametrize(
     ("changes", "pair", "pointer", "says"),
     [
