@@ -233,6 +233,22 @@ def test_the_folder_says_how_it_pools(done: Done) -> None:
     assert "$" not in card
 
 
+def test_sentence_transformers_gives_the_same_vectors(done: Done) -> None:
+    """Guards what most users will do with the folder: the package's own files, its pooling, its length and the
+    normalisation, over texts that are cut and a batch that is padded."""
+    from sentence_transformers import SentenceTransformer
+
+    given = [row["sentence1" if done.scored else "text"] for row in done.test][:9]
+    given.append(" ".join(given))
+    model = SentenceTransformer(str(done.result.student), device="cpu", local_files_only=True)
+    found = model.encode(given, batch_size=4, convert_to_tensor=True)
+    torch.testing.assert_close(found, transformers_vectors(done.result.student, given), atol=1e-5, rtol=0)
+    predicted = torch.tensor(Predictor.load(done.result.student, threads=1).predict(given))
+    torch.testing.assert_close(found, predicted, atol=1e-4, rtol=0)
+    assert model.max_seq_length == LENGTH
+    assert model.similarity_fn_name == "cosine"
+
+
 def test_an_interrupted_job_ends_with_the_same_weights(done: Done, tmp_path: Path) -> None:
     """Guards the teacher's kept vectors and the pairs' rows on their way through a checkpoint."""
     config, stops = DistillConfig.parse(done.config), 0
