@@ -25,12 +25,13 @@ from limbeck.callbacks import Callbacks
 from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig
 from limbeck.errors import Interrupted, OutOfMemory
+from limbeck.exporting import export
 from limbeck.hard_samples import measure_difficulty
 from limbeck.launching import distill_in_ranks
 from limbeck.loop import Fitted, train
 from limbeck.methods.base import Method
 from limbeck.methods.none import FineTuning
-from limbeck.outcome import Evaluation, evaluate_model, evaluate_together, export
+from limbeck.outcome import Evaluation, evaluate_model, evaluate_together
 from limbeck.phases import (
     Teachers,
     Weights,
