@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck import evaluate, hard_samples, texts
+from limbeck.batch_probe import PROBES
 from limbeck.cache import predict
 from limbeck.config import Gate
 from limbeck.data.corpus import LABELLED_ONCE
@@ -21,7 +22,7 @@ from limbeck.fewer_heads import kept_heads
 from limbeck.phases import ensemble_of
 from limbeck.preparation import Prepared, below
 from limbeck.run import Run
-from limbeck.scorecard import Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
+from limbeck.scorecard import BatchProbe, Difficulty, Estimate, ExportCard, Latency, ModelCard, Scorecard, Verdict
 from limbeck.students import has_words, word_table
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def scorecard_of(
         },
         compression=cards["teacher"].bytes / cards["student"].bytes,
         exports=exports,
+        batch_probes=tuple(BatchProbe.model_validate(one) for one in run.facts.get(PROBES, {}).values()),
         minutes={stage: round(seconds / 60, 3) for stage, seconds in run.meter.state()["seconds"].items()},
         verdict=_verdict(run.config.gate, retention, latency["student"]),
     )

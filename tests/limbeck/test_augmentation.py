@@ -24,7 +24,7 @@ from limbeck.criterion import Criterion
 from limbeck.data import Split, load
 from limbeck.engine import distill
 from limbeck.errors import InvalidConfig, InvalidDataset
-from limbeck.loop import backward
+from limbeck.gradients import backward
 from limbeck.mask_replace import by_neighbours, filler, makes, replaced, whole_words
 from limbeck.methods.base import Part
 from limbeck.methods.kd import KnowledgeDistillation
