@@ -21,7 +21,8 @@ from limbeck import evaluate
 from limbeck.callbacks import Callbacks, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.engine import distill
-from limbeck.outcome import evaluate_model, write_folder
+from limbeck.exporting import write_folder
+from limbeck.outcome import evaluate_model
 from limbeck.phases import plan
 from limbeck.preparation import Prepared, prepare
 from limbeck.run import JOURNAL, Run
