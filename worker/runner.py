@@ -165,9 +165,7 @@ class _Attempt:
             failure = out_of_room(error, "working on the job") if isinstance(error, OSError) else error
             if isinstance(failure, LimbeckError):
                 return self._failed(Fault(failure.code, failure.message, failure.retryable))
-            _log.exception("the attempt at %s broke", self._lease.job_id)
-            what = f"The worker itself failed: {type(error).__name__}: {error}"
-            return self._failed(Fault("internal_error", what, True))
+            return self._broken(error)
 
     def _prepare(self) -> dict[str, Any]:
         """Fetch what the job needs; the trainer's order."""
@@ -264,12 +262,20 @@ class _Attempt:
     def _failed(self, fault: Fault) -> Callable[[Session], JobStatus]:
         return lambda session: endings.fail(session, self._lease, fault, retry_seconds=self._settings.retry_seconds)
 
+    def _broken(self, error: Exception) -> Callable[[Session], JobStatus]:
+        """What nobody has thought of: it stands in the worker's log, and ends the attempt."""
+        _log.error("the attempt at %s broke", self._lease.job_id, exc_info=error)
+        first = (str(error).splitlines() or [""])[0]  # a database's error goes on with the whole statement
+        what = f"The worker itself failed: {type(error).__name__}: {first}"
+        return self._failed(Fault("internal_error", what, True))
+
     def _write(self, settle: Callable[[Session], JobStatus]) -> JobStatus:
         """Write the last of what the job told and its end, trying for as long as the lease lasts.
 
         Raises:
             LeaseLost
         """
+        refused = False
         while True:
             try:
                 self._heart.flush()
@@ -282,6 +288,12 @@ class _Attempt:
                         f"The database stayed away for longer than the lease of {self._lease.job_id}."
                     ) from error
                 time.sleep(_RETRY_PAUSE)
+            except LeaseLost:
+                raise
+            except Exception as error:  # an end that the database refuses must not leave the row without one
+                if refused:
+                    raise
+                settle, refused = self._broken(error), True
 
     def _hear(self, line: dict[str, Any]) -> None:
         match line:

@@ -194,6 +194,19 @@ def test_success_writes_the_models_and_the_end_at_once(either: Database) -> None
         assert [(one.outcome, one.last_step) for one in telemetry.attempts(session, job.id)] == [("succeeded", 9)]
 
 
+def test_a_job_with_the_longest_name_gets_its_student_and_its_baseline(either: Database) -> None:
+    """Guards against an end that PostgreSQL refuses, and so against a job that is trained three times and then lost."""
+    submit(either, name="n" * 200)
+    held = taken(either)
+    facts = {"task": "sequence_classification", "labels": ["a", "b"], "layers": 2}
+    models = [NewModel("mdl_1", ModelKind.STUDENT, (), facts), NewModel("mdl_2", ModelKind.BASELINE, (), facts)]
+    with either.session() as session:
+        endings.succeed(session, held.lease, Outcome(models, OUTCOME.result, {}))
+    with either.reading() as session:
+        names = {model.kind: model.name for model in catalogue.models_of_job(session, held.job.id)}
+    assert names == {ModelKind.STUDENT: "n" * 200, ModelKind.BASELINE: "n" * 189 + " (baseline)"}
+
+
 def test_a_retryable_fault_goes_back_to_the_queue_until_the_attempts_are_used_up(either: Database) -> None:
     """Guards against an endless loop, and against losing the checkpoint to a fault that may pass."""
     job = submit(either, max_attempts=2)

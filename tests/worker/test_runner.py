@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from models.db import Database
 from models.job import Job, JobStatus
@@ -243,12 +244,28 @@ def test_a_database_that_stays_away_stops_the_trainer_before_the_lease_ends(
     assert read(database, job.id).status is JobStatus.RUNNING, "its lease runs out, then it is due again"
 
 
+def test_an_end_that_the_database_refuses_becomes_a_fault(worker: Worker, database: Database) -> None:
+    """Guards against a row that no worker ends: its lease ran out three times, and it was the workers' fault."""
+    job = submit(database, max_attempts=1)
+    refuse = "CREATE TRIGGER refuse BEFORE INSERT ON models BEGIN SELECT RAISE(ABORT, 'too long for its column'); END"
+    with database.session() as session:
+        session.execute(text(refuse))
+    worker.drain()
+    ended = read(database, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert ended.error["code"] == "internal_error"
+    assert "too long for its column" in ended.error["message"]
+    assert "INSERT" not in ended.error["message"]
+    assert ledger(database, job) == [("failed", "internal_error")]
+
+
 def test_a_log_is_cut_at_its_limit_and_says_so(settings: Settings, worker: Worker, database: Database) -> None:
     job = submit(database, does={"steps": 3, "at": 1, "say": "x" * 1024, "times": 6 * 1024})
     worker.drain()
-    text = log(database, job)
-    assert len(text) < settings.max_log_bytes + 1000
-    assert "[The log is full" in text
+    found = log(database, job)
+    assert len(found) < settings.max_log_bytes + 1000
+    assert "[The log is full" in found
 
 
 def test_temporary_files_go_with_the_attempt(worker: Worker, database: Database, tmp_path: Path) -> None:
