@@ -80,6 +80,9 @@ class _Told(Callbacks):
     def on_provenance(self, facts: Mapping[str, Any]) -> None:
         self._call("on_provenance", dict(facts))
 
+    def on_alive(self) -> None:
+        self._call("on_alive")
+
     def should_stop(self) -> bool:
         return self._stop.is_set()
 

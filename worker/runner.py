@@ -31,7 +31,7 @@ from worker import endings, materials
 from worker.answers import AnswersPorter
 from worker.checkpoints import Courier, delete_checkpoints
 from worker.endings import Fault
-from worker.faults import fault_of, oom_kills
+from worker.faults import fault_of, oom_kills, stall_of
 from worker.harvest import harvest
 from worker.heart import Heart
 from worker.lease import Claim, Wish
@@ -126,6 +126,9 @@ class _Attempt:
         self._answers = self._settings.scratch_dir / "teacher-answers"
         self._porter = AnswersPorter(self._storage, self._answers, self._folder)
         self._last: dict[str, Any] = {}
+        #: When the trainer last said something, on the monotonic clock.
+        self._heard = 0.0
+        self._stalled = False
 
     def run(self) -> JobStatus:
         self._heart.start()
@@ -198,6 +201,7 @@ class _Attempt:
         order["lease_seconds"] = self._heart.deadline - time.monotonic()
         (self._work / ORDER).write_text(json.dumps(order), encoding="utf-8")
         kills = oom_kills()
+        self._heard = time.monotonic()
         process = TrainerProcess(self._command, self._work, self._environment(), self._hear, self._telemetry.log)
         try:
             self._watch(process)
@@ -221,6 +225,9 @@ class _Attempt:
                 process.ask_to_stop()
                 kill_at = now + (_CANCEL_GRACE if self._heart.wish is Wish.CANCEL else self._settings.grace_seconds)
             if kill_at is not None and (now > kill_at or self._shutdown.hurry.is_set()):
+                return
+            if now - self._heard > self._settings.stall_seconds:
+                self._stalled = True
                 return
             if self._heart.wish is Wish.CANCEL and kill_at is not None:
                 kill_at = min(kill_at, now + _CANCEL_GRACE)
@@ -254,6 +261,8 @@ class _Attempt:
             return self._failed(Fault(self._last["code"], self._last["message"], self._last["retryable"]))
         if self._must_stop() or self._last.get("type") == "interrupted":
             return self._stopped()
+        if self._stalled:
+            return self._failed(stall_of(self._settings.stall_seconds))
         return self._failed(fault_of(exit_code, oom_killed=oom_killed))
 
     def _stopped(self) -> Callable[[Session], JobStatus]:
@@ -296,7 +305,10 @@ class _Attempt:
                 settle, refused = self._broken(error), True
 
     def _hear(self, line: dict[str, Any]) -> None:
+        self._heard = time.monotonic()
         match line:
+            case {"type": "alive"}:
+                pass
             case {"type": "stage", "stage": str(stage)}:
                 self._telemetry.stage(stage)
             case {"type": "progress", "progress": dict(progress)}:

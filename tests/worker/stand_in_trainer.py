@@ -1,8 +1,9 @@
 """A trainer for tests of the worker: the real process, pipe and leash around work that is only counted.
 
 The job's ``config["does"]`` says what happens: ``steps`` and ``seconds`` of each, ``trace`` (a file that gets a line a
-step), ``at`` (the step at which something happens) and then ``signal``, ``exit``, ``error``, ``hang``, ``say`` or
-``temporary`` (a file that gets the name of a temporary folder, which stays).
+step), ``at`` (the step at which something happens) and then ``signal``, ``exit``, ``error``, ``hang``, ``polls``
+(seconds in which it says that it is alive, and nothing else), ``say`` or ``temporary`` (a file that gets the name of a
+temporary folder, which stays).
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ def happen(does: Mapping[str, Any], pipe: Pipe) -> bool:
         return False
     if "hang" in does:
         time.sleep(does["hang"])
+    for _ in range(does.get("polls", 0)):
+        time.sleep(1)
+        pipe.on_alive()
     if "temporary" in does:
         Path(does["temporary"]).write_text(tempfile.mkdtemp())
     if "say" in does:

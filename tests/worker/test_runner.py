@@ -19,10 +19,12 @@ from models.job import Job, JobStatus
 from models.repository import catalogue, jobs, telemetry
 from models.settings import Settings
 from models.storage import Storage
-from tests.worker.conftest import read, steal, submit
+from tests.worker.conftest import STAND_IN, read, steal, submit
 from tests.worker.processes import in_background, trainers, until
+from worker.queue import Bell
 from worker.runner import sweep_scratch
 from worker.service import Worker
+from worker.slots import Slots
 
 
 def ledger(database: Database, job: Job) -> list[tuple[str | None, str | None]]:
@@ -146,6 +148,32 @@ def test_a_trainer_that_does_not_listen_is_killed_when_cancelled(worker: Worker,
     until(lambda: read(database, job.id).status is JobStatus.CANCELLED, 6)
     running.join(5)
     assert trainers() == []
+
+
+@pytest.mark.parametrize("happens", [{"hang": 600}, {"signal": int(signal.SIGSTOP)}], ids=["hangs", "stopped"])
+def test_a_trainer_that_lives_but_does_not_get_on_is_ended(
+    settings: Settings, database: Database, storage: Storage, happens: dict[str, Any]
+) -> None:
+    """Guards against a job that stands at "running" for ever, because its worker says for it that it is alive."""
+    impatient = settings.model_copy(update={"stall_seconds": 3})
+    job = submit(database, max_attempts=1, does={"steps": 100, "at": 5, **happens})
+    Worker(impatient, database, storage, Bell(settings), Slots(1), command=STAND_IN).drain()
+    ended = read(database, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert (ended.error["code"], ended.error["retryable"]) == ("stalled", True)
+    assert "LIMBECK_STALL_SECONDS" in ended.error["message"]
+    assert trainers() == []
+
+
+def test_a_trainer_with_nothing_to_tell_is_not_taken_for_stuck(
+    settings: Settings, database: Database, storage: Storage
+) -> None:
+    """Guards the long stages that have no progress: they poll, and that is enough."""
+    impatient = settings.model_copy(update={"stall_seconds": 3})
+    job = submit(database, max_attempts=1, does={"steps": 100, "at": 5, "polls": 4})
+    Worker(impatient, database, storage, Bell(settings), Slots(1), command=STAND_IN).drain()
+    assert read(database, job.id).status is JobStatus.SUCCEEDED
 
 
 def test_a_paused_job_goes_on_where_it_was(worker: Worker, database: Database, tmp_path: Path) -> None:
