@@ -57,6 +57,10 @@ class Courier:
         """There is a new checkpoint."""
         self._wanted.set()
 
+    def forget(self) -> None:
+        """Nothing of what the attempt should have gone on from is good: store all anew."""
+        self._uploaded.clear()
+
     def finish(self, go_on: Callable[[], bool] = lambda: False) -> None:
         """Wait for an upload under way, and bring the last checkpoint of a trainer that has ended.
 

@@ -181,6 +181,7 @@ class _Attempt:
         if self._job.checkpoint is not None and self._may_go_on():
             damage = materials.fetch_checkpoint(self._storage, self._job.checkpoint, state, self._may_go_on)
             if damage is not None:
+                self._courier.forget()
                 self._telemetry.event(
                     "checkpoint.damaged", f"The checkpoint cannot be used, starting over: {damage}", {}
                 )

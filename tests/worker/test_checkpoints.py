@@ -109,6 +109,38 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(worker: Worker, database: Data
     assert "checkpoint.damaged" in events(database, job.id)
 
 
+def test_a_fresh_start_does_not_name_the_damaged_file_again(
+    settings: Settings, database: Database, storage: LocalStorage
+) -> None:
+    """Guards against a job that starts over in every attempt: done again from the beginning, the same step has the same
+    bytes, and they were taken for stored already."""
+    every_step = settings.model_copy(update={"checkpoint_seconds": 1e-6})
+    job = submit(database, does={"steps": 100, "at": 5, "hang": 600})
+
+    def run_to_step_5(but_not: dict[str, Any] | None) -> dict[str, Any]:
+        worker = worker_on(storage, every_step, database)
+        running = in_background(worker)
+
+        def saved() -> dict[str, Any] | None:
+            found = read(database, job.id).checkpoint
+            return found if found and found["step"] == 5 and found != but_not else None
+
+        checkpoint: dict[str, Any] = until(saved)
+        worker.stop()
+        worker.stop()
+        running.join(10)
+        return checkpoint
+
+    first = run_to_step_5(None)
+    (key,) = jobs.checkpoint_keys(first)
+    damaged = storage.local_path(key)
+    assert damaged is not None
+    damaged.write_bytes(b"1")
+    second = run_to_step_5(first)
+    assert "checkpoint.damaged" in events(database, job.id)
+    assert [b"".join(storage.open(key)) for key in jobs.checkpoint_keys(second)] == [b"5"]
+
+
 @pytest.fixture
 def held(database: Database) -> Claim:
     submit(database)
