@@ -14,11 +14,13 @@ import pytest
 from limbeck.errors import Conflict, InvalidArchive, InvalidInput, NotFound
 from models.backup import backup, restore
 from models.db import Database
+from models.job import JobStatus
 from models.model import ModelKind
-from models.repository import catalogue
+from models.repository import catalogue, jobs
 from models.repository.catalogue import StoredFile
 from models.settings import Settings
 from models.storage import open_storage
+from tests.models.conftest import set_status, submit_to
 
 
 @pytest.fixture
@@ -93,6 +95,49 @@ def test_a_backup_of_a_busy_folder_is_of_one_moment(live: Settings, tmp_path: Pa
         fresh = Settings(data_dir=tmp_path / f"fresh{index}")
         restore(fresh, tmp_path / f"{index}.tar")
         assert len(_models(fresh)) == report.objects
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile_does_not_cost_the_backup(live: Settings, tmp_path: Path) -> None:
+    """Guards backups while jobs run, whose checkpoints are replaced all the time: one that had gone when the archive
+    came to it, behind all data sets, used to end the backup."""
+    storage, began, stop = open_storage(live), threading.Event(), threading.Event()
+    large = storage.put_file(_file(tmp_path, bytes(50_000_000)), "datasets/d/train.parquet")
+    with closing(_Open(live)) as house:
+        job = submit_to(house.database)
+        with house.database.session() as session:
+            splits = {"train": {"rows": 1, "bytes": large.bytes, "sha256": large.sha256, "key": large.key}}
+            catalogue.add_dataset(session, name="d", splits=splits, profile={}, sha256="h")
+
+        def train() -> None:
+            old: list[str] = []
+            step = 0
+            while not stop.is_set():
+                step += 1
+                (tmp_path / "state").write_text(str(step))
+                key = storage.put_file(tmp_path / "state", f"jobs/{job.id}/checkpoints/1/{step}").key
+                files = {"a": {"sha256": "0", "bytes": 1, "key": key}}
+                set_status(house.database, job.id, JobStatus.RUNNING, checkpoint={"step": step, "files": files})
+                storage.delete(old)
+                old = [key]
+                began.set()
+
+        writer = threading.Thread(target=train)
+        writer.start()
+        began.wait()
+        try:
+            reports = [backup(live, tmp_path / "out" / f"{index}.tar") for index in range(3)]
+        finally:
+            stop.set()
+            writer.join()
+    for index, report in enumerate(reports):
+        fresh = Settings(data_dir=tmp_path / f"fresh{index}")
+        restore(fresh, tmp_path / "out" / f"{index}.tar")
+        with closing(_Open(fresh)) as house, house.database.reading() as session:
+            (key,) = jobs.checkpoint_keys(jobs.get(session, job.id).checkpoint)
+        assert open_storage(fresh).exists(key) == (key not in report.missing)
+        assert set(report.missing) <= {key}
+        assert report.objects == 3 - len(report.missing)
+    assert sorted(path.name for path in live.data_dir.iterdir() if path.name.startswith(".")) == []
 
 
 def test_a_file_that_is_lost_is_named_and_the_rest_is_saved(live: Settings, tmp_path: Path) -> None:
