@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from limbeck.errors import LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
+from limbeck.errors import Interrupted, LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
 from models.db import Database
 from models.job import JobStatus
 from models.repository import jobs
@@ -35,7 +32,9 @@ from worker.faults import fault_of, oom_kills, stall_of
 from worker.harvest import harvest
 from worker.heart import Heart
 from worker.lease import Claim, Wish
+from worker.patience import Patience
 from worker.process import TrainerProcess
+from worker.scratch import scratch
 from worker.slots import Place
 from worker.telemetry import Telemetry
 from worker.trainer import ORDER
@@ -46,7 +45,6 @@ TRAINER = (sys.executable, "-m", "worker.trainer")
 _TICK = 0.2
 _CANCEL_GRACE = 3.0
 _RETRY_PAUSE = 0.5
-_JUST_MADE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -152,10 +150,8 @@ class _Attempt:
             LeaseLost
         """
         try:
-            with _scratch(self._folder):
+            with scratch(self._folder):
                 order = self._prepare()
-                if self._must_stop():
-                    return self._stopped()
                 exit_code, oom_killed = self._train(order)
                 self._porter.finish(lambda: self._heart.holds and not self._must_stop())
                 self._require_lease()
@@ -164,6 +160,8 @@ class _Attempt:
                 return self._judge(exit_code, oom_killed)
         except LeaseLost:
             raise
+        except Interrupted:
+            return self._stopped()
         except Exception as error:  # the boundary: whatever happens, the row gets an end
             failure = out_of_room(error, "working on the job") if isinstance(error, OSError) else error
             if isinstance(failure, LimbeckError):
@@ -171,15 +169,20 @@ class _Attempt:
             return self._broken(error)
 
     def _prepare(self) -> dict[str, Any]:
-        """Fetch what the job needs; the trainer's order."""
-        with self._database.reading() as session:
-            self._telemetry.spend_log(stored_telemetry.log_size(session, self._lease.job_id))
-        sources, needed = materials.sources_of(self._job.config, self._database, self._folder / "sources")
-        materials.fetch(self._storage, needed, self._may_go_on)
+        """Fetch what the job needs; the trainer's order.
+
+        Raises:
+            LeaseLost, Interrupted
+        """
+        patiently = Patience(self._settings.lease_seconds, self._require_wanted)
+        self._telemetry.spend_log(patiently(self._log_size))
+        place = self._folder / "sources"
+        sources, needed = patiently(lambda: materials.sources_of(self._job.config, self._database, place))
+        materials.fetch(self._storage, needed, patiently)
         state = self._work / "state"
         state.mkdir(parents=True)
-        if self._job.checkpoint is not None and self._may_go_on():
-            damage = materials.fetch_checkpoint(self._storage, self._job.checkpoint, state, self._may_go_on)
+        if self._job.checkpoint is not None:
+            damage = materials.fetch_checkpoint(self._storage, self._job.checkpoint, state, patiently)
             if damage is not None:
                 self._courier.forget()
                 self._telemetry.event(
@@ -192,6 +195,11 @@ class _Attempt:
             "expected": materials.expected_of(self._job.provenance),
             "teacher_cache": self._teacher_cache(),
         }
+
+    def _log_size(self) -> int:
+        """Of what earlier attempts have printed."""
+        with self._database.reading() as session:
+            return stored_telemetry.log_size(session, self._lease.job_id)
 
     def _teacher_cache(self) -> dict[str, Any] | None:
         limit = round(self._settings.teacher_cache_gb * 1000**3)
@@ -254,7 +262,8 @@ class _Attempt:
             return self._failed(Fault(StorageFull.code, self._courier.full.message, True))
         if self._last.get("type") == "result":
             self._telemetry.provenance(self._last["provenance"])
-            outcome = harvest(self._storage, self._work, self._last)
+            patiently = Patience(self._settings.lease_seconds, self._require_finishing)
+            outcome = harvest(self._storage, self._work, self._last, patiently)
             return lambda session: endings.succeed(session, self._lease, outcome)
         if self._last.get("type") == "error":
             if self._last["code"] == RankLost.code and oom_killed:
@@ -334,9 +343,16 @@ class _Attempt:
     def _must_stop(self) -> bool:
         return self._heart.wish is not Wish.GO_ON or self._shutdown.wanted.is_set()
 
-    def _may_go_on(self) -> bool:
+    def _require_wanted(self) -> None:
         self._require_lease()
-        return not self._must_stop()
+        if self._must_stop():
+            raise Interrupted("The attempt is to stop before it has begun to train.")
+
+    def _require_finishing(self) -> None:
+        """As above for a student that is there already: a worker that shuts down takes the time to bring it in."""
+        self._require_lease()
+        if self._heart.wish is not Wish.GO_ON or self._shutdown.hurry.is_set():
+            raise Interrupted("The student is made again from the last checkpoint, if somebody wants it.")
 
     def _require_lease(self) -> None:
         if not self._heart.holds:
@@ -355,32 +371,3 @@ class _Attempt:
         if self._settings.hub_offline:
             ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         return ours
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[None]:
-    """An attempt's own folder, locked while the attempt lives, and gone afterwards."""
-    folder.mkdir(parents=True)
-    try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep_scratch(settings: Settings) -> None:
-    """Remove the folders of attempts whose worker was killed."""
-    assert settings.scratch_dir is not None
-    for folder in settings.scratch_dir.glob("job_*-*"):
-        try:
-            with (folder / "lock").open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(lock.fileno()).st_mtime > _JUST_MADE_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:  # it is being made or removed just now, or somebody made it again too late
-            with suppress(OSError):
-                if time.time() - folder.stat().st_mtime > _JUST_MADE_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # somebody works in it
-            continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from limbeck.errors import StorageFull, Unavailable
 from models.db import Database
-from models.job import JobStatus
+from models.job import Job, JobStatus
 from models.repository import jobs, telemetry
 from models.settings import Settings
 from models.storage import Stored
@@ -18,8 +19,9 @@ from models.storage.local import LocalStorage
 from tests.worker.conftest import STAND_IN, claim_one, read, steal, submit
 from tests.worker.processes import in_background, until
 from tests.worker.stand_in_trainer import save
+from worker import endings
 from worker.checkpoints import Courier
-from worker.lease import Claim
+from worker.lease import Claim, commit_checkpoint
 from worker.queue import Bell
 from worker.service import Worker
 from worker.slots import Slots
@@ -207,12 +209,20 @@ class Once(LocalStorage):
     """A storage that is away for the next checkpoint, when told so, and then there again."""
 
     away = 0
+    prefix = "jobs/"
 
     def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
-        if key.startswith("jobs/") and self.away:
+        self._answer(key)
+        return super().put_file(path, key, move=move)
+
+    def get_file(self, key: str, path: Path) -> None:
+        self._answer(key)
+        super().get_file(key, path)
+
+    def _answer(self, key: str) -> None:
+        if key.startswith(self.prefix) and self.away:
             self.away -= 1
             raise Unavailable("The bucket does not answer.")
-        return super().put_file(path, key, move=move)
 
 
 def test_a_short_absence_at_an_attempts_end_costs_no_step(settings: Settings, database: Database) -> None:
@@ -234,6 +244,58 @@ def test_a_short_absence_at_an_attempts_end_costs_no_step(settings: Settings, da
     assert paused.status is JobStatus.PAUSED
     assert paused.checkpoint is not None
     assert paused.checkpoint["step"] == attempt.last_step
+
+
+def test_a_short_absence_while_a_job_begins_or_is_brought_in_costs_no_attempt(
+    settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    """Guards against a job that is failed for good by a bucket that was away for a minute: three attempts were over in
+    that time."""
+    storage = Once(settings.data_dir / "storage")
+    job = submit(database, max_attempts=1, does={"steps": 100})
+    held = claim_one(database)
+    assert held is not None
+    save(tmp_path, 1)
+    courier(storage, database, held, tmp_path).finish()
+    with database.session() as session:
+        endings.stop(session, held.lease)
+    storage.away = 2
+    running = in_background(worker_on(storage, settings, database))
+    until(lambda: not storage.away)
+    until(lambda: read(database, job.id).progress)
+    storage.away, storage.prefix = 2, "models/"
+    running.join()
+    ended = read(database, job.id)
+    assert (ended.status, storage.away) == (JobStatus.SUCCEEDED, 0), ended.error
+    with database.reading() as session:
+        assert telemetry.attempts(session, job.id)[-1].resumed_from_step == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(jobs.request_cancel, JobStatus.CANCELLED), (jobs.request_pause, JobStatus.PAUSED)]
+)
+def test_a_job_that_waits_for_the_storage_still_listens(
+    settings: Settings, database: Database, asked: Callable[..., Job], expected: JobStatus
+) -> None:
+    """Guards against a stop that takes as long as the storage is away."""
+    settings = settings.model_copy(update={"lease_seconds": 600})
+    storage = Once(settings.data_dir / "storage")
+    job = submit(database)
+    held = claim_one(database)
+    assert held is not None
+    checkpoint = {"version": 1, "step": 1, "files": {"a": {"sha256": "0", "bytes": 1, "key": "jobs/a"}}}
+    with database.session() as session:
+        commit_checkpoint(session, held.lease, checkpoint)
+        endings.stop(session, held.lease)
+    storage.away = 1_000_000
+    running = in_background(worker_on(storage, settings, database))
+    until(lambda: storage.away < 1_000_000)
+    with database.session() as session:
+        asked(session, job.id)
+    until(lambda: read(database, job.id).status is expected, 5)
+    running.join(5)
+    with database.reading() as session:
+        assert telemetry.attempts(session, job.id)[-1].outcome == expected
 
 
 def test_a_storage_that_stays_away_does_not_hold_a_pause_up_for_ever(settings: Settings, database: Database) -> None:

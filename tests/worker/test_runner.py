@@ -22,7 +22,7 @@ from models.storage import Storage
 from tests.worker.conftest import STAND_IN, read, steal, submit
 from tests.worker.processes import in_background, trainers, until
 from worker.queue import Bell
-from worker.runner import sweep_scratch
+from worker.scratch import sweep_scratch
 from worker.service import Worker
 from worker.slots import Slots
 
