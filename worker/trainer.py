@@ -34,6 +34,7 @@ from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, LimbeckError
+from limbeck.full_disk import disk_errors
 from limbeck.launching import AnswersPlace, distill_in_ranks
 from limbeck.result import DistillResult
 
@@ -148,7 +149,8 @@ def read_order(workdir: Path) -> dict[str, Any]:
 def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
     """Run the engine; the exit code."""
     try:
-        result = _distill(workdir, order, pipe)
+        with disk_errors():  # also of what lies around the engine, such as the folders in which ranks meet
+            result = _distill(workdir, order, pipe)
     except Interrupted:
         pipe.send("interrupted")
         return EXIT_INTERRUPTED
