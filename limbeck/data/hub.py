@@ -14,6 +14,7 @@ from limbeck.config import Dataset
 from limbeck.data.loading import wanted_splits
 from limbeck.data.table import Foreign, Table
 from limbeck.errors import InvalidInput
+from limbeck.full_disk import full_disk
 
 #: Tables and what describes them; ``*.py`` tells that a data set would need its own code. No images, sound or models.
 _FILES = [
@@ -41,6 +42,7 @@ def load_tables(spec: Dataset) -> tuple[dict[str, Table], str | None]:
     Raises:
         InvalidDataset: there is no such data set, subset or split, or it needs code of its own to load.
         Unavailable: the hub does not answer and its local cache has no copy.
+        StorageFull: this machine's disk has no room for it.
     """
     folder, revision = hub.snapshot("dataset", spec.source, spec.revision, _FILES)
     if (folder / f"{spec.source.rpartition('/')[2]}.py").exists():
@@ -66,6 +68,8 @@ def _open(folder: str, spec: Dataset) -> Any:
             raise _fault("subset", f"{spec.source!r} has several, one has to be chosen: {', '.join(subsets)}")
         return datasets.load_dataset(folder, spec.subset)
     except (datasets.exceptions.DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
+        if (full := full_disk(error)) is not None:  # the data set is as good as before
+            raise full from error
         raise _fault("source", f"{spec.source!r} has no data that can be read: {error.__cause__ or error}") from error
 
 

@@ -160,6 +160,23 @@ def test_a_subset_of_a_hub_data_set_is_chosen_by_name(tmp_path: Path) -> None:
     assert "found 'three'; 'someone/two' has one, two" in wrong
 
 
+LIMITED = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are a POSIX thing")
+def test_a_full_disk_is_not_the_data_sets_fault(tmp_path: Path) -> None:
+    """Guards against a job that is failed for good, and told that its data cannot be read. A limit on file sizes stands
+    in for the full disk."""
+    path = _cached(tmp_path, "datasets", "someone/large") / "train.csv"
+    path.write_text("text,label\n" + "\n".join(f"text number {number},a" for number in range(9_000)))
+    (found,) = json.loads(_offline(tmp_path, LIMITED + LOAD.format(specs=[{"source": "someone/large"}])))
+    assert found.startswith("StorageFull")
+
+
 def test_a_data_set_that_needs_code_is_refused_plainly(tmp_path: Path) -> None:
     snapshot = _cached(tmp_path, "datasets", "someone/scripted")
     (snapshot / "scripted.py").write_text("raise SystemExit('this was run')")
