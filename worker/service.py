@@ -81,7 +81,8 @@ class Worker:
             nonlocal asked_at
             asked_at = time.monotonic()
             with self._database.session() as session:
-                return lease.claim(session, self.holder, lease_seconds=self._settings.lease_seconds, gpus=gpus)
+                seconds = self._settings.lease_seconds
+                return lease.claim(session, self.holder, lease_seconds=seconds, gpus=gpus, most=self.slots.gpus)
 
         with self.slots.take(claim, lambda taken: taken.devices) as taken:
             if taken is None:

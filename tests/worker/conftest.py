@@ -104,9 +104,11 @@ def read(database: Database, job_id: str) -> Job:
         return jobs.get(session, job_id)
 
 
-def claim_one(database: Database, *, lease_seconds: float = 60, gpus: int = 0, holder: Holder = HOLDER) -> Claim | None:
+def claim_one(
+    database: Database, *, lease_seconds: float = 60, gpus: int = 0, most: int | None = None, holder: Holder = HOLDER
+) -> Claim | None:
     with database.session() as session:
-        return claim(session, holder, lease_seconds=lease_seconds, gpus=gpus)
+        return claim(session, holder, lease_seconds=lease_seconds, gpus=gpus, most=most)
 
 
 def expire(database: Database, job_id: str) -> None:

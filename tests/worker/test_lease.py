@@ -77,6 +77,18 @@ def test_a_worker_claims_only_what_its_gpus_serve(either: Database) -> None:
     assert taken(either, gpus=2).job.id == large.id
 
 
+def test_freed_gpus_are_kept_for_the_next_job_that_needs_several(either: Database) -> None:
+    """Guards against a job on two GPUs that never begins: whenever one is free, a later job for one GPU takes it."""
+    larger = submit(either, gpus=3, priority=9)
+    ranks = submit(either, config={"training": {"devices": 2}}, priority=5)
+    small = submit(either)
+    assert claim_one(either, gpus=1, most=2) is None
+    assert taken(either, gpus=2, most=2).job.id == ranks.id
+    # What no GPUs of this worker's could serve holds nothing up.
+    assert taken(either, gpus=1, most=2).job.id == small.id
+    assert taken(either, gpus=3, most=4).job.id == larger.id
+
+
 def test_where_there_are_gpus_each_device_is_one(either: Database) -> None:
     """Guards against ranks that share a GPU, which NCCL refuses, because the job left the GPUs open."""
     ranks = submit(either, config={"training": {"devices": 2}})
