@@ -75,7 +75,7 @@ class Courier:
             time.sleep(_LAST_AGAIN_SECONDS)
 
     def abandon(self) -> None:
-        """The lease is gone: bring nothing more."""
+        """Bring nothing more: the attempt is over, and so is the thread."""
         self._stopping.set()
         self._wanted.set()
 

@@ -135,10 +135,10 @@ class _Attempt:
         try:
             settle = self._work_out()
         except LeaseLost:
-            self._courier.abandon()
             self._heart.stop()
             raise
         finally:
+            self._courier.abandon()
             self._porter.finish(lambda: False)
         self._heart.stop()
         return self._write(settle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -136,6 +137,18 @@ def test_cancel_and_pause_take_effect_within_5_seconds(
     paused = expected is JobStatus.PAUSED
     assert (read(database, job.id).checkpoint is not None) == paused
     assert bool(list(storage.list("jobs"))) == paused
+
+
+def test_no_thread_of_an_attempt_outlives_it(worker: Worker, database: Database) -> None:
+    """Guards a worker that lives for months: the courier of each cancelled job waited on."""
+    job = submit(database, does={"steps": 10_000})
+    running = in_background(worker)
+    until(step_reached(database, job, 5))
+    with database.session() as session:
+        jobs.request_cancel(session, job.id)
+    running.join(10)
+    assert read(database, job.id).status is JobStatus.CANCELLED
+    until(lambda: not [one.name for one in threading.enumerate() if job.id in one.name], 5)
 
 
 def test_a_trainer_that_does_not_listen_is_killed_when_cancelled(worker: Worker, database: Database) -> None:
