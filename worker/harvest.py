@@ -12,23 +12,27 @@ from limbeck.sources import model_facts
 from models.base import new_id
 from models.model import ModelKind
 from models.repository.catalogue import StoredFile
+from models.retention import attempt_prefix
 from models.storage import Storage, Stored
 from worker.endings import NewModel, Outcome
+from worker.lease import Lease
 from worker.patience import Patience
 
 
-def harvest(storage: Storage, workdir: Path, result: Mapping[str, Any], patiently: Patience) -> Outcome:
-    """Store the student and the baseline.
+def harvest(storage: Storage, lease: Lease, workdir: Path, result: Mapping[str, Any], patiently: Patience) -> Outcome:
+    """Store the student and the baseline, under the attempt's own prefix.
 
-    Until the outcome is committed no row names the files; those of an attempt that lost its lease meanwhile are swept.
+    Until the outcome is committed no row names the files. They are nobody's to sweep while the attempt holds its job,
+    however long it takes; those of one that lost its lease meanwhile are.
 
     Args:
+        lease: of the attempt.
         result: the trainer's last line.
 
     Raises:
         StorageFull, Unavailable; and what ``patiently`` raises to stop.
     """
-    store = _Store(storage, patiently)
+    store = _Store(storage, attempt_prefix(lease.job_id, lease.fence), patiently)
     tables = [workdir / path for path in result["hard_samples"]]
     student = store.model(workdir / result["student"], ModelKind.STUDENT, tables)
     models = [student]
@@ -43,6 +47,7 @@ def harvest(storage: Storage, workdir: Path, result: Mapping[str, Any], patientl
 @dataclass(frozen=True, slots=True)
 class _Store:
     storage: Storage
+    prefix: str
     patiently: Patience
 
     def model(self, folder: Path, kind: ModelKind, beside: Sequence[Path] = ()) -> NewModel:
@@ -53,7 +58,7 @@ class _Store:
         files = []
         inside = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         for name, path in sorted((inside | {path.name: path for path in beside}).items()):
-            stored = self._file(path, f"models/{model_id}/{name}")
+            stored = self._file(path, f"{self.prefix}{model_id}/{name}")
             files.append(StoredFile(name, stored.key, stored.bytes, stored.sha256))
         columns = {
             "task": card["task"],

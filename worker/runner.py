@@ -263,7 +263,7 @@ class _Attempt:
         if self._last.get("type") == "result":
             self._telemetry.provenance(self._last["provenance"])
             patiently = Patience(self._settings.lease_seconds, self._require_finishing)
-            outcome = harvest(self._storage, self._work, self._last, patiently)
+            outcome = harvest(self._storage, self._lease, self._work, self._last, patiently)
             return lambda session: endings.succeed(session, self._lease, outcome)
         if self._last.get("type") == "error":
             if self._last["code"] == RankLost.code and oom_killed:

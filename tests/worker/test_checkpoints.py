@@ -28,22 +28,22 @@ from worker.slots import Slots
 
 
 class Failing(LocalStorage):
-    """A storage that takes so many checkpoints or students, and then fails as it is told."""
+    """A storage that takes so many files of ``checkpoints`` or of ``attempts``, and then fails as it is told."""
 
-    def __init__(self, root: Path, error: Exception, *, prefix: str, after: int) -> None:
+    def __init__(self, root: Path, error: Exception, *, of: str, after: int) -> None:
         super().__init__(root)
-        self._error, self._prefix, self._left = error, prefix, after
+        self._error, self._of, self._left = error, of, after
 
     def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
-        if key.startswith(self._prefix):
+        if key.split("/")[2] == self._of:
             self._left -= 1
             if self._left < 0:
                 raise self._error
         return super().put_file(path, key, move=move)
 
 
-def failing(settings: Settings, error: Exception, *, prefix: str, after: int) -> Failing:
-    return Failing(settings.data_dir / "storage", error, prefix=prefix, after=after)
+def failing(settings: Settings, error: Exception, *, of: str, after: int) -> Failing:
+    return Failing(settings.data_dir / "storage", error, of=of, after=after)
 
 
 def worker_on(storage: LocalStorage, settings: Settings, database: Database) -> Worker:
@@ -59,7 +59,7 @@ def test_a_full_storage_fails_the_job_cleanly_and_keeps_the_last_good_checkpoint
     settings: Settings, database: Database
 ) -> None:
     """Guards against a job that trains for hours without a checkpoint, and against one that loses its last."""
-    storage = failing(settings, StorageFull("The bucket takes no more bytes."), prefix="jobs/", after=2)
+    storage = failing(settings, StorageFull("The bucket takes no more bytes."), of="checkpoints", after=2)
     job = submit(database, max_attempts=1, does={"steps": 10_000})
     worker_on(storage, settings, database).drain()
     ended = read(database, job.id)
@@ -73,7 +73,7 @@ def test_a_full_storage_fails_the_job_cleanly_and_keeps_the_last_good_checkpoint
 def test_a_student_that_could_not_be_stored_is_stored_by_the_next_attempt(
     settings: Settings, database: Database
 ) -> None:
-    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="models/", after=1)
+    storage = failing(settings, Unavailable("The bucket does not answer."), of="attempts", after=1)
     job = submit(database, does={"steps": 3})
     running = in_background(worker_on(storage, settings, database))
     until(lambda: "job.retrying" in events(database, job.id))
@@ -83,7 +83,7 @@ def test_a_student_that_could_not_be_stored_is_stored_by_the_next_attempt(
 
 
 def test_a_storage_that_is_away_does_not_stop_the_training(settings: Settings, database: Database) -> None:
-    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
+    storage = failing(settings, Unavailable("The bucket does not answer."), of="checkpoints", after=0)
     job = submit(database, does={"steps": 40})
     worker_on(storage, settings, database).drain()
     assert read(database, job.id).status is JobStatus.SUCCEEDED
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_could_not_be_stored_does_not_wait_for_the_next_one(
     settings: Settings, database: Database, held: Claim, tmp_path: Path
 ) -> None:
     """Guards against a short absence of the bucket or the database that costs a second interval of steps."""
-    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
+    storage = failing(settings, Unavailable("The bucket does not answer."), of="checkpoints", after=0)
     carrier = courier(storage, database, held, tmp_path)
     save(tmp_path, 1)
     carrier.start()
@@ -209,7 +209,7 @@ class Once(LocalStorage):
     """A storage that is away for the next checkpoint, when told so, and then there again."""
 
     away = 0
-    prefix = "jobs/"
+    of = "checkpoints"
 
     def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
         self._answer(key)
@@ -220,7 +220,7 @@ class Once(LocalStorage):
         super().get_file(key, path)
 
     def _answer(self, key: str) -> None:
-        if key.startswith(self.prefix) and self.away:
+        if key.split("/")[2] == self.of and self.away:
             self.away -= 1
             raise Unavailable("The bucket does not answer.")
 
@@ -263,7 +263,7 @@ def test_a_short_absence_while_a_job_begins_or_is_brought_in_costs_no_attempt(
     running = in_background(worker_on(storage, settings, database))
     until(lambda: not storage.away)
     until(lambda: read(database, job.id).progress)
-    storage.away, storage.prefix = 2, "models/"
+    storage.away, storage.of = 2, "attempts"
     running.join()
     ended = read(database, job.id)
     assert (ended.status, storage.away) == (JobStatus.SUCCEEDED, 0), ended.error
@@ -283,7 +283,7 @@ def test_a_job_that_waits_for_the_storage_still_listens(
     job = submit(database)
     held = claim_one(database)
     assert held is not None
-    checkpoint = {"version": 1, "step": 1, "files": {"a": {"sha256": "0", "bytes": 1, "key": "jobs/a"}}}
+    checkpoint = {"version": 1, "step": 1, "files": {"a": {"sha256": "0", "bytes": 1, "key": "jobs/a/checkpoints/1/0"}}}
     with database.session() as session:
         commit_checkpoint(session, held.lease, checkpoint)
         endings.stop(session, held.lease)
@@ -301,7 +301,7 @@ def test_a_job_that_waits_for_the_storage_still_listens(
 def test_a_storage_that_stays_away_does_not_hold_a_pause_up_for_ever(settings: Settings, database: Database) -> None:
     """Guards against a slot that is never free again because the bucket does not come back."""
     settings = settings.model_copy(update={"lease_seconds": 1.5, "heartbeat_seconds": 0.3})
-    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
+    storage = failing(settings, Unavailable("The bucket does not answer."), of="checkpoints", after=0)
     job = submit(database, does={"steps": 10_000, "seconds": 0.02})
     running = in_background(worker_on(storage, settings, database))
     until(lambda: storage._left < 0)

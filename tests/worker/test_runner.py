@@ -18,6 +18,7 @@ from sqlalchemy import text
 from models.db import Database
 from models.job import Job, JobStatus
 from models.repository import catalogue, jobs, telemetry
+from models.retention import attempt_prefix
 from models.settings import Settings
 from models.storage import Storage
 from tests.worker.conftest import STAND_IN, read, steal, submit
@@ -64,7 +65,10 @@ def test_a_job_ends_with_its_student_in_the_storage_and_nothing_else_left(
     ]
     assert (model.layers, model.labels, model.task, model.parameters) == (2, ["a", "b"], "sequence_classification", 1)
     assert [point["step"] for point in loss] == list(range(1, 31))
-    assert [entry.key for entry in storage.list("jobs")] == []
+    assert {entry.key for entry in storage.list()} == {file.key for file in files}
+    assert all(file.key.startswith(attempt_prefix(job.id, 1)) for file in files), (
+        "a sweep would not know whose they are"
+    )
     assert list(settings.scratch_dir.iterdir()) == []  # type: ignore[union-attr]
     assert trainers() == []
 
