@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Conflict, IdempotencyKeyReused, InvalidInput, NotFound
+from models.attempt import Attempt
 from models.db import Database
 from models.job import Job, JobStatus
 from models.model import ModelKind
@@ -297,10 +298,13 @@ def test_the_time_until_a_job_starts_is_measured_on_those_that_ended(database: D
         assert pace(session) is None
     for minutes in (1, 10, 10, 20, 20, 30, 30, 900):
         job_id = submit().id
-        with database.session() as session:
-            job = jobs.get(session, job_id)
-            job.status, job.started_at = S.SUCCEEDED, datetime(2026, 11, 24, 2, tzinfo=UTC)
-            job.finished_at = job.started_at + timedelta(minutes=minutes)
+        set_status(database, job_id, S.SUCCEEDED)
+        begun = datetime(2026, 11, 24, 2, tzinfo=UTC)
+        with database.session() as session:  # two attempts, with a week's pause between them
+            for fence, start in enumerate((begun, begun + timedelta(days=7))):
+                end = start + timedelta(minutes=minutes) / 2
+                facts = {"job_id": job_id, "fence": fence, "number": fence, "worker": "w", "host": "h"}
+                session.add(Attempt(**facts, started_at=start, ended_at=end))
     for _ in range(2):
         set_status(database, submit().id, S.RUNNING)
     with database.reading() as session:
