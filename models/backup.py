@@ -25,6 +25,7 @@ from limbeck.errors import Conflict, InvalidArchive, InvalidInput, NotFound
 from models import schema
 from models.db import Database
 from models.engine import open_engine
+from models.repository import jobs
 from models.retention import referenced_keys
 from models.settings import Settings
 from models.storage import LocalStorage
@@ -82,6 +83,8 @@ def backup(settings: Settings, target: Path) -> BackupReport:
 def restore(settings: Settings, archive: Path) -> BackupReport:
     """Fill the embedded folder of ``settings`` from a backup, and bring its schema up to date.
 
+    Jobs that ran when the backup was written are back in the queue; that costs them no attempt.
+
     Raises:
         Conflict: the folder is not empty, or a newer Limbeck has written the backup.
         InvalidArchive: it is not a whole backup; the folder is left as it was.
@@ -104,6 +107,8 @@ def restore(settings: Settings, archive: Path) -> BackupReport:
     restored = Database(settings)
     try:
         restored.migrate()
+        with restored.session() as session:
+            jobs.requeue_all(session, "The job was restored from a backup.")
     finally:
         restored.dispose()
     return report

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Conflict, IdempotencyKeyReused, NotFound
+from models.attempt import Attempt
 from models.base import db_now, has_item, new_id
 from models.job import TERMINAL, Job, JobStatus
 from models.repository import pages, sources, telemetry
@@ -28,6 +29,7 @@ __all__ = [
     "queue_position",
     "request_cancel",
     "request_pause",
+    "requeue_all",
     "rerun",
     "resume",
     "submit",
@@ -154,6 +156,16 @@ def resume(session: Session, job_id: str) -> Job:
         NotFound, Conflict: the job is still pausing, is being cancelled, or has ended.
     """
     return _act(session, job_id, RESUME)
+
+
+def requeue_all(session: Session, message: str) -> None:
+    """Put every job that a worker holds back into the queue, where all those workers are gone; no attempt is spent."""
+    for job in session.scalars(select(Job).where(Job.status == JobStatus.RUNNING)).all():
+        job.status, job.worker, job.lease_expires_at = JobStatus.QUEUED, None, None
+        job.attempt -= 1
+        mine = (Attempt.job_id == job.id, Attempt.ended_at.is_(None))
+        session.execute(update(Attempt).where(*mine).values(ended_at=db_now(), outcome="handed_back", message=message))
+        telemetry.append_event(session, job.id, "job.queued", message, {})
 
 
 def rerun(session: Session, job_id: str) -> Job:

@@ -7,16 +7,18 @@ import json
 import tarfile
 import threading
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from limbeck.errors import Conflict, InvalidArchive, InvalidInput, NotFound
+from models.attempt import Attempt
 from models.backup import backup, restore
 from models.db import Database
 from models.job import JobStatus
 from models.model import ModelKind
-from models.repository import catalogue, jobs
+from models.repository import catalogue, jobs, telemetry
 from models.repository.catalogue import StoredFile
 from models.settings import Settings
 from models.storage import open_storage
@@ -138,6 +140,25 @@ def test_a_checkpoint_that_is_replaced_meanwhile_does_not_cost_the_backup(live: 
         assert set(report.missing) <= {key}
         assert report.objects == 3 - len(report.missing)
     assert sorted(path.name for path in live.data_dir.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_job_that_ran_when_it_was_saved_has_lost_no_attempt(live: Settings, tmp_path: Path) -> None:
+    """Guards a job in its last attempt: restored, it was failed as `worker_lost` before anybody went on with it."""
+    with closing(_Open(live)) as house:
+        job = submit_to(house.database)
+        long_ago = datetime(2026, 11, 24, tzinfo=UTC)
+        held = {"attempt": 3, "fence": 3, "worker": "w", "lease_expires_at": long_ago}
+        set_status(house.database, job.id, JobStatus.RUNNING, **held)
+        with house.database.session() as session:
+            session.add(Attempt(job_id=job.id, fence=3, number=3, worker="w", host="h", started_at=long_ago))
+        backup(live, tmp_path / "b.tar")
+    fresh = Settings(data_dir=tmp_path / "fresh")
+    restore(fresh, tmp_path / "b.tar")
+    with closing(_Open(fresh)) as house, house.database.reading() as session:
+        again = jobs.get(session, job.id)
+        assert (again.status, again.attempt, again.worker, again.lease_expires_at) == (JobStatus.QUEUED, 2, None, None)
+        assert [one.outcome for one in telemetry.attempts(session, job.id)] == ["handed_back"]
+        assert telemetry.events_after(session, job.id, 1, 10)[0].message == "The job was restored from a backup."
 
 
 def test_a_file_that_is_lost_is_named_and_the_rest_is_saved(live: Settings, tmp_path: Path) -> None:
