@@ -70,4 +70,4 @@ class _Store:
         return NewModel(model_id, kind, files, columns)
 
     def _file(self, path: Path, key: str) -> Stored:
-        return self.patiently(lambda: self.storage.put_file(path, key, move=True))
+        return self.patiently(lambda: self.storage.put_file(path, key, move=True, watch=self.patiently.check))

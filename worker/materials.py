@@ -66,7 +66,7 @@ def fetch(storage: Storage, needed: list[Needed], patiently: Patience) -> None:
         NotFound, DamagedFile, StorageFull, Unavailable; and what ``patiently`` raises to stop.
     """
     for file in needed:
-        patiently(partial(storage.get_file, file.key, file.path))
+        patiently(partial(storage.get_file, file.key, file.path, watch=patiently.check))
         with file.path.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != file.sha256:

@@ -24,7 +24,7 @@ class Patience:
 
     def __init__(self, seconds: float, check: Callable[[], None]) -> None:
         self._seconds = seconds
-        self._check = check
+        self.check = check
 
     def __call__(self, work: Callable[[], T]) -> T:
         """What ``work`` gives, which can be begun again wherever it breaks off.
@@ -34,7 +34,7 @@ class Patience:
         """
         end = time.monotonic() + self._seconds
         while True:
-            self._check()
+            self.check()
             try:
                 return work()
             except Unavailable as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from models.db import Database
 from models.job import Job, JobStatus
 from models.repository import jobs, telemetry
 from models.settings import Settings
-from models.storage import Stored
+from models.storage import Stored, Watch, unwatched
 from models.storage.local import LocalStorage
 from tests.worker.conftest import STAND_IN, claim_one, read, steal, submit
 from tests.worker.processes import in_background, until
@@ -34,12 +35,12 @@ class Failing(LocalStorage):
         super().__init__(root)
         self._error, self._of, self._left = error, of, after
 
-    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
+    def put_file(self, path: Path, key: str, *, move: bool = False, watch: Watch = unwatched) -> Stored:
         if key.split("/")[2] == self._of:
             self._left -= 1
             if self._left < 0:
                 raise self._error
-        return super().put_file(path, key, move=move)
+        return super().put_file(path, key, move=move, watch=watch)
 
 
 def failing(settings: Settings, error: Exception, *, of: str, after: int) -> Failing:
@@ -211,13 +212,13 @@ class Once(LocalStorage):
     away = 0
     of = "checkpoints"
 
-    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
+    def put_file(self, path: Path, key: str, *, move: bool = False, watch: Watch = unwatched) -> Stored:
         self._answer(key)
-        return super().put_file(path, key, move=move)
+        return super().put_file(path, key, move=move, watch=watch)
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, watch: Watch = unwatched) -> None:
         self._answer(key)
-        super().get_file(key, path)
+        super().get_file(key, path, watch=watch)
 
     def _answer(self, key: str) -> None:
         if key.split("/")[2] == self.of and self.away:
@@ -296,6 +297,58 @@ def test_a_job_that_waits_for_the_storage_still_listens(
     running.join(5)
     with database.reading() as session:
         assert telemetry.attempts(session, job.id)[-1].outcome == expected
+
+
+class Endless(LocalStorage):
+    """A storage in which files of ``checkpoints`` or of ``attempts`` never come to an end."""
+
+    of = ""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.begun = threading.Event()
+
+    def put_file(self, path: Path, key: str, *, move: bool = False, watch: Watch = unwatched) -> Stored:
+        if key.split("/")[2] == self.of:
+            self._go_on_for_ever(watch)
+        return super().put_file(path, key, move=move, watch=watch)
+
+    def get_file(self, key: str, path: Path, *, watch: Watch = unwatched) -> None:
+        if key.split("/")[2] == self.of:
+            self._go_on_for_ever(watch)
+        super().get_file(key, path, watch=watch)
+
+    def _go_on_for_ever(self, watch: Watch) -> None:
+        self.begun.set()
+        while True:
+            watch()
+            threading.Event().wait(0.02)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(jobs.request_cancel, JobStatus.CANCELLED), (jobs.request_pause, JobStatus.PAUSED)]
+)
+@pytest.mark.parametrize("of", ["checkpoints", "attempts"])
+def test_a_large_file_on_its_way_does_not_hold_a_stop_up(
+    settings: Settings, database: Database, tmp_path: Path, of: str, asked: Callable[..., Job], expected: JobStatus
+) -> None:
+    """Guards against a cancel that waits for gigabytes: it used to be asked for between files only, and not at all
+    while a student is brought in."""
+    storage = Endless(settings.data_dir / "storage")
+    job = submit(database)
+    held = claim_one(database)
+    assert held is not None
+    save(tmp_path, 1)
+    courier(storage, database, held, tmp_path).finish()
+    with database.session() as session:
+        endings.stop(session, held.lease)
+    storage.of = of
+    running = in_background(worker_on(storage, settings, database))
+    assert storage.begun.wait(20)
+    with database.session() as session:
+        asked(session, job.id)
+    running.join(20)
+    assert read(database, job.id).status is expected
 
 
 def test_a_storage_that_stays_away_does_not_hold_a_pause_up_for_ever(settings: Settings, database: Database) -> None:
