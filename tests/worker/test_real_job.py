@@ -241,3 +241,24 @@ def test_a_job_on_two_devices_outlives_its_ranks_its_pause_and_its_trainer(
     with database.reading() as session:
         assert [one.outcome for one in telemetry.attempts(session, job.id)] == ["paused", "failed", "succeeded"]
     assert weights(database, job.id) == weights(database, undisturbed.id)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("kind", ["preparing", "evaluating"])
+def test_a_cancel_is_obeyed_in_every_stage(
+    engine_worker: Worker, database: Database, config: dict[str, Any], kind: str, devices: int
+) -> None:
+    """Guards the stop button where nothing is trained: the stand-in of other tests has none of the engine's stages."""
+    config["training"] |= {"devices": devices, "epochs": 1}
+    config["teacher"]["finetune"]["epochs"] = 1
+    job = submit(database, config=config)
+    running = in_background(engine_worker)
+    until(lambda: read(database, job.id).stage == kind, 120)
+    with database.session() as session:
+        jobs.request_cancel(session, job.id)
+    running.join(60)
+    ended = read(database, job.id)
+    assert (ended.status, ended.checkpoint) == (JobStatus.CANCELLED, None)
+    assert trainers() == []
+    with database.reading() as session:
+        assert catalogue.models_of_job(session, job.id) == []
