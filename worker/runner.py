@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -55,6 +56,16 @@ class Shutdown:
     wanted: threading.Event = field(default_factory=threading.Event)
     #: No more time: children are killed, jobs are handed back at their last checkpoint.
     hurry: threading.Event = field(default_factory=threading.Event)
+    #: When the first of them was wanted, on the monotonic clock.
+    asked_at: float = math.inf
+
+    def ask(self) -> None:
+        """In order when called first, in a hurry when called again. Safe in a signal handler."""
+        if self.wanted.is_set():
+            self.hurry.set()
+        else:
+            self.asked_at = time.monotonic()
+        self.wanted.set()
 
 
 class Runner:
@@ -244,7 +255,8 @@ class _Attempt:
     def _until_brought(self) -> Callable[[], bool]:
         """Whether to wait for a storage or a database that is away, so that no step on this disk is trained again.
 
-        A student that is there already makes its checkpoint worth one try; nothing is worth more than a lease's time.
+        A student that is there already makes its checkpoint worth one try; nothing is worth more than a lease's time,
+        or what is left of a shutdown's.
         """
         end = time.monotonic() + self._settings.lease_seconds
 
@@ -252,7 +264,7 @@ class _Attempt:
             self._require_lease()
             trained = self._last.get("type") == "result"
             cancelled = self._heart.wish is Wish.CANCEL
-            return not (trained or cancelled or self._shutdown.hurry.is_set()) and time.monotonic() < end
+            return not (trained or cancelled or self._overdue()) and time.monotonic() < end
 
         return go_on
 
@@ -289,7 +301,7 @@ class _Attempt:
         return self._failed(Fault("internal_error", what, True))
 
     def _write(self, settle: Callable[[Session], JobStatus]) -> JobStatus:
-        """Write the last of what the job told and its end, trying for as long as the lease lasts.
+        """Write the last of what the job told and its end, trying for as long as the lease and a shutdown last.
 
         Raises:
             LeaseLost
@@ -302,9 +314,9 @@ class _Attempt:
                     return settle(session)
             except (Unavailable, StorageFull) as error:
                 _log.warning("%s: its end cannot be written yet: %s", self._lease.job_id, error)
-                if not self._heart.holds:
+                if not self._heart.holds or self._overdue():
                     raise LeaseLost(
-                        f"The database stayed away for longer than the lease of {self._lease.job_id}."
+                        f"The database stayed away for longer than there is time for the end of {self._lease.job_id}."
                     ) from error
                 time.sleep(_RETRY_PAUSE)
             except LeaseLost:
@@ -343,6 +355,11 @@ class _Attempt:
     def _must_stop(self) -> bool:
         return self._heart.wish is not Wish.GO_ON or self._shutdown.wanted.is_set()
 
+    def _overdue(self) -> bool:
+        """Whether the worker shuts down, and there is no more time for anything but handing the job back."""
+        late = time.monotonic() > self._shutdown.asked_at + self._settings.grace_seconds
+        return late or self._shutdown.hurry.is_set()
+
     def _require_wanted(self) -> None:
         self._require_lease()
         if self._must_stop():
@@ -351,7 +368,7 @@ class _Attempt:
     def _require_finishing(self) -> None:
         """As above for a student that is there already: a worker that shuts down takes the time to bring it in."""
         self._require_lease()
-        if self._heart.wish is not Wish.GO_ON or self._shutdown.hurry.is_set():
+        if self._heart.wish is not Wish.GO_ON or self._overdue():
             raise Interrupted("The student is made again from the last checkpoint, if somebody wants it.")
 
     def _require_lease(self) -> None:

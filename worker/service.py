@@ -70,9 +70,7 @@ class Worker:
 
     def stop(self) -> None:
         """Let go of everything: in order when called first, in a hurry when called again. Safe in a signal handler."""
-        if self.shutdown.wanted.is_set():
-            self.shutdown.hurry.set()
-        self.shutdown.wanted.set()
+        self.shutdown.ask()
 
     def _run_one(self) -> bool:
         asked_at = 0.0

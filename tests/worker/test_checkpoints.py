@@ -364,6 +364,22 @@ def test_a_storage_that_stays_away_does_not_hold_a_pause_up_for_ever(settings: S
     assert read(database, job.id).status is JobStatus.PAUSED
 
 
+def test_a_storage_that_stays_away_does_not_hold_a_shutdown_up(settings: Settings, database: Database) -> None:
+    """Guards a deployment: behind the trainer's grace came a lease's time of waiting for the bucket, and whoever had
+    sent SIGTERM sent SIGKILL, which costs the attempt."""
+    settings = settings.model_copy(update={"lease_seconds": 600, "grace_seconds": 2})
+    storage = failing(settings, Unavailable("The bucket does not answer."), of="checkpoints", after=0)
+    job = submit(database, does={"steps": 10_000, "seconds": 0.02})
+    worker = worker_on(storage, settings, database)
+    running = in_background(worker)
+    until(lambda: storage._left < 0)
+    worker.stop()
+    running.join(20)
+    assert not running.is_alive()
+    back = read(database, job.id)
+    assert (back.status, back.attempt) == (JobStatus.QUEUED, 0)
+
+
 def test_a_step_is_said_to_be_saved_once(
     storage: LocalStorage, database: Database, held: Claim, tmp_path: Path
 ) -> None:
