@@ -192,6 +192,8 @@ def _failed(session: Session, job: Job, lease: Lease, outcome: str, fault: Fault
         job.checkpoint = None
     _end(session, job, lease, JobStatus.FAILED, outcome, fault)
     tried = f" (attempt {job.attempt} of {job.max_attempts})" if fault.retryable else ""
+    if job.checkpoint is not None:
+        tried += f" Resuming it goes on from step {_step(job)}."
     _tell(session, job, "job.failed", fault.message + tried, fault.as_error())
 
 

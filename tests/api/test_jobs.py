@@ -277,6 +277,11 @@ def test_cancel_pause_and_resume_answer_by_the_state_they_lead_to(
     assert post(job, "cancel") == (200, "cancelled")
     waiting = submit()["id"]
     assert post(waiting, "cancel") == (200, "cancelled")
+    failed = submit()["id"]
+    error = {"code": "storage_full", "message": "The disk took no more bytes.", "retryable": True}
+    become(house, failed, JobStatus.FAILED, error=error, checkpoint={"step": 3, "files": {}})
+    assert post(failed, "resume") == (202, "queued")
+    assert client.get(f"/v1/jobs/{failed}").json()["error"] is None
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume"])

@@ -85,6 +85,36 @@ def test_each_call_does_in_each_state_what_the_table_says(database: Database, su
         assert (found.finished_at is not None) is (after is S.CANCELLED and before is not S.CANCELLED)
 
 
+def test_a_failed_job_that_has_kept_its_checkpoint_goes_on_from_it(database: Database, submit: Submit) -> None:
+    """Guards what a full disk leaves: the last good state was kept, and nobody could use it."""
+    job = submit()
+    checkpoint = {"step": 3, "files": {"a": {"sha256": "0", "bytes": 1, "key": "jobs/x/checkpoints/1/0"}}}
+    error = {"code": "storage_full", "message": "The disk took no more bytes.", "retryable": True}
+    failed = {"error": error, "attempt": 3, "fence": 7, "finished_at": job.created_at}
+    set_status(database, job.id, S.FAILED, **failed)
+    with pytest.raises(Conflict, match="paused, failed with a checkpoint"), database.session() as session:
+        jobs.resume(session, job.id)
+    set_status(database, job.id, S.FAILED, **failed, checkpoint=checkpoint)
+    with database.session() as session:
+        again = jobs.resume(session, job.id)
+    assert (again.status, again.attempt, again.fence, again.checkpoint) == (S.QUEUED, 0, 7, checkpoint)
+    assert (again.error, again.finished_at, again.lease_expires_at) == (None, None, None)
+
+
+def test_a_failed_job_whose_teacher_was_deleted_is_not_resumed(database: Database, submit: Submit) -> None:
+    """Guards against a job that waits its turn and then fails again: what an ended job names may be deleted."""
+    with database.session() as session:
+        model = catalogue.add_model(session, kind=ModelKind.TEACHER, name="t", files=[]).id
+    job = submit(config=config(teacher=f"model:{model}"))
+    set_status(database, job.id, S.FAILED, checkpoint={"step": 3, "files": {}})
+    with database.session() as session:
+        catalogue.delete_model(session, model)
+    with pytest.raises(InvalidInput, match="/teacher/source"), database.session() as session:
+        jobs.resume(session, job.id)
+    with database.reading() as session:
+        assert jobs.get(session, job.id).status is S.FAILED
+
+
 def test_a_job_that_is_not_there_is_said_to_be_not_there(database: Database) -> None:
     for act in (jobs.get, jobs.request_cancel, jobs.request_pause, jobs.resume, jobs.rerun, jobs.delete):
         with pytest.raises(NotFound, match="job_none"), database.session() as session:

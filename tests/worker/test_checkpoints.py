@@ -70,6 +70,17 @@ def test_a_full_storage_fails_the_job_cleanly_and_keeps_the_last_good_checkpoint
     assert all(storage.exists(key) for key in jobs.checkpoint_keys(ended.checkpoint))
     assert events(database, job.id).count("checkpoint.saved") == 2
 
+    storage._left = 1_000_000
+    with database.session() as session:
+        jobs.resume(session, job.id)
+    running = in_background(worker := worker_on(storage, settings, database))
+    until(lambda: read(database, job.id).fence == 2)
+    worker.stop()
+    running.join(10)
+    with database.reading() as session:
+        _, again = telemetry.attempts(session, job.id)
+    assert (again.resumed_from_step, again.outcome) == (ended.checkpoint["step"], "handed_back")
+
 
 def test_a_student_that_could_not_be_stored_is_stored_by_the_next_attempt(
     settings: Settings, database: Database
