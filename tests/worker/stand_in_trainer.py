@@ -27,7 +27,7 @@ from worker.trainer import Pipe
 
 
 def count(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
-    does = order["config"]["does"]
+    does = order["config"].get("does", {})
     steps = does.get("steps", 3)
     step = resume(workdir / "state")
     saved = time.monotonic()

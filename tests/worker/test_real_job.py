@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,8 @@ from worker.queue import Bell
 from worker.runner import TRAINER
 from worker.service import Worker
 from worker.slots import Slots
+
+HELD = (sys.executable, str(Path(__file__).parent / "held_trainer.py"))
 
 
 @pytest.fixture
@@ -243,17 +246,27 @@ def test_a_job_on_two_devices_outlives_its_ranks_its_pause_and_its_trainer(
     assert weights(database, job.id) == weights(database, undisturbed.id)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("kind", ["preparing", "evaluating"])
-def test_a_cancel_is_obeyed_in_every_stage(
-    engine_worker: Worker, database: Database, config: dict[str, Any], kind: str, devices: int
+@pytest.mark.parametrize(("stage", "devices"), [("preparing", 1), ("preparing", 2), ("evaluating", 1)])
+def test_a_cancel_is_obeyed_where_nothing_is_trained(
+    settings: Settings,
+    database: Database,
+    storage: Storage,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    devices: int,
 ) -> None:
-    """Guards the stop button where nothing is trained: the stand-in of other tests has none of the engine's stages."""
+    """Guards the stop button in the engine's own stages, which the stand-in of other tests does not have."""
+    mark = tmp_path / "mark"
+    for name, value in {"OMP_NUM_THREADS": "1", "HELD_STAGE": stage, "HELD_MARK": str(mark)}.items():
+        monkeypatch.setenv(name, value)
     config["training"] |= {"devices": devices, "epochs": 1}
     config["teacher"]["finetune"]["epochs"] = 1
     job = submit(database, config=config)
-    running = in_background(engine_worker)
-    until(lambda: read(database, job.id).stage == kind, 120)
+    patient = settings.model_copy(update={"lease_seconds": 20, "heartbeat_seconds": 5})
+    running = in_background(Worker(patient, database, storage, Bell(settings), Slots(1), command=HELD))
+    until(mark.exists, 120)
     with database.session() as session:
         jobs.request_cancel(session, job.id)
     running.join(60)
