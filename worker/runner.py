@@ -167,7 +167,7 @@ class _Attempt:
                 self._porter.finish(lambda: self._heart.holds and not self._must_stop())
                 self._require_lease()
                 if self._heart.wish is not Wish.CANCEL:
-                    self._courier.finish(self._until_brought())
+                    self._courier.finish(self._until_brought(), self._overdue)
                 return self._judge(exit_code, oom_killed)
         except LeaseLost:
             raise
