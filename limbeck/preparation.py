@@ -190,7 +190,7 @@ def _student_source(run: Run, given: Mapping[str, Path]) -> LocalModel | None:
         return None
     if (known := run.facts.get("student_revision")) is not None:
         spec = spec.model_copy(update={"revision": known})
-    return sources.student_folder(spec, given)
+    return sources.student_folder(spec, given, run.poll)
 
 
 def _student_plan(
@@ -228,7 +228,8 @@ def _encode(
 ) -> None:
     seed = run.config.training.seed
     wanted = run.config.task
-    corpus = data.load(run.config.dataset, seed=seed, sources=given, task=wanted.type if wanted else None)
+    form = wanted.type if wanted else None
+    corpus = data.load(run.config.dataset, seed=seed, sources=given, task=form, poll=run.poll)
     pair = corpus.train.pairs is not None
     _preflight(run, teachers, corpus.labels, about, corpus.task, pair)
     chosen: Task = wanted or TASKS[corpus.task]()

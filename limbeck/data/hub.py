@@ -6,6 +6,7 @@ what was loaded is what the commit says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,18 @@ _FILES = [
 ] + ["README.md"]
 
 
-def load_tables(spec: Dataset) -> tuple[dict[str, Table], str | None]:
+def load_tables(spec: Dataset, poll: Callable[[], None] = lambda: None) -> tuple[dict[str, Table], str | None]:
     """Fetch a data set's splits, and say which commit they are of.
+
+    Args:
+        poll: called while they come, by several threads; may raise to stop.
 
     Raises:
         InvalidDataset: there is no such data set, subset or split, or it needs code of its own to load.
         Unavailable: the hub does not answer and its local cache has no copy.
         StorageFull: this machine's disk has no room for it.
     """
-    folder, revision = hub.snapshot("dataset", spec.source, spec.revision, _FILES)
+    folder, revision = hub.snapshot("dataset", spec.source, spec.revision, _FILES, poll)
     if (folder / f"{spec.source.rpartition('/')[2]}.py").exists():
         detail = (
             f"{spec.source!r} needs code of its own to load, which is not run; "
