@@ -99,47 +99,35 @@ def test_a_backup_of_a_busy_folder_is_of_one_moment(live: Settings, tmp_path: Pa
         assert len(_models(fresh)) == report.objects
 
 
-def test_a_checkpoint_that_is_replaced_meanwhile_does_not_cost_the_backup(live: Settings, tmp_path: Path) -> None:
-    """Guards backups while jobs run, whose checkpoints are replaced all the time: one that had gone when the archive
-    came to it, behind all data sets, used to end the backup."""
-    storage, began, stop = open_storage(live), threading.Event(), threading.Event()
-    large = storage.put_file(_file(tmp_path, bytes(50_000_000)), "datasets/d/train.parquet")
+def test_a_checkpoint_that_goes_while_the_backup_is_written_is_in_it(live: Settings, tmp_path: Path) -> None:
+    """Guards backups while jobs run: their checkpoints are replaced every minute, and one that had gone when the
+    archive came to it, behind all data sets, used to end the backup."""
+    storage, out = open_storage(live), tmp_path / "out"
+    large = storage.put_file(_file(tmp_path, bytes(100_000_000)), "datasets/d/train.parquet")
+    state = storage.put_file(_file(tmp_path, b"state"), "jobs/x/checkpoints/1/a")
+    files = {"a": {"sha256": state.sha256, "bytes": 5, "key": state.key}}
     with closing(_Open(live)) as house:
         job = submit_to(house.database)
+        set_status(house.database, job.id, JobStatus.PAUSED, checkpoint={"step": 1, "files": files})
         with house.database.session() as session:
             splits = {"train": {"rows": 1, "bytes": large.bytes, "sha256": large.sha256, "key": large.key}}
             catalogue.add_dataset(session, name="d", splits=splits, profile={}, sha256="h")
 
-        def train() -> None:
-            old: list[str] = []
-            step = 0
-            while not stop.is_set():
-                step += 1
-                (tmp_path / "state").write_text(str(step))
-                key = storage.put_file(tmp_path / "state", f"jobs/{job.id}/checkpoints/1/{step}").key
-                files = {"a": {"sha256": "0", "bytes": 1, "key": key}}
-                set_status(house.database, job.id, JobStatus.RUNNING, checkpoint={"step": step, "files": files})
-                storage.delete(old)
-                old = [key]
-                began.set()
+    def replace() -> None:
+        while not any(part.stat().st_size > 1_000_000 for part in out.glob(".*/backup.tar")):
+            pass
+        storage.delete([state.key])
 
-        writer = threading.Thread(target=train)
-        writer.start()
-        began.wait()
-        try:
-            reports = [backup(live, tmp_path / "out" / f"{index}.tar") for index in range(3)]
-        finally:
-            stop.set()
-            writer.join()
-    for index, report in enumerate(reports):
-        fresh = Settings(data_dir=tmp_path / f"fresh{index}")
-        restore(fresh, tmp_path / "out" / f"{index}.tar")
-        with closing(_Open(fresh)) as house, house.database.reading() as session:
-            (key,) = jobs.checkpoint_keys(jobs.get(session, job.id).checkpoint)
-        assert open_storage(fresh).exists(key) == (key not in report.missing)
-        assert set(report.missing) <= {key}
-        assert report.objects == 3 - len(report.missing)
-    assert sorted(path.name for path in live.data_dir.iterdir() if path.name.startswith(".")) == []
+    courier = threading.Thread(target=replace)
+    courier.start()
+    report = backup(live, out / "b.tar")
+    courier.join()
+    assert not storage.exists(state.key)
+    assert (report.objects, report.missing) == (3, ())
+    fresh = Settings(data_dir=tmp_path / "fresh")
+    restore(fresh, out / "b.tar")
+    assert b"".join(open_storage(fresh).open(state.key)) == b"state"
+    assert [path.name for path in live.data_dir.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_job_that_ran_when_it_was_saved_has_lost_no_attempt(live: Settings, tmp_path: Path) -> None:
