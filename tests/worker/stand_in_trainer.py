@@ -1,9 +1,9 @@
 """A trainer for tests of the worker: the real process, pipe and leash around work that is only counted.
 
-The job's ``config["does"]`` says what happens: ``steps`` and ``seconds`` of each, ``trace`` (a file that gets a line a
-step), ``at`` (the step at which something happens) and then ``signal``, ``exit``, ``error``, ``hang``, ``polls``
-(seconds in which it says that it is alive, and nothing else), ``say`` or ``temporary`` (a file that gets the name of a
-temporary folder, which stays).
+The job's ``config["does"]`` says what happens: ``steps`` and ``seconds`` of each, ``saves`` (a step that has a
+checkpoint whatever the clock says), ``trace`` (a file that gets a line a step), ``at`` (the step at which something
+happens) and then ``signal``, ``exit``, ``error``, ``hang``, ``polls`` (seconds in which it says that it is alive, and
+nothing else), ``say`` or ``temporary`` (a file that gets the name of a temporary folder, which stays).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def count(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
         pipe.on_progress(Progress(Stage.DISTILLING, step, steps, 100 * step / steps, None, None))
         pipe.on_metrics(step, {"distilling/loss": 1 / step, "distilling/nan": float("nan")})
         stop = pipe.should_stop() and not does.get("deaf")
-        if stop or time.monotonic() - saved > order["checkpoint_seconds"]:
+        if stop or step == does.get("saves") or time.monotonic() - saved > order["checkpoint_seconds"]:
             pipe.on_checkpoint(save(workdir / "state", step))
             saved = time.monotonic()
         if stop:

@@ -49,11 +49,11 @@ def test_a_fresh_start_does_not_name_the_damaged_file_again(
 ) -> None:
     """Guards against a job that starts over in every attempt: done again from the beginning, the same step has the same
     bytes, and they were taken for stored already."""
-    every_step = settings.model_copy(update={"checkpoint_seconds": 1e-6})
-    job = submit(database, does={"steps": 100, "at": 5, "hang": 600})
+    once = settings.model_copy(update={"checkpoint_seconds": 600})
+    job = submit(database, does={"steps": 100, "saves": 5, "at": 5, "hang": 600})
 
     def run_to_step_5(but_not: dict[str, Any] | None) -> dict[str, Any]:
-        worker = worker_on(storage, every_step, database)
+        worker = worker_on(storage, once, database)
         running = in_background(worker)
 
         def saved() -> dict[str, Any] | None:
