@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -35,13 +33,12 @@ from worker.heart import Heart
 from worker.lease import Claim, Wish
 from worker.patience import Patience
 from worker.process import TrainerProcess
-from worker.scratch import scratch
+from worker.scratch import child_environment, scratch
 from worker.slots import Place
 from worker.telemetry import Telemetry
 from worker.trainer import ORDER
 
 _log = logging.getLogger(__name__)
-_HOME = Path(__file__).resolve().parent.parent
 TRAINER = (sys.executable, "-m", "worker.trainer")
 _TICK = 0.2
 _CANCEL_GRACE = 3.0
@@ -222,7 +219,8 @@ class _Attempt:
         (self._work / ORDER).write_text(json.dumps(order), encoding="utf-8")
         kills = oom_kills()
         self._heard = time.monotonic()
-        process = TrainerProcess(self._command, self._work, self._environment(), self._hear, self._telemetry.log)
+        environment = child_environment(self._settings, self._place, self._folder)
+        process = TrainerProcess(self._command, self._work, environment, self._hear, self._telemetry.log)
         try:
             self._watch(process)
         finally:
@@ -374,17 +372,3 @@ class _Attempt:
     def _require_lease(self) -> None:
         if not self._heart.holds:
             raise LeaseLost(f"The lease of {self._lease.job_id} is over.")
-
-    def _environment(self) -> dict[str, str]:
-        """The trainer's: without the server's settings, which hold its passwords."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")}
-        ours |= self._place.environment()
-        ours["PYTHONPATH"] = os.pathsep.join(part for part in (str(_HOME), ours.get("PYTHONPATH")) if part)
-        ours["PYTHONSAFEPATH"] = "1"
-        # However the trainer ends, what it leaves there goes with the attempt.
-        temporary = self._folder / "tmp"
-        temporary.mkdir()
-        ours["TMPDIR"] = str(temporary)
-        if self._settings.hub_offline:
-            ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        return ours

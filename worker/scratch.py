@@ -1,4 +1,4 @@
-"""The folders in which attempts work: one each, on a disk of this machine, gone when the attempt is over."""
+"""The folder in which a worker's child process works, and what that process gets from the worker's environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from models.settings import Settings
+from worker.slots import Place
 
+_HOME = Path(__file__).resolve().parent.parent
 _JUST_MADE_SECONDS = 60.0
 
 
@@ -42,3 +44,18 @@ def sweep_scratch(settings: Settings) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
         except OSError:  # somebody works in it
             continue
+
+
+def child_environment(settings: Settings, place: Place, folder: Path) -> dict[str, str]:
+    """The process' own: without the server's settings, which hold its passwords."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")}
+    ours |= place.environment()
+    ours["PYTHONPATH"] = os.pathsep.join(part for part in (str(_HOME), ours.get("PYTHONPATH")) if part)
+    ours["PYTHONSAFEPATH"] = "1"
+    # However the trainer ends, what it leaves there goes with the attempt.
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    ours["TMPDIR"] = str(temporary)
+    if settings.hub_offline:
+        ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return ours
