@@ -266,11 +266,11 @@ def test_a_cancel_is_obeyed_where_nothing_is_trained(
     for name, value in {"OMP_NUM_THREADS": "1", "HELD_STAGE": stage, "HELD_MARK": str(mark)}.items():
         monkeypatch.setenv(name, value)
     config["training"] |= {"devices": devices, "epochs": 1}
-    config["teacher"]["finetune"]["epochs"] = 1
     job = submit(database, config=config)
     patient = settings.model_copy(update={"lease_seconds": 20, "heartbeat_seconds": 5})
     running = in_background(Worker(patient, database, storage, Bell(settings), Slots(1), command=HELD))
-    until(mark.exists, 120)
+    until(lambda: mark.exists() or read(database, job.id).status.terminal, 120)
+    assert mark.exists(), read(database, job.id).error
     with database.session() as session:
         jobs.request_cancel(session, job.id)
     running.join(60)
