@@ -34,8 +34,11 @@ def snapshot(
 
     what, field = _WORDS[kind], "source"
     try:
-        wanted = {"repo_type": kind, "revision": revision, "allow_patterns": list(files)}
-        folder = Path(snapshot_download(name, **wanted, tqdm_class=_bar(poll)))
+        folder = Path(
+            snapshot_download(
+                name, repo_type=kind, revision=revision, allow_patterns=list(files), tqdm_class=_bar(poll)
+            )
+        )
     except errors.HFValidationError as error:
         detail = f"{name!r} is not a name that the hub can have: {error}"
     except errors.GatedRepoError:
@@ -54,11 +57,11 @@ def snapshot(
     raise fault(kind, field, detail)
 
 
-def _bar(poll: Callable[[], None]) -> Any:
+def _bar(poll: Callable[[], None]) -> type[Any]:
     """The client's progress bar is what hears of bytes that have come."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Polling(tqdm):  # type: ignore[misc, type-arg]
+    class Polling(tqdm):
         def update(self, n: float | None = 1) -> Any:
             poll()
             return super().update(n)
