@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from limbeck.errors import LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
+from limbeck.offer import PARTS
 from models.db import Database
 from models.job import JobStatus
 from models.repository import jobs
@@ -35,18 +31,18 @@ from worker.faults import fault_of, oom_kills
 from worker.harvest import harvest
 from worker.heart import Heart
 from worker.lease import Claim, Wish
+from worker.offers import Offers
 from worker.process import TrainerProcess
+from worker.scratch import child_environment, scratch
 from worker.slots import Place
 from worker.telemetry import Telemetry
 from worker.trainer import ORDER
 
 _log = logging.getLogger(__name__)
-_HOME = Path(__file__).resolve().parent.parent
 TRAINER = (sys.executable, "-m", "worker.trainer")
 _TICK = 0.2
 _CANCEL_GRACE = 3.0
 _RETRY_PAUSE = 0.5
-_JUST_MADE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -64,6 +60,7 @@ class Runner:
 
     Args:
         command: the trainer, for tests that need another one.
+        ring: says that there is something to do for others.
     """
 
     def __init__(
@@ -73,12 +70,14 @@ class Runner:
         storage: Storage,
         shutdown: Shutdown,
         command: Sequence[str] = TRAINER,
+        ring: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.database = database
         self.storage = storage
         self.shutdown = shutdown
         self.command = command
+        self.ring = ring
 
     def run(self, claim: Claim, place: Place, claimed_at: float) -> None:
         """Run one attempt to its end, whatever that is.
@@ -125,6 +124,7 @@ class _Attempt:
         self._courier = Courier(self._storage, self._database, self._lease, self._work / "state", self._job.checkpoint)
         self._answers = self._settings.scratch_dir / "teacher-answers"
         self._porter = AnswersPorter(self._storage, self._answers, self._folder)
+        self._offers = Offers(self._storage, self._database, self._lease, self._work / PARTS, runner.ring)
         self._last: dict[str, Any] = {}
 
     def run(self) -> JobStatus:
@@ -149,7 +149,7 @@ class _Attempt:
             LeaseLost
         """
         try:
-            with _scratch(self._folder):
+            with scratch(self._folder):
                 order = self._prepare()
                 if self._must_stop():
                     return self._stopped()
@@ -193,18 +193,22 @@ class _Attempt:
 
     def _teacher_cache(self) -> dict[str, Any] | None:
         limit = round(self._settings.teacher_cache_gb * 1000**3)
-        return {"folder": str(self._answers), "bytes": limit} if limit else None
+        share = self._settings.teacher_share_seconds or None
+        return {"folder": str(self._answers), "bytes": limit, "share_seconds": share} if limit else None
 
     def _train(self, order: dict[str, Any]) -> tuple[int, bool]:
         """Run the trainer to its end; its exit code, and whether the kernel killed for memory meanwhile."""
         order["lease_seconds"] = self._heart.deadline - time.monotonic()
         (self._work / ORDER).write_text(json.dumps(order), encoding="utf-8")
         kills = oom_kills()
-        process = TrainerProcess(self._command, self._work, self._environment(), self._hear, self._telemetry.log)
+        environment = child_environment(self._settings, self._place, self._folder)
+        process = TrainerProcess(self._command, self._work, environment, self._hear, self._telemetry.log)
+        self._offers.start()
         try:
             self._watch(process)
         finally:
             exit_code = process.finish()
+            self._offers.finish()
         return exit_code, oom_kills() > kills
 
     def _watch(self, process: TrainerProcess) -> None:
@@ -316,46 +320,3 @@ class _Attempt:
     def _require_lease(self) -> None:
         if not self._heart.holds:
             raise LeaseLost(f"The lease of {self._lease.job_id} is over.")
-
-    def _environment(self) -> dict[str, str]:
-        """The trainer's: without the server's settings, which hold its passwords."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")}
-        ours |= self._place.environment()
-        ours["PYTHONPATH"] = os.pathsep.join(part for part in (str(_HOME), ours.get("PYTHONPATH")) if part)
-        ours["PYTHONSAFEPATH"] = "1"
-        # However the trainer ends, what it leaves there goes with the attempt.
-        temporary = self._folder / "tmp"
-        temporary.mkdir()
-        ours["TMPDIR"] = str(temporary)
-        if self._settings.hub_offline:
-            ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        return ours
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[None]:
-    """An attempt's own folder, locked while the attempt lives, and gone afterwards."""
-    folder.mkdir(parents=True)
-    try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep_scratch(settings: Settings) -> None:
-    """Remove the folders of attempts whose worker was killed."""
-    assert settings.scratch_dir is not None
-    for folder in settings.scratch_dir.glob("job_*-*"):
-        try:
-            with (folder / "lock").open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(lock.fileno()).st_mtime > _JUST_MADE_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:  # it is being made or removed just now, or somebody made it again too late
-            with suppress(OSError):
-                if time.time() - folder.stat().st_mtime > _JUST_MADE_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # somebody works in it
-            continue

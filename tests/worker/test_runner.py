@@ -20,7 +20,7 @@ from models.settings import Settings
 from models.storage import Storage
 from tests.worker.conftest import read, steal, submit
 from tests.worker.processes import in_background, trainers, until
-from worker.runner import sweep_scratch
+from worker.scratch import sweep_scratch
 from worker.service import Worker
 
 
