@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,9 @@ class Assistant:
     shutdown: Shutdown
     holder: Holder
     command: Sequence[str] = ANSWERER
-
-    def __post_init__(self) -> None:
-        self._likeness = likeness()
-        self._tried: set[str] = set()
+    _likeness: str = field(init=False, default_factory=likeness)
+    #: Passes that it could not help with.
+    _tried: set[str] = field(init=False, default_factory=set)
 
     def claim(self, session: Session, threads: int, of: PartClaim | None = None) -> PartClaim | None:
         """A part that this worker could compute with so many threads."""

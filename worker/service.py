@@ -91,7 +91,10 @@ class Worker:
                 job = lease.claim(session, self.holder, lease_seconds=self._settings.lease_seconds, gpus=gpus)
                 return job or self._assistant.claim(session, self.slots.cpu_threads)
 
-        with self.slots.take(claim, lambda taken: taken.devices) as taken:
+        def devices(taken: Claim | PartClaim) -> int:
+            return taken.devices
+
+        with self.slots.take(claim, devices) as taken:
             if taken is None:
                 return False
             # One bell woke one slot; there may be work for the next one too.
