@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from limbeck.errors import Unavailable
 from models.db import Database
@@ -24,6 +25,13 @@ from worker.runner import TRAINER, Runner, Shutdown
 from worker.slots import Slots
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a slot is spent on."""
+
+    claimed: Claim | PartClaim
 
 
 class Worker:
@@ -84,22 +92,20 @@ class Worker:
     def _run_one(self) -> bool:
         asked_at = 0.0
 
-        def claim(gpus: int) -> Claim | PartClaim | None:
+        def claim(gpus: int) -> _Work | None:
             nonlocal asked_at
             asked_at = time.monotonic()
             with self._database.session() as session:
                 job = lease.claim(session, self.holder, lease_seconds=self._settings.lease_seconds, gpus=gpus)
-                return job or self._assistant.claim(session, self.slots.cpu_threads)
+                found = job or self._assistant.claim(session, self.slots.cpu_threads)
+            return None if found is None else _Work(found)
 
-        def devices(taken: Claim | PartClaim) -> int:
-            return taken.devices
-
-        with self.slots.take(claim, devices) as taken:
+        with self.slots.take(claim, lambda work: work.claimed.devices) as taken:
             if taken is None:
                 return False
             # One bell woke one slot; there may be work for the next one too.
             self._bell.ring()
-            claimed, place = taken
+            claimed, place = taken[0].claimed, taken[1]
             if isinstance(claimed, PartClaim):
                 self._assistant.run(claimed, place)
             else:

@@ -188,7 +188,8 @@ def test_a_pass_that_another_worker_helps_with_gives_the_same_student(
     something else, or nothing, shows here. The job stands still meanwhile, so that help meets it at any speed."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = uploaded(database, storage, tmp_path, rows=600, hidden=128)
-    config["teacher"]["finetune"]["epochs"] = config["training"]["epochs"] = 1
+    config["teacher"]["finetune"] = {"epochs": 2, "learning_rate": 1e-3}
+    config["training"]["epochs"] = 1
 
     def worker(name: str, share: float) -> Worker:
         own = {"teacher_share_seconds": share, "scratch_dir": tmp_path / name, "lease_seconds": 60}
