@@ -27,7 +27,7 @@ from models.settings import Settings
 from models.storage import Storage
 from worker import materials, parts
 from worker.lease import Holder
-from worker.offers import stored_part
+from worker.offers import LOOK_SECONDS, stored_part
 from worker.parts import PartClaim
 from worker.process import TrainerProcess
 from worker.runner import Shutdown
@@ -38,7 +38,6 @@ from worker.trainer import ORDER
 _log = logging.getLogger(__name__)
 ANSWERER = (sys.executable, "-m", "worker.answerer")
 _TICK = 0.2
-_LOOK_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 #: Looks at which a job waits before help makes room for it: at the first one, another slot may be about to take it.
 _PATIENCE = 2
@@ -221,7 +220,7 @@ class _Visit:
             return False
         if now < self._next_look:
             return self._waited < _PATIENCE
-        self._next_look = now + _LOOK_SECONDS
+        self._next_look = now + min(LOOK_SECONDS, self._settings.heartbeat_seconds / 2)
         try:
             return self._look(self._held, now)
         except Unavailable:

@@ -19,7 +19,7 @@ from worker import parts
 from worker.lease import Lease
 
 _log = logging.getLogger(__name__)
-_LOOK_SECONDS = 1.0
+LOOK_SECONDS = 1.0
 _LAST_SECONDS = 5.0
 
 
@@ -29,16 +29,24 @@ class Offers:
     Args:
         folder: where the trainer's offer lies.
         ring: says that there is something to do.
+        pause: seconds between two looks.
     """
 
     def __init__(
-        self, storage: Storage, database: Database, lease: Lease, folder: Path, ring: Callable[[], None]
+        self,
+        storage: Storage,
+        database: Database,
+        lease: Lease,
+        folder: Path,
+        ring: Callable[[], None],
+        pause: float = LOOK_SECONDS,
     ) -> None:
         self._storage = storage
         self._database = database
         self._lease = lease
         self._place = OfferFolder(folder)
         self._ring = ring
+        self._pause = pause
         self._offered: Offer | None = None  # as the rows have it
         self._fetched: set[Part] = set()
         self._stopping = threading.Event()
@@ -55,7 +63,7 @@ class Offers:
 
     def _run(self) -> None:
         away = False
-        while not self._stopping.wait(_LOOK_SECONDS):
+        while not self._stopping.wait(self._pause):
             try:
                 self.look()
                 away = False

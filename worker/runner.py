@@ -31,7 +31,7 @@ from worker.faults import fault_of, oom_kills
 from worker.harvest import harvest
 from worker.heart import Heart
 from worker.lease import Claim, Wish
-from worker.offers import Offers
+from worker.offers import LOOK_SECONDS, Offers
 from worker.process import TrainerProcess
 from worker.scratch import child_environment, scratch
 from worker.slots import Place
@@ -124,7 +124,8 @@ class _Attempt:
         self._courier = Courier(self._storage, self._database, self._lease, self._work / "state", self._job.checkpoint)
         self._answers = self._settings.scratch_dir / "teacher-answers"
         self._porter = AnswersPorter(self._storage, self._answers, self._folder)
-        self._offers = Offers(self._storage, self._database, self._lease, self._work / PARTS, runner.ring)
+        pause = min(LOOK_SECONDS, self._settings.heartbeat_seconds / 2)
+        self._offers = Offers(self._storage, self._database, self._lease, self._work / PARTS, runner.ring, pause)
         self._last: dict[str, Any] = {}
 
     def run(self) -> JobStatus:

@@ -16,7 +16,6 @@ from models.part import TeacherPart
 from models.repository import jobs
 from models.settings import Settings
 from models.storage import Storage
-from tests.services import Redis
 from tests.worker.conftest import STAND_IN, STAND_IN_ANSWERER, read, submit
 from tests.worker.processes import alive, answerers, in_background, trainers, until, worker_process
 from worker.queue import Bell
@@ -72,12 +71,13 @@ def has_ended(database: Database, job: Job) -> bool:
 
 
 def test_an_idle_worker_hears_of_a_pass_and_computes_its_parts(
-    on_both: Settings, either: Database, redis_server: Redis, storage: Storage, offer: dict[str, Any]
+    on_both: Settings, either: Database, storage: Storage, offer: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """Guards the whole way by the bell alone: two workers that share the database, the broker and the storage, and
-    nothing is left of the parts."""
-    rare = {"reconcile_min_seconds": 300, "reconcile_max_seconds": 300, "broker_url": redis_server.url}
-    settings = on_both.model_copy(update=rare)
+    """Guards the whole way by the bell alone, once with files and SQLite, once with Redis and PostgreSQL: two workers
+    that share the database, the broker and the storage, and nothing is left of the parts."""
+    settings = on_both.model_copy(update={"reconcile_min_seconds": 300, "reconcile_max_seconds": 300})
+    if either.engine.dialect.name == "postgresql":
+        settings = settings.model_copy(update={"broker_url": request.getfixturevalue("redis_url")})
     with ExitStack() as stack:
         for number in range(2):
             own = settings.model_copy(update={"scratch_dir": settings.data_dir / f"machine-{number}"})
