@@ -204,7 +204,7 @@ def _say_helped(run: Run, help: Mapping[str, Help]) -> None:
     shown = ", ".join(f"{worker} {one.parts}" for worker, one in sorted(help.items()))
     run.event(
         "cache.helped",
-        f"Other workers answered {examples:,} of these examples, in {parts} parts ({shown}), which saves this one the "
+        f"Other workers or slots answered {examples:,} of these examples, in {parts} parts ({shown}), which saves the "
         f"{seconds:.1f} s that they took.",
         parts={worker: one.parts for worker, one in help.items()},
         examples=examples,
