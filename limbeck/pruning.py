@@ -100,7 +100,7 @@ def most_important(importance: Tensor, count: int) -> list[Tensor]:
     return [row[:count].sort().values for row in order]
 
 
-def importance_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part: Part = "neurons") -> Tensor:
+def importance_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part: Part) -> Tensor:
     """How much each of the teacher's neurons, or heads, matters, (layers, parts); measured once, and kept in the
     state."""
     return run.first(lambda: _measured(run, job, load, part))

@@ -23,7 +23,6 @@ from queue import Queue
 from typing import Any
 
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
-from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, RankLost
 from limbeck.launching import Order
@@ -103,16 +102,7 @@ def _work(number: int, count: int, order: Order, told: _Told) -> Any:
         )
     if ranks.leads:
         told.on_event("ranks.met", f"{count} ranks share every batch.", {"ranks": count})
-    return distill_here(
-        DistillConfig.parse(order.config),
-        order.workdir,
-        told if ranks.leads else Callbacks(),
-        order.sources,
-        order.checkpoint_seconds,
-        order.expected,
-        teacher_cache,
-        ranks,
-    )
+    return distill_here(order.assignment, told if ranks.leads else Callbacks(), teacher_cache, ranks)
 
 
 def _portable(error: Exception) -> Exception:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from limbeck.callbacks import Callbacks
@@ -12,6 +14,7 @@ from limbeck.checkpoint import CheckpointStore, Follower
 from limbeck.config import DistillConfig
 from limbeck.device import Device
 from limbeck.errors import Conflict, Interrupted, InvalidConfig
+from limbeck.memory import memory_of
 from limbeck.progress import Meter
 from limbeck.ranks import ALONE, Ranks
 from limbeck.teacher_cache import TeacherCache
@@ -31,6 +34,8 @@ class Run:
         checkpoint_seconds: float,
         teacher_cache: TeacherCache | None = None,
         ranks: Ranks = ALONE,
+        *,
+        micro_batches: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.config = config
         self.callbacks = callbacks
@@ -39,6 +44,9 @@ class Run:
         self.store = self._open(workdir / "state")
         self.meter = Meter(callbacks)
         self.device = Device.choose(config.training.precision, ranks.number)
+        self.memory = memory_of(self.device.torch)
+        #: What an earlier run that this one repeats has found (``limbeck/batch_probe.py``).
+        self.micro_batches = micro_batches
         self._interval = checkpoint_seconds
         self._saved = time.monotonic()
         #: Small results of finished work, as JSON.
@@ -101,6 +109,10 @@ class Run:
 
     def save_due(self) -> bool:
         return self.ranks.leads and time.monotonic() - self._saved >= self._interval
+
+    def save_soon(self) -> None:
+        """Have :meth:`save_due` say so when it is next asked."""
+        self._saved = -math.inf
 
     def commit(self) -> None:
         """Make everything staged in the store, and the journal, the state to go on from; rank 0 does it for all."""

@@ -45,8 +45,9 @@ def fault_of(exit_code: int, *, oom_killed: bool) -> Fault:
     if -exit_code == signal.SIGKILL and oom_killed:
         return Fault(
             "out_of_memory",
-            "The machine ran out of memory and its kernel ended the training process. A smaller training.batch_size or "
-            "training.max_length needs less.",
+            "The machine ran out of memory and its kernel ended the training process. "
+            'training.gradient_accumulation = "auto" computes batches in parts that fit; a smaller training.batch_size '
+            "or training.max_length needs less, too.",
             True,
         )
     if -exit_code in _CRASHES:

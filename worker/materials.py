@@ -60,6 +60,12 @@ def expected_of(provenance: Mapping[str, Any]) -> dict[str, str]:
     return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
 
 
+def micro_batches_of(provenance: Mapping[str, Any]) -> dict[str, int]:
+    """What the repeated job's probe for ``training.gradient_accumulation: auto`` found; empty for a first run."""
+    found: dict[str, int] = (provenance.get("rerun_of") or {}).get("micro_batches") or {}
+    return found
+
+
 def fetch(storage: Storage, needed: list[Needed], go_on: Callable[[], bool]) -> None:
     """Bring the files here, each checked; stops in between when ``go_on`` says no.
 

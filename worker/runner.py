@@ -189,6 +189,7 @@ class _Attempt:
             "sources": {reference: str(folder) for reference, folder in sources.items()},
             "checkpoint_seconds": self._settings.checkpoint_seconds,
             "expected": materials.expected_of(self._job.provenance),
+            "micro_batches": materials.micro_batches_of(self._job.provenance),
             "teacher_cache": self._teacher_cache(),
         }
 

@@ -29,6 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
@@ -140,8 +141,9 @@ class Leash:
 
 def read_order(workdir: Path) -> dict[str, Any]:
     """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``,
-    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), and, where jobs share teachers'
-    answers, ``teacher_cache`` (``folder``, ``bytes`` and ``share_seconds``)."""
+    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), ``micro_batches`` (what the first
+    run's probe found), and, where jobs share teachers' answers, ``teacher_cache`` (``folder``, ``bytes`` and
+    ``share_seconds``)."""
     order: dict[str, Any] = json.loads((workdir / ORDER).read_text(encoding="utf-8"))
     return order
 
@@ -181,16 +183,21 @@ def _train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
 
 def _distill(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> DistillResult:
     """By the engine in this process; or in others, and then this one has no need of torch."""
-    config = DistillConfig.parse(order["config"])
-    sources = {reference: Path(folder) for reference, folder in order["sources"].items()}
-    given = (config, workdir, pipe, sources, order["checkpoint_seconds"], order["expected"])
+    assignment = Assignment(
+        DistillConfig.parse(order["config"]),
+        workdir,
+        sources={reference: Path(folder) for reference, folder in order["sources"].items()},
+        checkpoint_seconds=order["checkpoint_seconds"],
+        expected=order["expected"],
+        micro_batches=order["micro_batches"],
+    )
     answers = _answers(order.get("teacher_cache"), pipe)
-    if config.training.devices > 1:
-        return distill_in_ranks(*given, answers)
+    if assignment.config.training.devices > 1:
+        return distill_in_ranks(assignment, pipe, answers)
     from limbeck.engine import distill_here
     from limbeck.teacher_cache import TeacherCache
 
-    return distill_here(*given, None if answers is None else TeacherCache.at(answers))
+    return distill_here(assignment, pipe, None if answers is None else TeacherCache.at(answers))
 
 
 def _answers(place: Mapping[str, Any] | None, pipe: Pipe) -> AnswersPlace | None:

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 from api import examples, pages, preflight
 from api.deps import House, Services
 from api.errors import not_json
+from api.job_schemas import DocumentOf, JobRequest, JobView, ValidationView
 from api.openapi import answers
 from api.places import place_of
-from api.schemas import DocumentOf, JobRequest, JobView, Listing, ValidationView
+from api.schemas import Listing
 from api.transfer import matches
 from limbeck.errors import InvalidConfig, InvalidInput, Problem, QueueFull
 from models.job import Job, JobStatus

@@ -38,6 +38,8 @@ _REPEATED = ("name", "owner", "priority", "method", "labels", "webhook_url", "re
 _SOURCES = ("teacher", "student", "dataset")
 #: What the provenance tells of ``teacher.more``, in its order.
 _MORE = "more_teachers"
+#: In how large parts the old job computed its batches, where it had to find that out.
+_MICRO_BATCHES = "micro_batches"
 
 
 def submit(
@@ -169,7 +171,7 @@ def rerun(session: Session, job_id: str) -> Job:
     values = {field: getattr(old, field) for field in _REPEATED}
     values["config"] = _pinned(old)
     # Under a key of its own: the run writes what it finds under ``dataset`` and ``teacher``, to be compared with this.
-    known = {part: old.provenance[part] for part in (*_SOURCES, _MORE) if part in old.provenance}
+    known = {part: old.provenance[part] for part in (*_SOURCES, _MORE, _MICRO_BATCHES) if part in old.provenance}
     values["provenance"] = {"rerun_of": {"job": old.id, "teacher": None, "dataset": None} | known}
     return _create(session, values, f"The job is in the queue; it repeats {old.id}.")
 

@@ -26,8 +26,8 @@ from limbeck.criterion import Criterion
 from limbeck.draws import drawn
 from limbeck.engine import distill
 from limbeck.errors import Diverged, Interrupted, InvalidConfig, RankLost
+from limbeck.gradients import backward
 from limbeck.launching import RESTARTS
-from limbeck.loop import backward
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.ranks import Ranks
 from limbeck.result import DistillResult
@@ -152,9 +152,9 @@ def ranks_of(pid: int) -> dict[int, psutil.Process]:
     [
         ("kd", {"sample_weighting": "focal", "batch_size": 24}, True),
         ("theseus", {"gradient_accumulation": 2}, False),
-        ("distilbert", {"sample_weighting": "curriculum"}, False),
+        ("distilbert", {"sample_weighting": "curriculum", "gradient_accumulation": "auto"}, False),
     ],
-    ids=["weights by the student, two teachers", "theseus", "masked words, weights by the teacher"],
+    ids=["weights by the student, two teachers", "theseus", "masked words, weights by the teacher, parts by a probe"],
 )
 def test_two_ranks_learn_what_one_does(
     house: House, tmp_path: Path, method: str, training: Mapping[str, Any], several: bool
@@ -173,6 +173,8 @@ def test_two_ranks_learn_what_one_does(
     for (step, found), (_, expected) in zip(told[2].points, told[1].points, strict=True):
         assert found == pytest.approx(expected, rel=5e-3, abs=1e-5), step
     assert told[2].stages == told[1].stages
+    probed = {sum(kind == "batch.probed" for kind, _, _ in said.events) for said in told.values()}
+    assert probed == {2 if training.get("gradient_accumulation") == "auto" else 0}
 
 
 #: Long enough that ranks are still at it when what they told at its beginning is heard.

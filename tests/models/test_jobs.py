@@ -218,6 +218,7 @@ def test_a_rerun_is_pinned_to_what_the_first_run_resolved(database: Database, su
     with pytest.raises(Conflict, match="is queued; rerun"), database.session() as session:
         jobs.rerun(session, old.id)
     found = {"teacher": {"revision": "abc", "sha256": "1"}, "dataset": {"revision": None, "sha256": "2"}, "seed": 7}
+    found["micro_batches"] = {"distilling/main": 8}
     set_status(database, old.id, S.FAILED, provenance=found, attempt=3)
     with database.session() as session:
         new = jobs.rerun(session, old.id)
@@ -227,7 +228,8 @@ def test_a_rerun_is_pinned_to_what_the_first_run_resolved(database: Database, su
     assert new.config["dataset"] == old.config["dataset"]
     assert new.config["training"] == {"seed": 7}
     assert new.labels == {"a": "b"}
-    rerun_of = {"job": old.id, "teacher": found["teacher"], "dataset": found["dataset"]}
+    kept = ("teacher", "dataset", "micro_batches")
+    rerun_of = {"job": old.id} | {part: found[part] for part in kept}
     assert new.provenance == {"rerun_of": rerun_of}
 
 

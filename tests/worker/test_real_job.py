@@ -125,6 +125,10 @@ def test_a_students_own_model_is_fetched_as_the_teacher_is(
     assert len(needed) == len(before[1]) + 1
     first = {"teacher": {"sha256": "a"}, "dataset": None, "more_teachers": [{"sha256": "b"}, {"revision": "c"}]}
     assert materials.expected_of({"rerun_of": first}) == {"teacher": "a", "teacher/more/0": "b"}
+    assert materials.micro_batches_of({"rerun_of": first, "micro_batches": {"distilling/main": 4}}) == {}
+    assert materials.micro_batches_of({"rerun_of": first | {"micro_batches": {"distilling/main": 8}}}) == {
+        "distilling/main": 8
+    }
 
 
 def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
