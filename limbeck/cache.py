@@ -196,17 +196,17 @@ def _say_built(run: Run, role: str, logits: Tensor, examples: int, hits: int, se
     )
 
 
-def _say_helped(run: Run, help: Mapping[str, Help]) -> None:
-    if not help:
+def _say_helped(run: Run, helped: Mapping[str, Help]) -> None:
+    if not helped:
         return
-    parts, examples = sum(one.parts for one in help.values()), sum(one.examples for one in help.values())
-    seconds = sum(one.seconds for one in help.values())
-    shown = ", ".join(f"{worker} {one.parts}" for worker, one in sorted(help.items()))
+    parts, examples = sum(one.parts for one in helped.values()), sum(one.examples for one in helped.values())
+    seconds = sum(one.seconds for one in helped.values())
+    shown = ", ".join(f"{worker} {one.parts}" for worker, one in sorted(helped.items()))
     run.event(
         "cache.helped",
         f"Other workers or slots answered {examples:,} of these examples, in {parts} parts ({shown}), which saves the "
         f"{seconds:.1f} s that they took.",
-        parts={worker: one.parts for worker, one in help.items()},
+        parts={worker: one.parts for worker, one in helped.items()},
         examples=examples,
         seconds_saved=seconds,
     )

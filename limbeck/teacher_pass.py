@@ -91,8 +91,12 @@ class TeacherPass:
     def stage(self) -> None:
         """Put what is done into the run's state."""
         tensors = {"logits": self.logits, "done": torch.from_numpy(self._done)}
-        help = {worker: [one.parts, one.examples, one.seconds] for worker, one in self.help.items()}
-        facts: dict[str, Any] = {"key": self._key, "seconds": self.seconds, "help": help, "size": self._size}
+        facts: dict[str, Any] = {
+            "key": self._key,
+            "seconds": self.seconds,
+            "help": {worker: [one.parts, one.examples, one.seconds] for worker, one in self.help.items()},
+            "size": self._size,
+        }
         self._run.store.write_tensors(self._role, tensors, facts)
 
     def _restore(self) -> None:
@@ -200,10 +204,10 @@ class TeacherPass:
         if not fresh:
             return
         self.logits[torch.from_numpy(places)] = found.logits
-        help = self.help.setdefault(found.worker, Help())
-        help.parts += 1
-        help.examples += sum(len(self._batches[number]) for number in fresh)
-        help.seconds += found.seconds
+        theirs = self.help.setdefault(found.worker, Help())
+        theirs.parts += 1
+        theirs.examples += sum(len(self._batches[number]) for number in fresh)
+        theirs.seconds += found.seconds
         self.seconds += found.seconds
         self._mark(fresh)
 
