@@ -38,6 +38,7 @@ class _Told(Callbacks):
         self._connection = connection
         self._stop = threading.Event()
         self._answers: Queue[str] = Queue()
+        self._lock = threading.Lock()
 
     def listen(self) -> None:
         """Hear the launcher, in a thread of its own; ends the process when the launcher has gone."""
@@ -54,7 +55,8 @@ class _Told(Callbacks):
         self._stop.set()
 
     def send(self, *message: Any) -> None:
-        self._connection.send(message)
+        with self._lock:  # downloads poll from threads of their own
+            self._connection.send(message)
 
     def fetch_answers(self, key: str) -> None:
         """Have the launcher bring a teacher's answers to the folder; return when it has, or has none."""
@@ -78,6 +80,9 @@ class _Told(Callbacks):
 
     def on_provenance(self, facts: Mapping[str, Any]) -> None:
         self._call("on_provenance", dict(facts))
+
+    def on_alive(self) -> None:
+        self._call("on_alive")
 
     def should_stop(self) -> bool:
         return self._stop.is_set()

@@ -29,6 +29,7 @@ from worker import materials, parts
 from worker.lease import Holder
 from worker.offers import LOOK_SECONDS, stored_part
 from worker.parts import PartClaim
+from worker.patience import Patience
 from worker.process import TrainerProcess
 from worker.runner import Shutdown
 from worker.scratch import child_environment, scratch
@@ -136,19 +137,21 @@ class _Visit:
         """Fetch what the process needs; its order.
 
         Raises:
+            Interrupted: nobody wants it any more.
             NotFound: the job's checkpoint moves faster than it can be fetched.
         """
         state = self._work / "state"
         state.mkdir(parents=True)
+        patiently = Patience(self._settings.lease_seconds, self._require_wanted)
         for _ in range(_TRIES):
             with self._database.reading() as session:
                 found = parts.checkpoint_for(session, self._pass)
             if found is None:
                 continue
             config, checkpoint = found
-            damage = materials.fetch_checkpoint(self._storage, checkpoint, state, self._may_go_on)
+            damage = materials.fetch_checkpoint(self._storage, checkpoint, state, patiently)
             if damage is None:
-                sources = self._fetch_sources(config)
+                sources = self._fetch_sources(config, patiently)
                 return {
                     "config": config,
                     "sources": {reference: str(folder) for reference, folder in sources.items()},
@@ -159,13 +162,15 @@ class _Visit:
                 }
         raise NotFound(f"The checkpoint of {self._pass.job_id} could not be fetched.")
 
-    def _fetch_sources(self, config: dict[str, Any]) -> dict[str, Path]:
+    def _fetch_sources(self, config: dict[str, Any], patiently: Patience) -> dict[str, Path]:
         """The models that the config names; the texts are in the state."""
         sources, needed = materials.sources_of(config, self._database, self._folder / "sources", texts=False)
-        materials.fetch(self._storage, needed, self._may_go_on)
+        materials.fetch(self._storage, needed, patiently)
+        return sources
+
+    def _require_wanted(self) -> None:
         if not self._may_go_on():
             raise Interrupted("It is not wanted any more.")
-        return sources
 
     def _watch(self, process: TrainerProcess) -> None:
         self._tell(process)

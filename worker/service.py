@@ -85,9 +85,7 @@ class Worker:
 
     def stop(self) -> None:
         """Let go of everything: in order when called first, in a hurry when called again. Safe in a signal handler."""
-        if self.shutdown.wanted.is_set():
-            self.shutdown.hurry.set()
-        self.shutdown.wanted.set()
+        self.shutdown.ask()
 
     def _run_one(self) -> bool:
         asked_at = 0.0
@@ -96,7 +94,8 @@ class Worker:
             nonlocal asked_at
             asked_at = time.monotonic()
             with self._database.session() as session:
-                job = lease.claim(session, self.holder, lease_seconds=self._settings.lease_seconds, gpus=gpus)
+                seconds = self._settings.lease_seconds
+                job = lease.claim(session, self.holder, lease_seconds=seconds, gpus=gpus, most=self.slots.gpus)
                 found = job or self._assistant.claim(session, self.slots.cpu_threads)
             return None if found is None else _Work(found)
 

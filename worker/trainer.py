@@ -2,8 +2,9 @@
 
 It reads ``WORKDIR/attempt.json`` (:func:`read_order`) and imports nothing of the database. What happens goes out on the
 pipe, one JSON object a line; its ``type`` is ``stage``, ``progress``, ``metrics``, ``event``, ``checkpoint`` or
-``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), and the last one ``result``,
-``interrupted`` or ``error``. What it prints is its log.
+``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), or ``alive``, and the last one
+``result``, ``interrupted`` or ``error``. Each is sent by the work itself: a process that has said nothing for long is
+stuck. What it prints is its log.
 
 On its standard input it hears ``{"type": "lease", "seconds": N}``, ``{"type": "answers", "key": …}`` (those that it
 wanted have come, or there are none) and ``{"type": "stop"}``; the end of the input, and SIGTERM, mean stop as well.
@@ -34,6 +35,7 @@ from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, LimbeckError
+from limbeck.full_disk import disk_errors
 from limbeck.launching import AnswersPlace, distill_in_ranks
 from limbeck.result import DistillResult
 
@@ -106,6 +108,9 @@ class Pipe(Callbacks):
     def on_provenance(self, facts: Mapping[str, Any]) -> None:
         self.send("provenance", facts=dict(facts))
 
+    def on_alive(self) -> None:
+        self.send("alive")
+
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
@@ -156,7 +161,8 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
 def bounded(pipe: Pipe, work: Callable[[], int]) -> int:
     """The boundary: the work's exit code, or of how it went wrong, which is said on the pipe."""
     try:
-        return work()
+        with disk_errors():  # also of what lies around the work, such as the folders in which ranks meet
+            return work()
     except Interrupted:
         pipe.send("interrupted")
         return EXIT_INTERRUPTED
