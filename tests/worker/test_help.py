@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from moto.server import ThreadedMotoServer
+from pydantic import SecretStr
 from sqlalchemy import func, select
 
 from models.db import Database
@@ -15,7 +18,7 @@ from models.job import Job, JobStatus
 from models.part import TeacherPart
 from models.repository import jobs
 from models.settings import Settings
-from models.storage import Storage
+from models.storage import Storage, open_storage
 from tests.worker.conftest import STAND_IN, STAND_IN_ANSWERER, read, submit
 from tests.worker.processes import alive, answerers, in_background, trainers, until, worker_process
 from worker.queue import Bell
@@ -28,6 +31,18 @@ KEY = "c" * 64
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def bucket() -> Iterator[dict[str, Any]]:
+    """The settings of a storage that is no folder."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).close()
+    keys = {name: SecretStr(name) for name in ("s3_access_key_id", "s3_secret_access_key")}
+    yield {"storage_url": "s3://bucket/limbeck", "s3_endpoint": endpoint, **keys}
+    server.stop()
 
 
 @pytest.fixture
@@ -71,13 +86,15 @@ def has_ended(database: Database, job: Job) -> bool:
 
 
 def test_an_idle_worker_hears_of_a_pass_and_computes_its_parts(
-    on_both: Settings, either: Database, storage: Storage, offer: dict[str, Any], request: pytest.FixtureRequest
+    on_both: Settings, either: Database, offer: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """Guards the whole way by the bell alone, once with files and SQLite, once with Redis and PostgreSQL: two workers
-    that share the database, the broker and the storage, and nothing is left of the parts."""
+    """Guards the whole way by the bell alone, once with files and SQLite, once with Redis, PostgreSQL and a bucket: two
+    workers that share nothing else, and nothing is left of the parts."""
     settings = on_both.model_copy(update={"reconcile_min_seconds": 300, "reconcile_max_seconds": 300})
     if either.engine.dialect.name == "postgresql":
-        settings = settings.model_copy(update={"broker_url": request.getfixturevalue("redis_url")})
+        shared = {"broker_url": request.getfixturevalue("redis_url"), **request.getfixturevalue("bucket")}
+        settings = settings.model_copy(update=shared)
+    storage = open_storage(settings)
     with ExitStack() as stack:
         for number in range(2):
             own = settings.model_copy(update={"scratch_dir": settings.data_dir / f"machine-{number}"})
