@@ -100,9 +100,11 @@ def _work(number: int, count: int, order: Order, told: _Told) -> Any:
         ranks = Group(number, count, order.meeting, order.threads, lambda: told.send("parted"))
     teacher_cache = None
     if order.answers is not None:
-        folder, limit = order.answers
+        folder, limit, share_seconds = order.answers
         used = partial(told.send, "answers used")
-        teacher_cache = TeacherCache(folder, limit=limit, fetch=told.fetch_answers, used=used)
+        teacher_cache = TeacherCache(
+            folder, limit=limit, fetch=told.fetch_answers, used=used, share_seconds=share_seconds
+        )
     if ranks.leads:
         told.on_event("ranks.met", f"{count} ranks share every batch.", {"ranks": count})
     return distill_here(order.assignment, told if ranks.leads else Callbacks(), teacher_cache, ranks)

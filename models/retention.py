@@ -26,7 +26,10 @@ ORPHAN_GRACE = timedelta(hours=1)
 #: Below it lie teachers' answers that jobs share; whoever misses them computes them again.
 ANSWERS = "cache/teacher"
 
-_PREFIXES = ("datasets", "models", "jobs", ANSWERS)
+#: Below it lie finished parts of passes that are not whole yet. No row names them: those that stay behind are orphans.
+PARTS = "cache/teacher-parts"
+
+_PREFIXES = ("datasets", "models", "jobs", ANSWERS, PARTS)
 _GB = 1000**3
 
 

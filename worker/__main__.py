@@ -15,6 +15,7 @@ from models.db import Database
 from models.settings import Settings
 from models.storage import open_storage
 from worker import logs
+from worker.assistant import ANSWERER
 from worker.queue import Bell, celery_app
 from worker.reconciler import Reconciler
 from worker.runner import TRAINER
@@ -36,8 +37,8 @@ def main() -> int:
         return 1
 
 
-def serve(settings: Settings, command: Sequence[str] = TRAINER) -> int:
-    """Work until SIGTERM or SIGINT; ``command`` is the trainer's.
+def serve(settings: Settings, command: Sequence[str] = TRAINER, answerer: Sequence[str] = ANSWERER) -> int:
+    """Work until SIGTERM or SIGINT; ``command`` is the trainer's, ``answerer`` that of the process that helps.
 
     The first of them makes every job write its checkpoint and hands it back; a second one leaves no time for that.
 
@@ -49,7 +50,8 @@ def serve(settings: Settings, command: Sequence[str] = TRAINER) -> int:
     sweep_scratch(settings)
     storage = open_storage(settings)
     bell = Bell(settings)
-    worker = Worker(settings, database, storage, bell, Slots(settings.slots, find_gpus(os.environ)), command)
+    slots = Slots(settings.slots, find_gpus(os.environ))
+    worker = Worker(settings, database, storage, bell, slots, command, answerer)
     reconciler = Reconciler(settings, database, storage, bell, worker)
     controller = _controller(settings, worker)
     _stop_on_signals(worker)

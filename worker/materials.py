@@ -27,13 +27,16 @@ class Needed:
     sha256: str
 
 
-def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> tuple[dict[str, Path], list[Needed]]:
-    """The service's own models and data sets that a config names: reference to folder, and the files to fetch.
+def sources_of(
+    config: Mapping[str, Any], database: Database, folder: Path, *, texts: bool = True
+) -> tuple[dict[str, Path], list[Needed]]:
+    """The service's own models, and with ``texts`` the data sets, that a config names: reference to folder, and the
+    files to fetch.
 
     Raises:
         NotFound: one has been deleted.
     """
-    texts = set(data_sources(config).values())
+    named = set(data_sources(config).values()) if texts else set()
     sources: dict[str, Path] = {}
     needed: list[Needed] = []
     with database.reading() as session:
@@ -43,7 +46,7 @@ def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> t
             place = sources[reference] = folder / pointer.strip("/").removesuffix("/source").replace("/", "-")
             files = catalogue.model_files(session, reference.removeprefix("model:"))
             needed += [Needed(file.key, place / file.path, file.sha256) for file in files]
-        for number, reference in enumerate(sorted(one for one in texts if one.startswith("dataset:"))):
+        for number, reference in enumerate(sorted(one for one in named if one.startswith("dataset:"))):
             place = sources[reference] = folder / f"dataset-{number}"
             splits = catalogue.get_dataset(session, reference.removeprefix("dataset:")).splits
             needed += [Needed(at["key"], place / f"{name}.parquet", at["sha256"]) for name, at in splits.items()]

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Interrupted, LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
+from limbeck.offer import PARTS
 from models.db import Database
 from models.job import JobStatus
 from models.repository import jobs
@@ -31,6 +32,7 @@ from worker.faults import fault_of, oom_kills, stall_of
 from worker.harvest import harvest
 from worker.heart import Heart
 from worker.lease import Claim, Wish
+from worker.offers import LOOK_SECONDS, Offers
 from worker.patience import Patience
 from worker.process import TrainerProcess
 from worker.scratch import child_environment, scratch
@@ -70,6 +72,7 @@ class Runner:
 
     Args:
         command: the trainer, for tests that need another one.
+        ring: says that there is something to do for others.
     """
 
     def __init__(
@@ -79,12 +82,14 @@ class Runner:
         storage: Storage,
         shutdown: Shutdown,
         command: Sequence[str] = TRAINER,
+        ring: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.database = database
         self.storage = storage
         self.shutdown = shutdown
         self.command = command
+        self.ring = ring
 
     def run(self, claim: Claim, place: Place, claimed_at: float) -> None:
         """Run one attempt to its end, whatever that is.
@@ -131,6 +136,8 @@ class _Attempt:
         self._courier = Courier(self._storage, self._database, self._lease, self._work / "state", self._job.checkpoint)
         self._answers = self._settings.scratch_dir / "teacher-answers"
         self._porter = AnswersPorter(self._storage, self._answers, self._folder)
+        pause = min(LOOK_SECONDS, self._settings.heartbeat_seconds / 2)
+        self._offers = Offers(self._storage, self._database, self._lease, self._work / PARTS, runner.ring, pause)
         self._last: dict[str, Any] = {}
         #: When the trainer last said something, on the monotonic clock.
         self._heard = 0.0
@@ -212,7 +219,8 @@ class _Attempt:
 
     def _teacher_cache(self) -> dict[str, Any] | None:
         limit = round(self._settings.teacher_cache_gb * 1000**3)
-        return {"folder": str(self._answers), "bytes": limit} if limit else None
+        share = self._settings.teacher_share_seconds or None
+        return {"folder": str(self._answers), "bytes": limit, "share_seconds": share} if limit else None
 
     def _train(self, order: dict[str, Any]) -> tuple[int, bool]:
         """Run the trainer to its end; its exit code, and whether the kernel killed for memory meanwhile."""
@@ -222,10 +230,12 @@ class _Attempt:
         self._heard = time.monotonic()
         environment = child_environment(self._settings, self._place, self._folder)
         process = TrainerProcess(self._command, self._work, environment, self._hear, self._telemetry.log)
+        self._offers.start()
         try:
             self._watch(process)
         finally:
             exit_code = process.finish()
+            self._offers.finish()
         return exit_code, oom_kills() > kills
 
     def _watch(self, process: TrainerProcess) -> None:

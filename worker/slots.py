@@ -54,6 +54,12 @@ class Slots:
     def free(self) -> int:
         return len(self._free)
 
+    @property
+    def cpu_threads(self) -> int:
+        """That a process has in a slot without a GPU; 0 where there is none."""
+        threads = Place((), self._threads).environment()["OMP_NUM_THREADS"]
+        return int(threads) if threads.isdigit() and not self._has_gpus else 0
+
     @contextmanager
     def take(
         self, claim: Callable[[int], Taken | None], needs: Callable[[Taken], int]

@@ -185,3 +185,14 @@ def test_without_a_policy_ended_jobs_stay(
 ) -> None:
     ended(days_ago=4000)
     assert gc(database, storage, _settings(tmp_path)).jobs == ()
+
+
+def test_parts_of_a_pass_go_when_no_job_fetched_them(
+    database: Database, storage: LocalStorage, put: Put, tmp_path: Path
+) -> None:
+    """Guards the storage from parts of jobs that were cancelled, and a pass that goes on from losing its parts."""
+    old = put("cache/teacher-parts/k/0-8.safetensors", age=timedelta(hours=2))
+    young = put("cache/teacher-parts/k/8-16.safetensors", age=timedelta(minutes=30))
+    done = gc(database, storage, _settings(tmp_path), NOW)
+    assert (done.orphans, done.answers) == (1, 0)
+    assert [storage.exists(key) for key in (old, young)] == [False, True]

@@ -10,18 +10,23 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from limbeck.offer import Offer, Part
 from models.db import Database
 from models.job import Job
 from models.repository import jobs, telemetry
 from models.settings import Settings
 from models.storage import Storage, open_storage
-from worker.lease import Claim, Holder, claim
+from worker import parts
+from worker.lease import Claim, Holder, claim, commit_checkpoint
 from worker.queue import Bell
 from worker.service import Worker
 from worker.slots import Slots
 
 STAND_IN = (sys.executable, str(Path(__file__).parent / "stand_in_trainer.py"))
+STAND_IN_ANSWERER = (sys.executable, str(Path(__file__).parent / "stand_in_answerer.py"))
 HOLDER = Holder("test:1", "test", 1)
+LIKE = "a processor, torch 2"
+OFFER = Offer("a" * 64, "teacher", LIKE, 2, tuple(Part(number, number + 1) for number in range(4)))
 
 Submit = Callable[..., Job]
 
@@ -136,6 +141,19 @@ def events(database: Database, job_id: str) -> list[str]:
     """The kinds of what a job has told."""
     with database.reading() as session:
         return [event.kind for event in telemetry.events_after(session, job_id, 0, 1000)]
+
+
+def offered(database: Database, offer: Offer = OFFER) -> Claim:
+    """A job that runs and offers these parts of its teacher's pass."""
+    job = submit(database)
+    running = claim_one(database)
+    assert running is not None
+    assert running.job.id == job.id
+    files = {f"{role}.0.safetensors": {"sha256": "0", "bytes": 1, "key": role} for role in ("data", "teacher")}
+    with database.session() as session:
+        commit_checkpoint(session, running.lease, {"version": 1, "step": 0, "files": files})
+        assert parts.offer(session, running.lease, offer)
+    return running
 
 
 @pytest.fixture
