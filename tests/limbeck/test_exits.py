@@ -108,7 +108,7 @@ def test_texts_leave_alike_in_torch_and_in_onnx(family: str, classes: int, tmp_p
     with torch.inference_mode():
         torch.testing.assert_close(answers[-1], model(**inputs).logits)
     write_exit_graphs(model, tmp_path)
-    session = ExitSession(found_graphs(tmp_path), 0.5, threads=1)
+    session = ExitSession(found_graphs(tmp_path), 0.5, pad_id=int(model.config.pad_token_id), threads=1)
     feeds = {name: value.numpy() for name, value in inputs.items()}
     feeds["token_type_ids"] = np.zeros_like(feeds["input_ids"])
     sure = torch.stack([exits.uncertainty(one) for one in answers[:-1]])
