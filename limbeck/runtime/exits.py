@@ -7,7 +7,9 @@ that is not above ``speed``. The rest of the layers runs without it; ``limbeck/r
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,13 @@ from limbeck.runtime.session import Session
 FOLDER = "onnx/exits"
 #: The states that a graph takes; those that it gives come first, in front of the logits.
 STATES = "states"
+#: Whether anybody could leave, a scalar; else the branch is not computed, and its logits mean nothing. Graphs of before
+#: compute it in any case.
+ASKED = "asked"
 _MASK = "attention_mask"
+_YES, _NO = np.array(True), np.array(False)
+#: Logits of a call, up to which :func:`uncertainty` is quicker without numpy.
+_FEW = 64
 
 
 def graph_files(folder: Path, layers: int) -> tuple[Path, ...]:
@@ -66,14 +74,26 @@ def check_speed(speed: Any, default: float | None) -> None:
     raise InvalidInput(f"/parameters/speed: {detail}", [Problem("/parameters/speed", detail)])
 
 
-def uncertainty(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def uncertainty(logits: NDArray[np.float32]) -> list[float]:
     """The entropy of each row's softmax as a share of the largest: (rows, classes) -> (rows,) in 0 … 1."""
+    # A dozen calls of numpy take as long as a tenth of a short text's layer does; few numbers are quicker one by one.
+    if logits.size <= _FEW:
+        return [_uncertainty(row) for row in logits.tolist()]
     low = logits - logits.max(axis=1, keepdims=True)
     raised = np.exp(low)
     sums = raised.sum(axis=1)
     entropies = np.log(sums) - (raised * low).sum(axis=1) / sums
-    shares: NDArray[np.float32] = np.clip(entropies / math.log(logits.shape[1]), 0, 1)
+    shares: list[float] = np.clip(entropies / math.log(logits.shape[1]), 0, 1).tolist()
     return shares
+
+
+def _uncertainty(row: list[float]) -> float:
+    highest = max(row)
+    low = [one - highest for one in row]
+    raised = [math.exp(one) for one in low]
+    total = sum(raised)
+    entropy = math.log(total) - sum(map(operator.mul, raised, low)) / total
+    return min(1.0, max(0.0, entropy / math.log(len(row))))
 
 
 class ExitSession:
@@ -117,10 +137,15 @@ class ExitSession:
         """Bring texts through the layers; each is given back as soon as it has left."""
         layers = Layers() if layers is None else layers
         layers.add(texts)
-        while call := layers.take():
+        call = layers.take()
+        while call:
             left, staying = self.run(call)
-            layers.put(staying)
             yield from left
+            if not layers:  # nobody to meet
+                call = staying
+                continue
+            layers.put(staying)
+            call = layers.take()
 
     def run(self, texts: Sequence[Text]) -> tuple[list[Text], list[Text]]:
         """Bring texts that are in front of the same layer through it. Where it raises they are as they were.
@@ -129,16 +154,30 @@ class ExitSession:
             those that leave, with their logits, and those that stay, with their states.
         """
         number = texts[0].layers
-        last = number + 1 == self.layers
         given = _stacked(texts) if number else pad([text.row for text in texts], self._pad_id)
-        found = self._graphs[number].run(given)  # states and logits; of the last layer logits alone
-        staying = [False] * len(texts) if last else _staying(texts, found[1])
-        for place, (text, stays) in enumerate(zip(texts, staying, strict=True)):
+        asked = any(text.speed for text in texts)
+        found = self._graphs[number].run({**given, ASKED: _YES if asked else _NO})  # (states,) logits
+        stays = self._stay(texts, found[-1]) if asked else [number + 1 < self.layers] * len(texts)
+        left: list[Text] = []
+        staying: list[Text] = []
+        for place, text in enumerate(texts):
             text.layers = number + 1
-            # A copy, so that one who stays does not hold the states of all who were with it.
-            text.states = found[0][place, : len(text)].copy() if stays else None
-            text.logits = None if stays else found[-1][place]
-        return [text for text in texts if text.states is None], [text for text in texts if text.states is not None]
+            if stays[place]:
+                own = found[0][place, : len(text)]
+                # A copy, so that one who stays does not hold the states of all who were with it.
+                text.states = own.copy() if len(texts) > 1 else own
+                staying.append(text)
+            else:
+                text.states, text.logits = None, found[-1][place]
+                left.append(text)
+        return left, staying
+
+    def _stay(self, texts: Sequence[Text], logits: NDArray[np.float32]) -> list[bool]:
+        if texts[0].layers + 1 == self.layers:
+            return [False] * len(texts)
+        # At speed 0 nobody leaves, however sure: an entropy of exactly 0 is not above it.
+        each = zip(texts, uncertainty(logits), strict=True)
+        return [uncertain > text.speed or text.speed == 0 for text, uncertain in each]
 
     def __call__(self, feeds: Feeds) -> NDArray[np.float32]:  # (examples, classes)
         """Logits, at the session's own speed."""
@@ -163,23 +202,23 @@ class ExitSession:
         )
 
 
-def _staying(texts: Sequence[Text], logits: NDArray[np.float32]) -> list[bool]:
-    # At speed 0 nobody leaves, however sure: an entropy of exactly 0 is not above it.
-    if not any(text.speed for text in texts):
-        return [True] * len(texts)
-    found = zip(texts, uncertainty(logits).tolist(), strict=True)
-    return [uncertain > text.speed or text.speed == 0 for text, uncertain in found]
-
-
 def _stacked(texts: Sequence[Text]) -> Feeds:
     """The states behind a layer as one batch, as long as its longest text."""
-    mask = np.zeros((len(texts), max(map(len, texts))), dtype=np.int64)
     each = [text.states for text in texts if text.states is not None]
+    if len(each) == 1:
+        return {STATES: each[0][None], _MASK: _ones(len(each[0]))}
+    mask = np.zeros((len(texts), max(map(len, texts))), dtype=np.int64)
     states = np.zeros((*mask.shape, each[0].shape[-1]), dtype=np.float32)
     for place, own in enumerate(each):
         states[place, : len(own)] = own
         mask[place, : len(own)] = 1
     return {STATES: states, _MASK: mask}
+
+
+@lru_cache(512)
+def _ones(tokens: int) -> NDArray[np.int64]:
+    """The mask of a text that is alone."""
+    return np.ones((1, tokens), dtype=np.int64)
 
 
 def _rows(feeds: Feeds) -> list[Row]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from limbeck.runtime.encoding import FULL, STRETCH, Row
 
 #: Calls by which a text lets younger ones go first, for each layer that it has behind it.
-PATIENCE = 4
+PATIENCE = 2
 #: Tokens whose states may wait between layers before new texts have to stay outside: 25 MB at a width of 384.
 HELD = 16_384
 _age = attrgetter("arrived")
