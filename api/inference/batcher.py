@@ -76,6 +76,7 @@ class Batcher:
         self._under_way: dict[int, _Line] = {}  # those of students with early exits that have texts between layers
         self._texts = 0  # that wait, except for those
         self._closed = False
+        self._waking: asyncio.AbstractEventLoop | None = None  # that will wake a thread in its next turn
         self._finished: deque[tuple[float, int]] = deque(maxlen=1000)  # (when, texts) of the last windows
         self._threads = [
             threading.Thread(target=self._work, name=f"limbeck-answers-{next(_THREAD_NAMES)}", daemon=True)
@@ -135,7 +136,16 @@ class Batcher:
             line.waiting.extend(parts)
             self._line_up(line)
             self._texts += texts
-            self._turn.notify(len(parts))
+        loop = parts[0].loop
+        if self._waking is not loop:
+            self._waking = loop
+            loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        """Once for all questions of one turn of the loop: woken by the first, a thread would take that one alone."""
+        self._waking = None
+        with self._turn:
+            self._turn.notify()
 
     def _retry_after(self, waiting: int) -> int:
         now = time.monotonic()
@@ -196,7 +206,7 @@ class Batcher:
     def _hand_on(self, line: _Line) -> None:
         """Leave what this thread does not take of a student to others."""
         self._line_up(line)
-        if line.ready:
+        if self._lines:
             self._turn.notify()
 
     def _line_up(self, line: _Line) -> None:
