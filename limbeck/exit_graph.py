@@ -40,7 +40,7 @@ def write_exit_graphs(model: PreTrainedModel, folder: Path) -> None:
         given = [states[i - 1], _MASK] if i else list(input_names(model))
         piece = whole.extract_model(given, [*states[i : i + 1], logits[i]])
         if i < layers - 1:
-            _ask(piece, whole.extract_model(given, [states[i]]), int(model.config.num_labels))
+            _ask(piece, whole.extract_model(given, [states[i]]), int(model.config.num_labels or 0))
         if i:
             _rename_input(piece.graph, given[0], STATES)
         onnx.save(piece, file)

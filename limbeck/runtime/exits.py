@@ -92,7 +92,7 @@ def _uncertainty(row: list[float]) -> float:
     low = [one - highest for one in row]
     raised = [math.exp(one) for one in low]
     total = sum(raised)
-    entropy = math.log(total) - sum(map(operator.mul, raised, low)) / total
+    entropy: float = math.log(total) - sum(map(operator.mul, raised, low)) / total
     return min(1.0, max(0.0, entropy / math.log(len(row))))
 
 
