@@ -187,8 +187,8 @@ def export_exits(folder: Path, rows: Sequence[Row], speed: float, seed: int, pol
     write_exit_graphs(model, folder)
     files = found_graphs(folder)
     try:
-        session = ExitSession(files, speed)
         pad_id = int(model.config.pad_token_id or 0)
+        session = ExitSession(files, speed, pad_id=pad_id)
         feeds = [pad([rows[i] for i in places], pad_id) for places in check_batches(rows, seed)]
         _compare(session, model, feeds, speed, poll)
     except ExportFailed:
@@ -227,7 +227,7 @@ def _time(
     folder: Path, speeds: Sequence[float], rows: Sequence[Row], pad_id: int, poll: Callable[[], None]
 ) -> tuple[tuple[Latency, ...], Mapping[float, tuple[Latency, ...]]]:
     """The plain graph's and each speed's, alternated."""
-    session = ExitSession(found_graphs(folder), 0)
+    session = ExitSession(found_graphs(folder), 0, pad_id=pad_id)
     runners: dict[Any, Runner] = {speed: partial(session.answer, speed=speed) for speed in speeds}
     runners["plain"] = onnx_runner(folder, "onnx")
     found: dict[Any, tuple[Latency, ...]] = dict(

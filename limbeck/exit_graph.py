@@ -1,7 +1,8 @@
 """A student with branches as ONNX: a graph for every layer, so that between two of them texts can leave.
 
 The whole is exported once, as ``limbeck/graph.py`` does it, with the states behind every layer and the branches' logits
-as further outputs, and then cut at those states. The first piece has the embeddings in it, the last one the head.
+as further outputs, and then cut at those states. The first piece has the embeddings in it, the last one the head. A
+branch is computed only where somebody could leave behind it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from limbeck import exits
 from limbeck.graph import export_program, input_names
-from limbeck.runtime.exits import STATES, graph_files
+from limbeck.runtime.exits import ASKED, STATES, graph_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,14 +39,49 @@ def write_exit_graphs(model: PreTrainedModel, folder: Path) -> None:
     for i, file in enumerate(files):
         given = [states[i - 1], _MASK] if i else list(input_names(model))
         piece = whole.extract_model(given, [*states[i : i + 1], logits[i]])
+        if i < layers - 1:
+            _ask(piece, whole.extract_model(given, [states[i]]), int(model.config.num_labels or 0))
         if i:
             _rename_input(piece.graph, given[0], STATES)
         onnx.save(piece, file)
 
 
+def _ask(piece: Any, without: Any, classes: int) -> None:
+    """Let a piece compute its branch only where ``asked`` is true; ``without`` is the same piece without the branch."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = piece.graph
+    needed = {node.name for node in without.graph.node}
+    branch = [node for node in graph.node if node.name not in needed]
+    logits = graph.output[-1]
+    inside = helper.make_tensor_value_info(f"{logits.name}_asked", TensorProto.FLOAT, None)
+    for node in branch:
+        node.output[:] = [inside.name if name == logits.name else name for name in node.output]
+    nothing = helper.make_tensor_value_info(f"{logits.name}_unasked", TensorProto.FLOAT, None)
+    zeros = numpy_helper.from_array(np.zeros((1, classes), dtype=np.float32))
+    other = helper.make_node("Constant", [], [nothing.name], value=zeros)
+    choice = helper.make_node(
+        "If",
+        [ASKED],
+        [logits.name],
+        name="branch",
+        then_branch=helper.make_graph(branch, "asked", [], [inside]),
+        else_branch=helper.make_graph([other], "unasked", [], [nothing]),
+    )
+    kept = [node for node in graph.node if node.name in needed]
+    del graph.node[:]
+    graph.node.extend([*kept, choice])
+    graph.input.append(helper.make_tensor_value_info(ASKED, TensorProto.BOOL, []))
+    # Shapes that were noted for values that are inside now.
+    del graph.value_info[:]
+
+
 def _rename_input(graph: Any, old: str, new: str) -> None:
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
+        for attribute in node.attribute:  # of the branch
+            for inner in attribute.g.node:
+                inner.input[:] = [new if name == old else name for name in inner.input]
     for given in graph.input:
         given.name = new if given.name == old else given.name
 

@@ -3,7 +3,8 @@
 A thread that is free takes whatever waits for one student, as many texts as a window holds, and never waits for more
 to come. Students take turns, so that one that everybody asks does not starve the others; within a student it is first
 come, first served. What waits is bounded: beyond that, and behind its deadline, a question is refused at once rather
-than answered too late.
+than answered too late. Of a student with early exits a thread takes one layer's worth at a time, see
+``api/inference/layered.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from api.inference.layered import Layered
 from limbeck.errors import Busy, TooSlow
 from limbeck.runtime import Predictor, Question
 
@@ -29,7 +31,7 @@ _THREAD_NAMES = itertools.count()
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting:
+class Waiting:
     """A question, or a window's worth of one."""
 
     question: Question
@@ -43,7 +45,19 @@ class _Line:
     """What waits for one student."""
 
     student: Predictor
-    waiting: deque[_Waiting] = field(default_factory=deque)
+    layered: Layered | None  #: of a student with early exits: what is under way
+    waiting: deque[Waiting] = field(default_factory=deque)
+    calls: int = 0  #: of its turn
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something for a thread."""
+        return bool(self.waiting) or (self.layered is not None and self.layered.ready)
+
+    @property
+    def turn(self) -> int:
+        """Calls until the next student's turn."""
+        return self.layered.turn if self.layered is not None else 1
 
 
 class Batcher:
@@ -59,7 +73,8 @@ class Batcher:
         self._limit, self._seconds = limit, seconds
         self._turn = threading.Condition()
         self._lines: OrderedDict[int, _Line] = OrderedDict()
-        self._texts = 0  # that wait
+        self._under_way: dict[int, _Line] = {}  # those of students with early exits that have texts between layers
+        self._texts = 0  # that wait, except for those
         self._closed = False
         self._waking: asyncio.AbstractEventLoop | None = None  # that will wake a thread in its next turn
         self._finished: deque[tuple[float, int]] = deque(maxlen=1000)  # (when, texts) of the last windows
@@ -79,7 +94,7 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._seconds
-        parts = [_Waiting(part, deadline, loop.create_future(), loop) for part in question.parts(WINDOW)]
+        parts = [Waiting(part, deadline, loop.create_future(), loop) for part in question.parts(WINDOW)]
         self._enter(student, parts, len(question))
         try:
             answers = [await part.answer for part in parts]
@@ -93,6 +108,7 @@ class Batcher:
         with self._turn:
             self._closed = True
             left = [one for line in self._lines.values() for one in line.waiting]
+            left += [one for line in self._under_way.values() if line.layered for one in line.layered.refuse()]
             self._lines.clear()
             self._texts = 0
             self._turn.notify_all()
@@ -102,21 +118,23 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Texts that wait."""
-        return self._texts
+        """Texts that wait, for a thread or between two layers."""
+        return self._texts + sum(line.layered.texts for line in [*self._under_way.values()] if line.layered is not None)
 
-    def _enter(self, student: Predictor, parts: Sequence[_Waiting], texts: int) -> None:
+    def _enter(self, student: Predictor, parts: Sequence[Waiting], texts: int) -> None:
         with self._turn:
             # One that is larger than all the room there is gets in when nothing else waits.
-            if self._closed or (self._texts and self._texts + texts > self._limit):
+            waiting = self.waiting
+            if self._closed or (waiting and waiting + texts > self._limit):
                 raise Busy(
-                    f"{self._texts:,} texts wait for an answer already; this server lets {self._limit:,} wait.",
-                    retry_after=self._retry_after(),
+                    f"{waiting:,} texts wait for an answer already; this server lets {self._limit:,} wait.",
+                    retry_after=self._retry_after(waiting),
                 )
-            line = self._lines.get(id(student))
+            line = self._lines.get(id(student), self._under_way.get(id(student)))
             if line is None:
-                line = self._lines[id(student)] = _Line(student)
+                line = _Line(student, Layered(student) if student.exits is not None else None)
             line.waiting.extend(parts)
+            self._line_up(line)
             self._texts += texts
         loop = parts[0].loop
         if self._waking is not loop:
@@ -129,21 +147,25 @@ class Batcher:
         with self._turn:
             self._turn.notify()
 
-    def _retry_after(self) -> int:
+    def _retry_after(self, waiting: int) -> int:
         now = time.monotonic()
         while self._finished and self._finished[0][0] < now - _MEMORY:
             self._finished.popleft()
         done = sum(texts for _, texts in self._finished)
-        return max(1, min(60, math.ceil(self._texts * _MEMORY / done))) if done else 1
+        full = len(self._finished) == self._finished.maxlen  # what was before is forgotten
+        seconds = now - self._finished[0][0] if full else _MEMORY
+        return max(1, min(60, math.ceil(waiting * seconds / done))) if done else 1
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
-            student, window, late = taken
-            self._deliver([(one, TooSlow(f"No answer within {self._seconds:g} s: too much waits.")) for one in late])
-            if window:
-                self._deliver(list(zip(window, _answers(student, window), strict=True)))
+            line, window, late = taken
+            self._refuse(late)
+            if line.layered is not None:
+                self._bring_on(line, line.layered, window)
+            elif window:
+                self._deliver(list(zip(window, _answers(line.student, window), strict=True)))
 
-    def _take(self) -> tuple[Predictor, list[_Waiting], list[_Waiting]] | None:
+    def _take(self) -> tuple[_Line, list[Waiting], list[Waiting]] | None:
         """The next student with as many of its questions as go into a window, and those that came too late; waits for
         some. None when all is over."""
         with self._turn:
@@ -151,18 +173,55 @@ class Batcher:
                 if self._closed:
                     return None
                 self._turn.wait()
-            key, line = self._lines.popitem(last=False)
+            _, line = self._lines.popitem(last=False)
+            line.calls += 1
             window, late = self._window(line.waiting)
-            if line.waiting:
-                self._lines[key] = line  # behind the others
-            if self._lines:
-                self._turn.notify()
-            self._finished.append((time.monotonic(), sum(len(one.question) for one in window)))
-            return line.student, window, late
+            if line.layered is None:
+                self._finished.append((time.monotonic(), sum(len(one.question) for one in window)))
+            elif window:
+                line.layered.begin(window)
+                self._under_way[id(line.student)] = line
+            if line.layered is None or window:
+                self._hand_on(line)
+            return line, window, late
 
-    def _window(self, waiting: deque[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
-        window: list[_Waiting] = []
-        late: list[_Waiting] = []
+    def _bring_on(self, line: _Line, layered: Layered, window: Sequence[Waiting]) -> None:
+        """Let a window in, and bring the texts that are next through their layer."""
+        coded = layered.coded(window)
+        with self._turn:
+            unreadable = layered.enter(coded)
+            texts, late = layered.take(time.monotonic())
+            self._hand_on(line)
+        self._refuse(late)
+        found = layered.run(texts)
+        with self._turn:
+            complete, failed = layered.put(found)
+            if found.left:
+                self._finished.append((time.monotonic(), len(found.left)))
+            if not layered.texts:
+                self._under_way.pop(id(line.student), None)
+            self._line_up(line)
+        self._deliver([*unreadable, *failed, *layered.shaped(complete)])
+
+    def _hand_on(self, line: _Line) -> None:
+        """Leave what this thread does not take of a student to others."""
+        self._line_up(line)
+        if self._lines:
+            self._turn.notify()
+
+    def _line_up(self, line: _Line) -> None:
+        """Put a student for whom there is something to do among the others: in front of them while its turn lasts."""
+        if not line.ready or id(line.student) in self._lines:
+            return
+        self._lines[id(line.student)] = line
+        if 0 < line.calls < line.turn:
+            self._lines.move_to_end(id(line.student), last=False)
+        else:
+            line.calls = 0
+
+    def _window(self, waiting: deque[Waiting]) -> tuple[list[Waiting], list[Waiting]]:
+        window: list[Waiting] = []
+        late: list[Waiting] = []
         room, now = WINDOW, time.monotonic()
         while waiting and len(waiting[0].question) <= room:
             one = waiting.popleft()
@@ -176,10 +235,13 @@ class Batcher:
             window.append(one)
         return window, late
 
+    def _refuse(self, late: Sequence[Waiting]) -> None:
+        self._deliver([(one, TooSlow(f"No answer within {self._seconds:g} s: too much waits.")) for one in late])
+
     @staticmethod
-    def _deliver(answers: Sequence[tuple[_Waiting, Any]]) -> None:
+    def _deliver(answers: Sequence[tuple[Waiting, Any]]) -> None:
         """Hand answers over to their loops, with one call for each loop."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, Any]]] = {}
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[Waiting, Any]]] = {}
         for one, answer in answers:
             loops.setdefault(one.loop, []).append((one, answer))
         for loop, ready in loops.items():
@@ -189,7 +251,7 @@ class Batcher:
                 pass
 
 
-def _set(ready: Sequence[tuple[_Waiting, Any]]) -> None:
+def _set(ready: Sequence[tuple[Waiting, Any]]) -> None:
     for one, answer in ready:
         if one.answer.done():
             continue
@@ -199,7 +261,7 @@ def _set(ready: Sequence[tuple[_Waiting, Any]]) -> None:
             one.answer.set_result(answer)
 
 
-def _answers(student: Predictor, window: Sequence[_Waiting]) -> list[Any]:
+def _answers(student: Predictor, window: Sequence[Waiting]) -> list[Any]:
     """An answer or an error for each; a question that breaks the window fails alone."""
     try:
         return student.answers([one.question for one in window])

@@ -24,9 +24,9 @@ Feeds = Mapping[str, NDArray[Any]]
 #: How much longer than its shortest row the longest of a chunk may be. A CPU computes a text alone about as fast as in
 #: a batch, so that padding costs more than company saves: in windows of 4 and 8 sentences of mixed length this is 1.2
 #: to 1.5 times as fast as padding them all (docs/performance.md).
-_STRETCH = 1.25
+STRETCH = 1.25
 #: Tokens of a chunk, padding included; more would only fall out of the cache.
-_TOKENS = 256
+FULL = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,6 @@ def chunks(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
     for end in range(1, len(order) + 1):
         last = end == len(order)
         longest = 0 if last else lengths[order[end]]
-        if last or longest > _STRETCH * lengths[order[start]] or longest * (end + 1 - start) > _TOKENS:
+        if last or longest > STRETCH * lengths[order[start]] or longest * (end + 1 - start) > FULL:
             yield order[start:end]
             start = end

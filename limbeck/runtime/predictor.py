@@ -17,6 +17,7 @@ from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
 from limbeck.runtime.feeding import feeds_of
 from limbeck.runtime.images import Picture, Preparation
 from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
+from limbeck.runtime.layers import Text
 from limbeck.runtime.masks import TOP_K, fillings, require_few, require_masks
 from limbeck.runtime.picture_inputs import read_pictures
 from limbeck.runtime.session import Session
@@ -67,7 +68,7 @@ class Predictor:
         facts = StudentFacts.read(folder)
         layers = found_graphs(folder) if facts.speed is not None and format in (None, "onnx") else ()
         if facts.speed is not None and layers:
-            session = ExitSession(layers, facts.speed, threads=threads, providers=providers)
+            session = ExitSession(layers, facts.speed, pad_id=facts.pad_id, threads=threads, providers=providers)
             return cls(facts, Encoder.load(folder, facts), session, "onnx")
         found, path = exported(folder, format)
         if facts.task == "image_classification":
@@ -111,7 +112,12 @@ class Predictor:
     @property
     def speed(self) -> float | None:
         """At which texts leave early where a call names no other; None where student or form has no exits."""
-        return self._session.speed if isinstance(self._session, ExitSession) else None
+        return self.exits.speed if self.exits is not None else None
+
+    @property
+    def exits(self) -> ExitSession | None:
+        """What takes :meth:`coded` texts through its layers one by one; None where student or form has no exits."""
+        return self._session if isinstance(self._session, ExitSession) else None
 
     def predict(self, inputs: Any, *, top_k: TopK = None, speed: float | None = None) -> Any:
         """Answers in the shapes of transformers' pipelines.
@@ -208,6 +214,16 @@ class Predictor:
         }.get(self.task, self._labels_of)
         return [shaped(question, part) for question, part in zip(questions, own, strict=True)]
 
+    def coded(self, question: Question, owners: Sequence[Any]) -> list[Text]:
+        """The texts of a question as what :attr:`exits` takes; each carries its owner."""
+        assert self.exits is not None  # the caller has looked
+        rows = self._encoder.encode(question.texts, question.pairs)
+        return self.exits.texts(rows, [question.speed] * len(rows), owners)
+
+    def shaped(self, question: Question, logits: NDArray[np.float32]) -> Any:
+        """The answer to a question whose texts have left with these logits, (texts, classes); see :meth:`coded`."""
+        return self._labels_of(question, self._scores(logits))
+
     def _labels_of(self, question: Question, scores: NDArray[np.float64]) -> Any:
         top_k = question.top_k
         if top_k is None:
@@ -237,12 +253,12 @@ class Predictor:
     ) -> NDArray[np.float32]:
         rows = self._encoder.encode(texts, pairs)
         logits = np.empty((len(rows), self._facts.width or len(self.labels)), dtype=np.float32)
+        if isinstance(self._session, ExitSession):
+            for text in self._session.through(self._session.texts(rows, speeds, range(len(rows)))):
+                logits[text.owner] = text.logits
+            return logits
         for places in chunks([len(row) for row in rows]):
-            feeds = pad([rows[i] for i in places], self._facts.pad_id)
-            if isinstance(self._session, ExitSession):
-                logits[places] = self._session.answer(feeds, [speeds[i] for i in places])[0]
-            else:
-                logits[places] = self._session(feeds)
+            logits[places] = self._session(pad([rows[i] for i in places], self._facts.pad_id))
         return logits
 
     def _picture_logits(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:

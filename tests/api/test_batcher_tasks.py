@@ -30,6 +30,8 @@ LABELS = {
 class Watched:
     """A student, and how many questions each of its windows had."""
 
+    exits = None
+
     def __init__(self, student: Predictor) -> None:
         self.student = student
         self.windows: list[int] = []

@@ -30,6 +30,7 @@ from limbeck.methods.fastbert import FastBert
 from limbeck.preflight import check
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty
+from limbeck.runtime.session import Session
 from limbeck.sources import ModelFacts
 from tests.exported import texts
 from tests.limbeck.bench import TASK, Bench
@@ -69,11 +70,14 @@ def test_uncertainty_is_worked_out_by_hand() -> None:
     as for two classes, it would be above 1 and nobody would leave at speed 1."""
     logits = np.log(np.array([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]], dtype=np.float32))
     expected = [1.0397208 / 1.0986123, 1.0]
-    assert uncertainty(logits).tolist() == pytest.approx(expected, abs=1e-6)
+    assert uncertainty(logits) == pytest.approx(expected, abs=1e-6)
     assert exits.uncertainty(torch.from_numpy(logits)).tolist() == pytest.approx(expected, abs=1e-6)
     two = np.array([[0.0, 0.0], [500.0, 0.0], [0.0, np.log(3)]], dtype=np.float32)
-    assert uncertainty(two).tolist() == pytest.approx([1, 0, 0.8112781], abs=1e-6)
+    assert uncertainty(two) == pytest.approx([1, 0, 0.8112781], abs=1e-6)
     assert exits.uncertainty(torch.from_numpy(two)).tolist() == pytest.approx([1, 0, 0.8112781], abs=1e-6)
+    many = np.random.default_rng(0).normal(scale=3, size=(100, 7)).astype(np.float32)
+    each = [uncertainty(row[None])[0] for row in many]
+    assert uncertainty(many) == pytest.approx(each, abs=1e-5), "many numbers at once are the same as few"
 
 
 @torch.inference_mode()
@@ -108,7 +112,7 @@ def test_texts_leave_alike_in_torch_and_in_onnx(family: str, classes: int, tmp_p
     with torch.inference_mode():
         torch.testing.assert_close(answers[-1], model(**inputs).logits)
     write_exit_graphs(model, tmp_path)
-    session = ExitSession(found_graphs(tmp_path), 0.5, threads=1)
+    session = ExitSession(found_graphs(tmp_path), 0.5, pad_id=int(model.config.pad_token_id), threads=1)
     feeds = {name: value.numpy() for name, value in inputs.items()}
     feeds["token_type_ids"] = np.zeros_like(feeds["input_ids"])
     sure = torch.stack([exits.uncertainty(one) for one in answers[:-1]])
@@ -125,6 +129,22 @@ def test_texts_leave_alike_in_torch_and_in_onnx(family: str, classes: int, tmp_p
         np.testing.assert_allclose(logits, found.logits.numpy(), atol=1e-4)
         seen |= set(layers.tolist())
     assert {1, 4} < seen, "the middle speed lets some leave in between, or this test shows nothing"
+
+
+def test_where_nobody_can_leave_no_branch_is_computed(tmp_path: Path) -> None:
+    """Guards speed 0, which must not cost what it has no use for: states as ever, and logits that nobody made."""
+    model = model_of("bert", 3)
+    write_exit_graphs(model, tmp_path)
+    first, second, *_ = (Session(file, threads=1) for file in found_graphs(tmp_path))
+    feeds = {name: value.numpy() for name, value in batch_of(model).items()}
+    feeds["token_type_ids"] = np.zeros_like(feeds["input_ids"])
+    for graph in (first, second):
+        states, logits = graph.run({**feeds, "asked": np.array(True)})
+        same, nothing = graph.run({**feeds, "asked": np.array(False)})
+        np.testing.assert_array_equal(same, states)
+        assert np.abs(logits).max() > 0
+        assert nothing.tolist() == [[0, 0, 0]]
+        feeds["states"] = states
 
 
 def test_rows_really_leave() -> None:
