@@ -161,8 +161,10 @@ class Criterion:
     def teacher_rows(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """The teacher's logits, or those of all teachers together at ``temperature``, (units, classes)."""
         assert batch.teacher_logits is not None
-        rows = self.task.rows(batch.teacher_logits, batch)
-        return rows if self.ensemble is None else self.ensemble.logits(self.task, rows, temperature)
+        if self.ensemble is None:
+            return self.task.rows(batch.teacher_logits, batch)
+        each = [self.task.rows(one, batch) for one in self.ensemble.apart(batch.teacher_logits)]
+        return self.ensemble.logits(self.task, each, temperature)
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:

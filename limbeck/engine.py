@@ -116,7 +116,7 @@ def distill_here(
             job = run.in_turn(lambda: prepare(run, assignment.sources, assignment.expected))
             plan(run, job, *planned(run, job))
             teachers = ready_teachers(run, job)
-            job = judged_by(run, job, first_of(teachers))
+            job = judged_by(run, job, teachers)
             job, method = settle(run, job, teachers)
             models = {**teachers, "student": _student(run, job, "distilling", method, teachers)}
             if wants_baseline(config, job):

@@ -45,6 +45,7 @@ class AnswersPlace:
     limit: int | None
     fetch: Callable[[str], None]
     used: Callable[[str], None]
+    share_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Order:
     assignment: Assignment
     meeting: Path  #: a file that does not exist yet; the ranks find each other by it
     threads: int  #: of all ranks together
-    answers: tuple[Path, int | None] | None = None  #: the folder of teachers' answers, and the bytes that it may take
+    #: The folder of teachers' answers, the bytes that it may take, and how long a pass has to be to be offered.
+    answers: tuple[Path, int | None, float | None] | None = None
 
 
 @dataclass(slots=True)
@@ -103,7 +105,7 @@ def distill_in_ranks(
                 assignment=sent,
                 meeting=Path(place).resolve() / "ranks",
                 threads=_threads(),
-                answers=None if answers is None else (answers.folder, answers.limit),
+                answers=None if answers is None else (answers.folder, answers.limit, answers.share_seconds),
             )
             try:
                 with _started(order, count) as ranks:

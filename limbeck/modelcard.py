@@ -184,12 +184,13 @@ def _exits(exits: ExitsCard, metric: str) -> str:
 
 def _sizes(card: Scorecard) -> str:
     metric = card.main_metric
-    lines = [_line(["layers", "neurons", "parameters", "operations", f"{_words(metric)} on validation"])]
-    lines.append(_line(["---"] * 5))
+    lines = [_line(["layers", "heads", "neurons", "parameters", "operations", f"{_words(metric)} on validation"])]
+    lines.append(_line(["---"] * 6))
     for one in card.sub_networks:
         layers = f"**{one.layers}** (this)" if one.student else str(one.layers)
         shown = f"{one.validation:.3f}" if metric in NO_SHARES else f"{one.validation:.1%}"
-        lines.append(_line([layers, f"{one.neurons:,}", f"{one.parameters:,}", f"{one.flops:.0%}", shown]))
+        heads = "all" if one.heads is None else str(one.heads)
+        lines.append(_line([layers, heads, f"{one.neurons:,}", f"{one.parameters:,}", f"{one.flops:.0%}", shown]))
     return (
         "It was cut from one network that was trained at all these sizes. On validation after the last step, with the "
         "operations of the layers as a share of the whole network's (counted, not timed); a job whose `student` names "

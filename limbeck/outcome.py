@@ -92,7 +92,7 @@ def evaluate_together(run: Run, job: Prepared, evaluations: Mapping[str, Evaluat
     answered = [run.store.read_tensors(_tested(name))[0]["logits"] for name in job.members]
     ensemble = ensemble_of(run.config)
     assert ensemble is not None
-    logits = ensemble.logits(job.task, torch.cat(answered, dim=-1)).numpy()
+    logits = ensemble.over(job.task, torch.cat(answered, dim=-1), job.test).numpy()
     predictions = job.task.predictions(logits, job.test)
     if not run.facts.get("together_said"):
         _say_tested(run, job, "teachers", f"The {len(members)} teachers together", predictions)

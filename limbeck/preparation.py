@@ -182,7 +182,7 @@ def _student_source(run: Run, given: Mapping[str, Path]) -> LocalModel | None:
         return None
     if (known := run.facts.get("student_revision")) is not None:
         spec = spec.model_copy(update={"revision": known})
-    return sources.student_folder(spec, given)
+    return sources.student_folder(spec, given, run.poll)
 
 
 def _student_plan(

@@ -75,10 +75,9 @@ def read_data(
     Raises:
         InvalidInput: naming the field, row or label that is wrong.
     """
-    wanted = run.config.task
-    corpus = data.load(
-        run.config.dataset, seed=run.config.training.seed, sources=given, task=wanted.type if wanted else None
-    )
+    seed, wanted = run.config.training.seed, run.config.task
+    form = wanted.type if wanted else None
+    corpus = data.load(run.config.dataset, seed=seed, sources=given, task=form, poll=run.poll)
     pair = corpus.train.pairs is not None
     require_fit(run, teachers, about, corpus.labels, corpus.task, pair)
     task: Task = (wanted or TASKS[corpus.task]()).for_data(pair=pair)

@@ -20,6 +20,7 @@ from limbeck.ranks import ALONE, Ranks
 from limbeck.teacher_cache import TeacherCache
 
 JOURNAL = "journal"
+_ALIVE_SECONDS = 1.0
 T = TypeVar("T")
 
 
@@ -49,6 +50,7 @@ class Run:
         self.micro_batches = micro_batches
         self._interval = checkpoint_seconds
         self._saved = time.monotonic()
+        self._alive = float("-inf")
         #: Small results of finished work, as JSON.
         self.facts: dict[str, Any] = {"config": config.model_dump(mode="json")}
         if self.store.damage is not None:
@@ -99,11 +101,15 @@ class Run:
         self.ranks = self.ranks.part()
 
     def poll(self) -> None:
-        """Call where the state can be saved.
+        """Call where the state can be saved, and often: it is also what says that the run is not stuck.
 
         Raises:
             Interrupted: somebody wants the run to stop.
         """
+        now = time.monotonic()
+        if now - self._alive >= _ALIVE_SECONDS:
+            self._alive = now
+            self.callbacks.on_alive()
         if self.callbacks.should_stop():
             raise Interrupted("The run was asked to stop; its state is saved.")
 

@@ -123,6 +123,8 @@ class SubNetwork(Spec):
     """In the feed-forward part of each layer."""
     width: float
     """The same as a share of the whole network's."""
+    heads: int | None = None
+    """In the attention of each layer; missing in scorecards from before these were of several numbers."""
     parameters: int
     """Whole vocabulary included, as in a :class:`ModelCard`."""
     validation: float

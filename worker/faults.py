@@ -55,6 +55,12 @@ def fault_of(exit_code: int, *, oom_killed: bool) -> Fault:
     return Fault("killed", f"The training process was killed from outside ({name}).", True)
 
 
+def stall_of(seconds: float) -> Fault:
+    """The fault of a trainer that had to be ended because it said nothing for so long."""
+    told = f"The training process did not get on for {seconds:g} s (LIMBECK_STALL_SECONDS) and was ended."
+    return Fault("stalled", told, True)
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
