@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 PROBES = "batch_probes"
 #: Speeds that are closer than this are the same: the larger part is taken then, of which a batch has fewer.
 _SAME = 0.95
+#: Turns that are timed; the quickest counts, since a machine that is busy elsewhere only slows down.
+_ROUNDS = 2
 #: As many parts as ``training.gradient_accumulation`` may name.
 _MOST_PARTS = 256
 #: AdamW keeps two numbers beside each weight, from its first step on.
@@ -178,18 +180,23 @@ def _measure(setting: _Setting, examples: int) -> _Measured:
     try:
         for step in ends:
             _pass(setting, order[-count:], step)
-        memory.settle()
-        begun = time.perf_counter()
-        for step in ends:
-            _pass(setting, order[middle : middle + count], step)
-        memory.settle()
-        seconds = (time.perf_counter() - begun) / (len(ends) * count)
+        rounds = [_timed(setting, order[middle : middle + count], ends) for _ in range(_ROUNDS)]
+        seconds = min(rounds) / (len(ends) * count)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
     state = setting.optimizer.state
     missing = (one for one in trainable(setting.objective.module) if one not in state)
     return _Measured(memory.peak() + sum(_MOMENTS * one.nbytes for one in missing), seconds)
+
+
+def _timed(setting: _Setting, groups: NDArray[np.int64], steps: Sequence[int]) -> float:
+    setting.run.memory.settle()
+    begun = time.perf_counter()
+    for step in steps:
+        _pass(setting, groups, step)
+    setting.run.memory.settle()
+    return time.perf_counter() - begun
 
 
 def _pass(setting: _Setting, groups: NDArray[np.int64], step: int) -> None:
