@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
-from api.limits import allow_many_connections
+from api.limits import allow_many_connections, encode_in_one_thread
 from api.logs import configure_logging
 from models.settings import Settings
 
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings()
     configure_logging(settings)
     allow_many_connections()
+    encode_in_one_thread()
     app = create_app(settings)
     config = uvicorn.Config(
         app,

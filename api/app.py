@@ -25,9 +25,11 @@ from models.settings import Settings
 from models.storage import open_storage
 from worker.queue import Bell
 
-_ROUTERS: tuple[APIRouter, ...] = tuple(
-    module.router
-    for module in (jobs, events, datasets, models, aliases, files, predict, open_inference, methods, health)
+#: A request is compared with one route after the other: those that are asked by far the most come first.
+_ROUTERS: tuple[APIRouter, ...] = (
+    predict.router,
+    open_inference.asking,
+    *(module.router for module in (jobs, events, datasets, models, aliases, files, open_inference, methods, health)),
 )
 
 

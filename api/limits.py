@@ -1,7 +1,8 @@
-"""How many files this process may have open; a connection is one."""
+"""What a server process may take of its machine: open files, of which a connection is one, and threads."""
 
 from __future__ import annotations
 
+import os
 import resource
 
 #: More than one process can serve.
@@ -20,3 +21,9 @@ def allow_many_connections() -> int:
         return soft
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted
+
+
+def encode_in_one_thread() -> None:
+    """Let a thread that answers encode its texts itself, unless whoever started the process says otherwise: waking
+    the tokenizers' pool takes longer than the texts of a window do, and the cores are busy with other windows."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

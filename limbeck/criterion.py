@@ -84,11 +84,11 @@ class Criterion:
         rows, targets, weights = self.task.rows(logits, batch), self.task.targets(batch), self._weights(logits, batch)
         if batch.labelled is None:
             return _mean(self.task.hard_losses(rows, targets), weights, self.task.unit)
-        known = batch.labelled[self.task.owners(batch)]
-        if not bool(known.any()):
+        known = batch.labelled  # of examples that are each answered as a whole: no others come without labels
+        if not len(known):
             # Nothing to learn here, yet every parameter has to keep its gradient.
             return Term(logits.float().sum() * 0, unit="labelled")
-        losses = self.task.hard_losses(rows[known], targets[known])
+        losses = self.task.hard_losses(rows.index_select(0, known), targets.index_select(0, known))
         return _mean(losses, None if weights is None else weights[known], "labelled")
 
     def soft(

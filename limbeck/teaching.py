@@ -13,7 +13,7 @@ from limbeck import evaluate
 from limbeck.cache import predict
 from limbeck.config import FineTune
 from limbeck.device import seed_everything
-from limbeck.errors import Diverged, TeacherUnfit
+from limbeck.errors import Diverged, InvalidModel, Problem, TeacherUnfit
 from limbeck.loop import Phase, train
 from limbeck.losses import require_finite
 from limbeck.methods.base import Models
@@ -35,7 +35,11 @@ def ready_teachers(run: Run, job: Prepared) -> Teachers:
 
     Raises:
         Diverged, TeacherUnfit: as :func:`ready_teacher`; each has to be fit.
+        InvalidModel: weights cannot be loaded; found before any teacher is fine-tuned.
     """
+    missing = [name for name in job.members if not run.store.has(name)]
+    for name in missing[1:]:  # the first is loaded next in any case
+        _loaded(run, job.members[name], name)
     found = {name: ready_teacher(run, read, name) for name, read in job.members.items()}
     if len(found) > 1:
         panel_answers(run, job, found)
@@ -51,13 +55,14 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
 
     Raises:
         Diverged: its logits are not finite.
+        InvalidModel: its weights cannot be loaded.
         TeacherUnfit: it is not better on validation than the most common class.
     """
     if run.store.has(name):
         return run.store.read_tensors(name)[0]
     run.meter.begin(name)
     seed_everything(run.config.training.seed)
-    model = run.device.place(job.blueprint.load_teacher(keep_head=job.keep_head))
+    model = run.device.place(_loaded(run, job, name))
     if not job.keep_head:
         layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
         job.task.begin_head(layer, job.train)
@@ -83,6 +88,20 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
         **{job.task.main_metric: score},
     )
     return keep(run, name, model)
+
+
+def _loaded(run: Run, job: Prepared, name: str) -> PreTrainedModel:
+    """The model in a teacher's folder.
+
+    Raises:
+        InvalidModel: its weights do not fit; the field that names it is told.
+    """
+    try:
+        return job.blueprint.load_teacher(keep_head=job.keep_head)
+    except InvalidModel as error:
+        number = int(name.partition("-")[2] or 1)
+        at = f"{run.config.teacher.pointers[number - 1]}/source"
+        raise InvalidModel(f"{at}: {error.message}", [Problem(at, error.message)]) from error
 
 
 def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:

@@ -36,7 +36,10 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60, gt=0)
     heartbeat_seconds: float = Field(default=15, gt=0)
     grace_seconds: float = Field(default=30, gt=0)
-    """How long an attempt that is told to stop may take to write its checkpoint."""
+    """How long an attempt that is told to stop may take to write its checkpoint; and, when its worker shuts down, to
+    bring that to a storage that is away."""
+    stall_seconds: float = Field(default=1800, gt=0)
+    """A training process that has not got on for so long is ended, and the job tried again."""
     checkpoint_seconds: float = Field(default=60, gt=0)
     """Between two checkpoints of a running attempt."""
     reconcile_min_seconds: float = Field(default=30, gt=0)

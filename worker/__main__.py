@@ -17,7 +17,8 @@ from models.storage import open_storage
 from worker import logs
 from worker.queue import Bell, celery_app
 from worker.reconciler import Reconciler
-from worker.runner import TRAINER, sweep_scratch
+from worker.runner import TRAINER
+from worker.scratch import sweep_scratch
 from worker.service import Worker
 from worker.slots import Slots, find_gpus
 from worker.tasks import answer_bells

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from models.db import Database
 from models.repository import catalogue
 from models.repository.sources import data_sources, model_sources
 from models.storage import Storage
+from worker.patience import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +59,20 @@ def expected_of(provenance: Mapping[str, Any]) -> dict[str, str]:
     return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
 
 
-def fetch(storage: Storage, needed: list[Needed], go_on: Callable[[], bool]) -> None:
-    """Bring the files here, each checked; stops in between when ``go_on`` says no.
+def micro_batches_of(provenance: Mapping[str, Any]) -> dict[str, int]:
+    """What the repeated job's probe for ``training.gradient_accumulation: auto`` found; empty for a first run."""
+    found: dict[str, int] = (provenance.get("rerun_of") or {}).get("micro_batches") or {}
+    return found
+
+
+def fetch(storage: Storage, needed: list[Needed], patiently: Patience) -> None:
+    """Bring the files here, each checked.
 
     Raises:
-        NotFound, DamagedFile, StorageFull, Unavailable
+        NotFound, DamagedFile, StorageFull, Unavailable; and what ``patiently`` raises to stop.
     """
     for file in needed:
-        if not go_on():
-            return
-        storage.get_file(file.key, file.path)
+        patiently(partial(storage.get_file, file.key, file.path, watch=patiently.check))
         with file.path.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != file.sha256:
@@ -75,17 +81,15 @@ def fetch(storage: Storage, needed: list[Needed], go_on: Callable[[], bool]) -> 
             )
 
 
-def fetch_checkpoint(
-    storage: Storage, checkpoint: Mapping[str, Any], state: Path, go_on: Callable[[], bool]
-) -> str | None:
+def fetch_checkpoint(storage: Storage, checkpoint: Mapping[str, Any], state: Path, patiently: Patience) -> str | None:
     """Lay the checkpoint out as ``limbeck.checkpoint`` left it; what is wrong where it cannot be used.
 
     Raises:
-        StorageFull, Unavailable
+        StorageFull, Unavailable; and what ``patiently`` raises to stop.
     """
     needed = [Needed(file["key"], state / name, file["sha256"]) for name, file in checkpoint["files"].items()]
     try:
-        fetch(storage, needed, go_on)
+        fetch(storage, needed, patiently)
     except (NotFound, DamagedFile) as error:
         return error.message
     files = {name: {"sha256": file["sha256"], "bytes": file["bytes"]} for name, file in checkpoint["files"].items()}

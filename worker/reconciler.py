@@ -19,7 +19,7 @@ from worker.checkpoints import delete_checkpoints
 from worker.endings import settle_expired
 from worker.lease import due, seconds_until
 from worker.queue import Bell
-from worker.runner import sweep_scratch
+from worker.scratch import sweep_scratch
 from worker.service import Worker
 
 _log = logging.getLogger(__name__)

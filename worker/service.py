@@ -70,9 +70,7 @@ class Worker:
 
     def stop(self) -> None:
         """Let go of everything: in order when called first, in a hurry when called again. Safe in a signal handler."""
-        if self.shutdown.wanted.is_set():
-            self.shutdown.hurry.set()
-        self.shutdown.wanted.set()
+        self.shutdown.ask()
 
     def _run_one(self) -> bool:
         asked_at = 0.0
@@ -81,7 +79,8 @@ class Worker:
             nonlocal asked_at
             asked_at = time.monotonic()
             with self._database.session() as session:
-                return lease.claim(session, self.holder, lease_seconds=self._settings.lease_seconds, gpus=gpus)
+                seconds = self._settings.lease_seconds
+                return lease.claim(session, self.holder, lease_seconds=seconds, gpus=gpus, most=self.slots.gpus)
 
         with self.slots.take(claim, lambda taken: taken.devices) as taken:
             if taken is None:

@@ -46,6 +46,11 @@ class Slots:
         self._lock = threading.Lock()
 
     @property
+    def gpus(self) -> int:
+        """How many there are, free or not."""
+        return self.total if self._has_gpus else 0
+
+    @property
     def free(self) -> int:
         return len(self._free)
 

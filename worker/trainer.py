@@ -2,8 +2,9 @@
 
 It reads ``WORKDIR/attempt.json`` (:func:`read_order`) and imports nothing of the database. What happens goes out on the
 pipe, one JSON object a line; its ``type`` is ``stage``, ``progress``, ``metrics``, ``event``, ``checkpoint`` or
-``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), and the last one ``result``,
-``interrupted`` or ``error``. What it prints is its log.
+``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), or ``alive``, and the last one
+``result``, ``interrupted`` or ``error``. Each is sent by the work itself: a process that has said nothing for long is
+stuck. What it prints is its log.
 
 On its standard input it hears ``{"type": "lease", "seconds": N}``, ``{"type": "answers", "key": …}`` (those that it
 wanted have come, or there are none) and ``{"type": "stop"}``; the end of the input, and SIGTERM, mean stop as well.
@@ -29,10 +30,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, LimbeckError
+from limbeck.full_disk import disk_errors
 from limbeck.launching import AnswersPlace, distill_in_ranks
 from limbeck.result import DistillResult
 
@@ -98,6 +101,9 @@ class Pipe(Callbacks):
     def on_provenance(self, facts: Mapping[str, Any]) -> None:
         self.send("provenance", facts=dict(facts))
 
+    def on_alive(self) -> None:
+        self.send("alive")
+
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
@@ -135,8 +141,8 @@ class Leash:
 
 def read_order(workdir: Path) -> dict[str, Any]:
     """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``,
-    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), and ``teacher_cache`` (``folder``
-    and ``bytes``) where jobs share teachers' answers."""
+    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), ``micro_batches`` (what the first
+    run's probe found), and ``teacher_cache`` (``folder`` and ``bytes``) where jobs share teachers' answers."""
     order: dict[str, Any] = json.loads((workdir / ORDER).read_text(encoding="utf-8"))
     return order
 
@@ -144,7 +150,8 @@ def read_order(workdir: Path) -> dict[str, Any]:
 def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
     """Run the engine; the exit code."""
     try:
-        result = _distill(workdir, order, pipe)
+        with disk_errors():  # also of what lies around the engine, such as the folders in which ranks meet
+            result = _distill(workdir, order, pipe)
     except Interrupted:
         pipe.send("interrupted")
         return EXIT_INTERRUPTED
@@ -167,16 +174,21 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
 
 def _distill(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> DistillResult:
     """By the engine in this process; or in others, and then this one has no need of torch."""
-    config = DistillConfig.parse(order["config"])
-    sources = {reference: Path(folder) for reference, folder in order["sources"].items()}
-    given = (config, workdir, pipe, sources, order["checkpoint_seconds"], order["expected"])
+    assignment = Assignment(
+        DistillConfig.parse(order["config"]),
+        workdir,
+        sources={reference: Path(folder) for reference, folder in order["sources"].items()},
+        checkpoint_seconds=order["checkpoint_seconds"],
+        expected=order["expected"],
+        micro_batches=order["micro_batches"],
+    )
     answers = _answers(order.get("teacher_cache"), pipe)
-    if config.training.devices > 1:
-        return distill_in_ranks(*given, answers)
+    if assignment.config.training.devices > 1:
+        return distill_in_ranks(assignment, pipe, answers)
     from limbeck.engine import distill_here
     from limbeck.teacher_cache import TeacherCache
 
-    return distill_here(*given, None if answers is None else TeacherCache.at(answers))
+    return distill_here(assignment, pipe, None if answers is None else TeacherCache.at(answers))
 
 
 def _answers(place: Mapping[str, Any] | None, pipe: Pipe) -> AnswersPlace | None:

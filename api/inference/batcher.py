@@ -61,6 +61,7 @@ class Batcher:
         self._lines: OrderedDict[int, _Line] = OrderedDict()
         self._texts = 0  # that wait
         self._closed = False
+        self._waking: asyncio.AbstractEventLoop | None = None  # that will wake a thread in its next turn
         self._finished: deque[tuple[float, int]] = deque(maxlen=1000)  # (when, texts) of the last windows
         self._threads = [
             threading.Thread(target=self._work, name=f"limbeck-answers-{next(_THREAD_NAMES)}", daemon=True)
@@ -117,7 +118,16 @@ class Batcher:
                 line = self._lines[id(student)] = _Line(student)
             line.waiting.extend(parts)
             self._texts += texts
-            self._turn.notify(len(parts))
+        loop = parts[0].loop
+        if self._waking is not loop:
+            self._waking = loop
+            loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        """Once for all questions of one turn of the loop: woken by the first, a thread would take that one alone."""
+        self._waking = None
+        with self._turn:
+            self._turn.notify()
 
     def _retry_after(self) -> int:
         now = time.monotonic()
@@ -145,6 +155,8 @@ class Batcher:
             window, late = self._window(line.waiting)
             if line.waiting:
                 self._lines[key] = line  # behind the others
+            if self._lines:
+                self._turn.notify()
             self._finished.append((time.monotonic(), sum(len(one.question) for one in window)))
             return line.student, window, late
 

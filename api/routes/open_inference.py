@@ -19,13 +19,14 @@ from fastapi import APIRouter, Request, Response
 
 from api import examples
 from api.answering import Asked
+from api.asking import DirectRoute, limit_body
 from api.openapi import answers
 from api.readiness import Ready
-from api.routes.predict import limit_body
 from limbeck.errors import InvalidInput, Problem
 from limbeck.runtime import Predictor
 
 router = APIRouter(prefix="/v2", tags=["open inference"])
+asking = APIRouter(prefix="/v2", tags=["open inference"], route_class=DirectRoute)
 
 _JSON_LENGTH = "Inference-Header-Content-Length"
 #: Read by hand, as binary tensors stand behind it in the same body.
@@ -78,7 +79,7 @@ async def model_ready(asked: Asked, name: str) -> Response:
     return _json({"name": name, "ready": True})
 
 
-@router.post(
+@asking.post(
     "/models/{name}/infer",
     summary="Ask a model",
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": _REQUEST}}},

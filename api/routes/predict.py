@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Body
 from starlette.responses import Response
 
 from api import examples
 from api.answering import Asked
+from api.asking import QuestionRoute, Student
 from api.openapi import answers
 from api.schemas import PredictRequest
-from limbeck.runtime import Predictor
 
-
-def limit_body(request: Request, student: Predictor) -> None:
-    """Before the body is read: only a student of images is sent more than a document."""
-    if student.task != "image_classification":
-        request.scope["body_limit"].require_document()
-
-
-class _StudentFirst(APIRoute):
-    """Knows whom it asks before FastAPI reads the body, which it does before everything else."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def find_student(request: Request) -> Response:
-            student = await request.app.state.answering.student(request.path_params["model_id"])
-            limit_body(request, student)
-            request.state.student = student
-            return await handle(request)
-
-        return find_student
-
-
-async def _student(request: Request, model_id: str) -> Predictor:
-    student: Predictor = request.state.student
-    return student
-
-
-Student = Annotated[Predictor, Depends(_student)]
-router = APIRouter(prefix="/v1/models", tags=["models"], route_class=_StudentFirst)
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=QuestionRoute)
 
 
 @router.post(

@@ -13,7 +13,7 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
-from api.limits import allow_many_connections
+from api.limits import allow_many_connections, encode_in_one_thread
 from api.logs import configure_logging
 from api.serve.app import create_app
 from api.serve.folder import FolderShelf
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         return 0
     allow_many_connections()
+    encode_in_one_thread()
     service = create_app(settings)
     running = server(service, host=options.host, port=options.port, drain=settings.serve_drain_seconds)
     log.info(said)

@@ -60,8 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Leaving, service=app)
     app.add_middleware(Observed, telemetry=telemetry)
     errors.register(app)
-    for module in (predict, open_inference, health):
-        app.include_router(module.router)
+    for router in (predict.router, open_inference.asking, open_inference.router, health.router):
+        app.include_router(router)
     openapi.install(app)
 
     @app.get("/", include_in_schema=False)

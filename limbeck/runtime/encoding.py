@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from limbeck.errors import InvalidModel
-from limbeck.runtime.student import StudentFacts
+from limbeck.runtime.student import TOKENIZER, StudentFacts
 
 Feeds = Mapping[str, NDArray[Any]]
 """``input_ids``, ``attention_mask`` and ``token_type_ids``, each (examples, tokens), whole numbers; of images
@@ -56,14 +59,23 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: Path, facts: StudentFacts) -> Encoder:
-        """
+        """One for all students that are in memory with the same file and length, as students of one teacher are.
+
         Raises:
             InvalidModel: there is no tokenizer.json, or it is broken.
         """
-        path = folder / "tokenizer.json"
+        path = folder / TOKENIZER
         try:
-            # from_file would take the path; its errors do not tell a missing file from a broken one.
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), facts)
+            content = path.read_bytes()
+            key = hashlib.sha256(content).digest(), facts.max_length
+            with _LOCK:
+                found = _LOADED.get(key)
+            if found is None:
+                # from_file would take the path; its errors do not tell a missing file from a broken one.
+                made = cls(Tokenizer.from_str(content.decode("utf-8")), facts)
+                with _LOCK:
+                    found = _LOADED.setdefault(key, made)
+            return found
         except Exception as error:  # the Rust library raises nothing narrower
             raise InvalidModel(f"{path} cannot be used as a tokenizer: {error}") from error
 
@@ -76,6 +88,11 @@ class Encoder:
         """The same with where each token comes from."""
         found = self._tokenizer.encode_batch(list(texts))
         return [Coded(one.ids, one.type_ids, one.tokens, one.word_ids, one.offsets) for one in found]
+
+
+#: What :meth:`Encoder.load` made and somebody holds, by the file's sha256 and the length.
+_LOADED: WeakValueDictionary[tuple[bytes, int], Encoder] = WeakValueDictionary()
+_LOCK = threading.Lock()
 
 
 def pad(rows: Sequence[Row], pad_id: int) -> Feeds:

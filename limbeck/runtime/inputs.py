@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 TopK = int | Literal["all"] | None
 
+#: Of surrogate pairs.
+_HALVES = re.compile("[\ud800-\udfff]")
 _FORMS = 'a text, {"text": …, "text_pair": …}, or a list of either'
 
 
@@ -154,7 +157,7 @@ def _read_text(value: Any, pointer: str, problems: list[Problem], why: str = "")
         problems.append(Problem(pointer, f"{why}this field is required"))
     elif not isinstance(value, str):
         problems.append(Problem(pointer, f"found {_kind(value)}; allowed: a text"))
-    elif any("\ud800" <= character <= "\udfff" for character in value):
+    elif not value.isascii() and _HALVES.search(value):
         problems.append(Problem(pointer, "the text holds half of a surrogate pair, which is no character"))
     else:
         return value

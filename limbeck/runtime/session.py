@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,13 @@ class Session:
         options.log_severity_level = _ONLY_ERRORS
         # Several sessions share the cores; one that spins while it waits takes them from the others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        disabled = _SLOW_ON_CPUS if chosen == (CPU,) else None
+        disabled = None
+        if chosen == (CPU,):
+            disabled = _SLOW_ON_CPUS
+            _share_memory()
+            # The weights stay out of what is shared, so that they are given back with their session.
+            for name in ("session.use_env_allocators", "session.use_device_allocator_for_initializers"):
+                options.add_session_config_entry(name, "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=list(chosen), disabled_optimizers=disabled
@@ -78,3 +85,14 @@ class Session:
         """Everything that the graph gives, in its own order."""
         found: list[NDArray[np.float32]] = self._session.run(None, {name: feeds[name] for name in self._inputs})
         return found
+
+
+@cache
+def _share_memory() -> None:
+    """One pool for what the sessions of this process compute with; each of its own keeps as much as its largest call
+    took, which is as much again as the weights of a small student in eight bits."""
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    grow = {"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg(grow))  # 1: by as much as is asked for

@@ -22,8 +22,9 @@ TASKS = (
     "image_classification",
 )
 
+TOKENIZER = "tokenizer.json"
 #: The files beside it that a :class:`~limbeck.runtime.Predictor` reads.
-SIDE_FILES = ("limbeck.json", "config.json", "tokenizer.json")
+SIDE_FILES = ("limbeck.json", "config.json", TOKENIZER)
 #: The same of a student of images.
 IMAGE_SIDE_FILES = ("limbeck.json", "config.json", "preprocessor_config.json")
 

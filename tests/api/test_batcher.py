@@ -96,6 +96,50 @@ def test_what_waits_meanwhile_is_answered_in_one_go() -> None:
     assert [size for _, size in student.log] == [1, WINDOW, 3]
 
 
+def test_questions_that_come_together_are_answered_together() -> None:
+    """Guards against one thread that runs off with the first question and another with the second: each window costs
+    a turn of the interpreter's lock."""
+    student = Slow()
+    student.go.set()
+
+    async def script(made: Batcher) -> None:
+        await asyncio.gather(*(made.ask(student, question(f"{i}")) for i in range(5)))  # type: ignore[arg-type]
+
+    with batcher(threads=2) as made:
+        run(script(made))
+    assert [size for _, size in student.log] == [5]
+
+
+def test_a_list_of_several_windows_keeps_all_threads_busy() -> None:
+    """Guards against a thread that is left asleep, as one call wakes one thread alone."""
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        asked = asyncio.ensure_future(made.ask(student, question(*map(str, range(3 * WINDOW)))))  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 0)  # three threads have a window each, and none of them has answered
+        assert not student.log
+        student.go.set()
+        assert await asked == [str(i) for i in range(3 * WINDOW)]
+
+    with batcher(threads=3) as made:
+        run(script(made))
+
+
+def test_each_loop_wakes_the_threads_for_itself() -> None:
+    """Guards against questions that wait for ever because another loop stands still before it has woken anybody."""
+    student = Slow()
+    student.go.set()
+    still = asyncio.new_event_loop()
+    with batcher() as made:
+        first = still.create_task(made.ask(student, question("a")))  # type: ignore[arg-type]
+        still.call_soon(still.stop)
+        still.run_forever()
+        assert made.waiting == 1
+        assert run(made.ask(student, question("b"))) == ["B"]  # type: ignore[arg-type]
+        assert still.run_until_complete(first) == ["A"]
+    still.close()
+
+
 def test_students_take_turns() -> None:
     """Guards a student that is asked once while another is asked all the time: it answers after one window of that."""
     log: list[tuple[str, int]] = []

@@ -23,7 +23,8 @@ from limbeck.elastic import Elastic, Size, evenly, heads_of, neurons_of, sizes
 from limbeck.engine import distill
 from limbeck.errors import Interrupted, InvalidConfig
 from limbeck.families import family_of
-from limbeck.loop import backward, train
+from limbeck.gradients import backward
+from limbeck.loop import train
 from limbeck.methods.base import Models
 from limbeck.methods.dynabert import DynaBERT
 from limbeck.pruning import Part, most_important, neuron_importance

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -211,3 +214,21 @@ def test_chunks_hold_every_row_once_and_rows_of_like_length() -> None:
     assert max(padded) <= 256
     assert [places.tolist() for places in chunks([400, 300])] == [[1], [0]]
     assert list(chunks([])) == []
+
+
+def test_students_with_one_tokenizer_file_hold_it_once(exported_student: Path, tmp_path: Path) -> None:
+    """Guards against a hundred students of one teacher that hold a hundred tables of words, against one that is cut
+    at another's length, and against tokenizers that stay when nobody holds them."""
+    shorter, changed = (shutil.copytree(exported_student, tmp_path / name) for name in ("shorter", "changed"))
+    described = json.loads((shorter / "limbeck.json").read_text())
+    (shorter / "limbeck.json").write_text(json.dumps(described | {"max_length": 4}))
+    with (changed / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    students = [Predictor.load(one, threads=1) for one in (exported_student, exported_student, shorter, changed)]
+    kept = [student._encoder for student in students]
+    assert [kept[0] is one for one in kept] == [True, True, False, False]
+    assert [len(one.encode([ONE])[0]) > 4 for one in kept] == [True, True, False, True]
+    gone = weakref.ref(kept[2])
+    del students, kept
+    gc.collect()
+    assert gone() is None

@@ -387,6 +387,38 @@ def test_a_teacher_whose_tokenizer_is_no_good_is_named(place: Place, tmp_path: P
     assert "pads with the token 0" in _refused(place, tmp_path, teacher=teacher)["/teacher/more/0/source"]
 
 
+def _without_tokenizer(folder: Path, copy: Path) -> Path:
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tokenizer*", "vocab*", "special_tokens*"))
+    return copy
+
+
+def test_a_model_without_a_vocabulary_is_named(place: Place, tmp_path: Path) -> None:
+    """Guards against hours of training on nothing but unknown tokens: transformers makes a tokenizer of no words."""
+    bare = _without_tokenizer(place.second, tmp_path / "bare")
+    for changes, pointer in (
+        ({"teacher": f"path:{bare}", "student": 1}, "/teacher/source"),
+        ({"teacher": {"source": f"path:{place.first}", "more": [f"path:{bare}"]}}, "/teacher/more/0/source"),
+        ({"teacher": f"path:{place.first}", "student": {"source": f"path:{bare}"}}, "/student/source"),
+    ):
+        problems = _refused(place, tmp_path, **changes)
+        assert list(problems) == [pointer]
+        assert "tokenizer knows no word" in problems[pointer]
+        assert "tokenizer.json or vocab.txt" in problems[pointer]
+
+
+def test_weights_that_do_not_load_are_named_before_any_teacher_is_tuned(place: Place, tmp_path: Path) -> None:
+    """Guards against the first teacher's hours of fine-tuning for a second one that was never any good."""
+    file = shutil.copytree(place.second, tmp_path / "broken") / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] + 8}))
+    encoder, said = write_tiny_bert(tmp_path / "encoder"), Recorder()
+    teacher = {"source": f"path:{encoder}", "more": [f"path:{file.parent}"]}
+    with pytest.raises(InvalidModel, match="weights could not be loaded") as caught:
+        distill(place.config(teacher=teacher), tmp_path / "job", callbacks=said)
+    assert [one.pointer for one in caught.value.problems] == ["/teacher/more/0/source"]
+    assert not any(kind == "epoch.finished" for kind, _, _ in said.events)
+
+
 def test_two_ranks_ask_all_teachers(place: Place, finished: tuple[DistillResult, Recorder], tmp_path: Path) -> None:
     """Guards against ranks that wait for each other for ever: each model's answers are shared work, in one order."""
     training = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32, "devices": 2}

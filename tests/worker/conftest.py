@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from models.db import Database
 from models.job import Job
-from models.repository import jobs
+from models.repository import jobs, telemetry
 from models.settings import Settings
 from models.storage import Storage, open_storage
 from worker.lease import Claim, Holder, claim
@@ -104,9 +104,11 @@ def read(database: Database, job_id: str) -> Job:
         return jobs.get(session, job_id)
 
 
-def claim_one(database: Database, *, lease_seconds: float = 60, gpus: int = 0, holder: Holder = HOLDER) -> Claim | None:
+def claim_one(
+    database: Database, *, lease_seconds: float = 60, gpus: int = 0, most: int | None = None, holder: Holder = HOLDER
+) -> Claim | None:
     with database.session() as session:
-        return claim(session, holder, lease_seconds=lease_seconds, gpus=gpus)
+        return claim(session, holder, lease_seconds=lease_seconds, gpus=gpus, most=most)
 
 
 def expire(database: Database, job_id: str) -> None:
@@ -123,6 +125,17 @@ def steal(database: Database, job_id: str) -> Claim:
     assert stolen is not None
     assert stolen.job.id == job_id
     return stolen
+
+
+def worker_on(storage: Storage, settings: Settings, database: Database) -> Worker:
+    """A worker of another storage, or of other settings, than the fixtures'."""
+    return Worker(settings, database, storage, Bell(settings), Slots(1), command=STAND_IN)
+
+
+def events(database: Database, job_id: str) -> list[str]:
+    """The kinds of what a job has told."""
+    with database.reading() as session:
+        return [event.kind for event in telemetry.events_after(session, job_id, 0, 1000)]
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """A trainer for tests of the worker: the real process, pipe and leash around work that is only counted.
 
-The job's ``config["does"]`` says what happens: ``steps`` and ``seconds`` of each, ``trace`` (a file that gets a line a
-step), ``at`` (the step at which something happens) and then ``signal``, ``exit``, ``error``, ``hang``, ``say`` or
-``temporary`` (a file that gets the name of a temporary folder, which stays).
+The job's ``config["does"]`` says what happens: ``steps`` and ``seconds`` of each, ``saves`` (a step that has a
+checkpoint whatever the clock says), ``trace`` (a file that gets a line a step), ``at`` (the step at which something
+happens) and then ``signal``, ``exit``, ``error``, ``hang``, ``polls`` (seconds in which it says that it is alive, and
+nothing else), ``say`` or ``temporary`` (a file that gets the name of a temporary folder, which stays).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from worker.trainer import Pipe
 
 
 def count(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
-    does = order["config"]["does"]
+    does = order["config"].get("does", {})
     steps = does.get("steps", 3)
     step = resume(workdir / "state")
     saved = time.monotonic()
@@ -43,7 +44,7 @@ def count(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
         pipe.on_progress(Progress(Stage.DISTILLING, step, steps, 100 * step / steps, None, None))
         pipe.on_metrics(step, {"distilling/loss": 1 / step, "distilling/nan": float("nan")})
         stop = pipe.should_stop() and not does.get("deaf")
-        if stop or time.monotonic() - saved > order["checkpoint_seconds"]:
+        if stop or step == does.get("saves") or time.monotonic() - saved > order["checkpoint_seconds"]:
             pipe.on_checkpoint(save(workdir / "state", step))
             saved = time.monotonic()
         if stop:
@@ -73,6 +74,9 @@ def happen(does: Mapping[str, Any], pipe: Pipe) -> bool:
         return False
     if "hang" in does:
         time.sleep(does["hang"])
+    for _ in range(does.get("polls", 0)):
+        time.sleep(1)
+        pipe.on_alive()
     if "temporary" in does:
         Path(does["temporary"]).write_text(tempfile.mkdtemp())
     if "say" in does:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,8 @@ from worker.queue import Bell
 from worker.runner import TRAINER
 from worker.service import Worker
 from worker.slots import Slots
+
+HELD = (sys.executable, str(Path(__file__).parent / "held_trainer.py"))
 
 
 @pytest.fixture
@@ -118,6 +121,10 @@ def test_a_students_own_model_is_fetched_as_the_teacher_is(
     assert len(needed) == len(before[1]) + 1
     first = {"teacher": {"sha256": "a"}, "dataset": None, "more_teachers": [{"sha256": "b"}, {"revision": "c"}]}
     assert materials.expected_of({"rerun_of": first}) == {"teacher": "a", "teacher/more/0": "b"}
+    assert materials.micro_batches_of({"rerun_of": first, "micro_batches": {"distilling/main": 4}}) == {}
+    assert materials.micro_batches_of({"rerun_of": first | {"micro_batches": {"distilling/main": 8}}}) == {
+        "distilling/main": 8
+    }
 
 
 def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
@@ -241,3 +248,34 @@ def test_a_job_on_two_devices_outlives_its_ranks_its_pause_and_its_trainer(
     with database.reading() as session:
         assert [one.outcome for one in telemetry.attempts(session, job.id)] == ["paused", "failed", "succeeded"]
     assert weights(database, job.id) == weights(database, undisturbed.id)
+
+
+@pytest.mark.parametrize(("stage", "devices"), [("preparing", 1), ("preparing", 2), ("evaluating", 1)])
+def test_a_cancel_is_obeyed_where_nothing_is_trained(
+    settings: Settings,
+    database: Database,
+    storage: Storage,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    devices: int,
+) -> None:
+    """Guards the stop button in the engine's own stages, which the stand-in of other tests does not have."""
+    mark = tmp_path / "mark"
+    for name, value in {"OMP_NUM_THREADS": "1", "HELD_STAGE": stage, "HELD_MARK": str(mark)}.items():
+        monkeypatch.setenv(name, value)
+    config["training"] |= {"devices": devices, "epochs": 1}
+    job = submit(database, config=config)
+    patient = settings.model_copy(update={"lease_seconds": 20, "heartbeat_seconds": 5})
+    running = in_background(Worker(patient, database, storage, Bell(settings), Slots(1), command=HELD))
+    until(lambda: mark.exists() or read(database, job.id).status.terminal, 120)
+    assert mark.exists(), read(database, job.id).error
+    with database.session() as session:
+        jobs.request_cancel(session, job.id)
+    running.join(60)
+    ended = read(database, job.id)
+    assert (ended.status, ended.checkpoint) == (JobStatus.CANCELLED, None)
+    assert trainers() == []
+    with database.reading() as session:
+        assert catalogue.models_of_job(session, job.id) == []
