@@ -22,7 +22,7 @@ from limbeck.image_files import SPLIT_NAMES, SUFFIXES
 
 #: Of one split.
 MOST_IMAGES = 1_000_000
-_TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv")
+_TABLES = (".arrow", ".csv", ".gz", ".json", ".jsonl", ".parquet", ".tsv", ".zst")
 #: What makes a zip that it is no data: notes of the machine that it was packed on.
 _IGNORED = ("__MACOSX", "Thumbs.db")
 
