@@ -9,14 +9,14 @@ from limbeck.errors import InvalidDataset, Problem
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 #: What the folders of splits may be called.
-_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
+SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
 def image_splits(folder: Path) -> dict[str, Path]:
     """The folders of a folder that hold labels with images, by the split that they are; none where it holds no such."""
     found: dict[str, Path] = {}
     for below in sorted(folder.iterdir()) if folder.is_dir() else ():
-        split = _NAMES.get(below.name.lower())
+        split = SPLIT_NAMES.get(below.name.lower())
         if split is not None and below.is_dir() and any(one.is_dir() for one in below.iterdir()):
             found.setdefault(split, below)
     return found if "train" in found else {}

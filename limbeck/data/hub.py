@@ -12,6 +12,7 @@ from typing import Any
 
 from limbeck import hub
 from limbeck.config import Dataset
+from limbeck.data.image_archives import archive_table, archived_splits
 from limbeck.data.loading import wanted_splits
 from limbeck.data.table import Foreign, Table
 from limbeck.errors import InvalidInput
@@ -55,6 +56,9 @@ def load_tables(spec: Dataset, poll: Callable[[], None] = lambda: None) -> tuple
             "the hub may have it as plain files: try the revision 'refs/convert/parquet'"
         )
         raise _fault("source", detail)
+    if spec.subset is None and (archived := archived_splits(folder)):
+        wanted = wanted_splits(spec.splits, archived.keys())
+        return {where: archive_table(archived[name], where) for where, name in wanted.items()}, revision
     splits = _open(str(folder), spec)
     tables = {where: _table(splits[name], folder) for where, name in wanted_splits(spec.splits, splits.keys()).items()}
     return tables, revision

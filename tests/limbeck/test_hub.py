@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -80,6 +81,25 @@ def test_images_of_the_hub_load_by_its_own_layout(tmp_path: Path) -> None:
         "print(one.task, len(one.train), len(one.test), ''.join(one.labels), one.train.texts[0], one.revision)",
     )
     assert found == f"image_classification 80 20 0123456789 0.bmp {SHA}"
+
+
+def test_zipped_images_of_the_hub_load(tmp_path: Path) -> None:
+    """Guards an imagefolder with an archive a split, of which `datasets` makes one label, the archive's own folder."""
+    folder = _cached(tmp_path, "datasets", "someone/beans") / "data"
+    folder.mkdir()
+    for split, table in (("train", "train"), ("test", "test")):
+        rows = pyarrow.parquet.read_table(write_digits(tmp_path / "digits", 80) / f"{table}.parquet").to_pylist()
+        with zipfile.ZipFile(folder / f"{split}.zip", "w") as archive:
+            for place, row in enumerate(rows):
+                archive.writestr(f"{split}/digit {row['label']}/{place}.bmp", row["img"]["bytes"])
+    found = _offline(
+        tmp_path,
+        "from limbeck.config import Dataset; from limbeck.data import load\n"
+        "one = load(Dataset(source='someone/beans'), seed=0)\n"
+        "print(one.task, len(one.train) + len(one.validation), len(one.test), len(one.labels), one.labels[3], "
+        "one.test.texts[0], one.revision)",
+    )
+    assert found == f"image_classification 80 20 10 digit 3 test/digit {rows[0]['label']}/0.bmp {SHA}"
 
 
 @pytest.mark.parametrize("named", ["private.bmp", "hub/../private.bmp", "pri\x00vate.bmp"])
