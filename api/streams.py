@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.schemas import EventView
+from api.job_schemas import EventView
 from limbeck.errors import LimbeckError
 from models.db import Database
 from models.repository import overview, telemetry

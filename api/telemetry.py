@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from api.answering import Answering
 from models.db import Database
 from models.job import JobStatus
+from models.repository import teacher_parts
 from models.repository.overview import count_by_status
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
@@ -72,8 +73,13 @@ class _Jobs(Collector):
 
     def collect(self) -> Iterable[Metric]:
         with self._database.reading() as session:
-            counts = count_by_status(session)
+            counts, shared = count_by_status(session), teacher_parts.count(session)
         family = GaugeMetricFamily("limbeck_jobs", "Jobs by status.", labels=("status",))
         for status in JobStatus:
             family.add_metric((status.value,), counts.get(status, 0))
+        yield family
+        parts = "Parts of teachers' passes that jobs offer to idle workers, by state."
+        family = GaugeMetricFamily("limbeck_teacher_parts", parts, labels=("state",))
+        for state, count in shared.items():
+            family.add_metric((state,), count)
         yield family

@@ -211,8 +211,10 @@ class Batch:
     teacher_logits: Tensor | None = None  # (examples, classes), or (examples, tokens, classes)
     counts: Mapping[str, int] = field(default_factory=dict)  #: how many units a loss term may be the mean of
     places: NDArray[np.int64] | None = None  # (examples,): where in the split they stand
-    labelled: Tensor | None = None  # (examples,) of bool: which have a label; None: all
+    labelled: Tensor | None = None  # (labelled,): the places in the batch of examples that have a label; None: all
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
+    tagged: Tensor | None = None  # (labelled,): where tokens have a label of their own, the places of those that have,
+    # counted through the batch's (examples, tokens)
     stands_in: bool = False  #: another rank's examples, on a rank that has none of the batch: they count nothing
 
     @property
@@ -306,17 +308,18 @@ class Collator:
         places = self.data.tokens_of(rows)
         found = self.data.inputs(rows, mask, places, self.pad_id)
         inputs = {name: self._on_device(values) for name, values in found.items()}
-        labels, labelled = self.data.labels, None
+        labels, labelled, tagged = self.data.labels, None, None
+        # Which have a label is looked up here: a GPU asked for it would have to be waited for.
         if self.data.tagged:
             whole = np.full(mask.shape, -100, dtype=np.int64)
             whole[mask] = labels[places]
-            labels = whole
+            labels, tagged = whole, self._on_device(np.flatnonzero(whole != -100))
         else:
             labels = labels[rows]
         if self.labelled is not None:
-            labelled = self._on_device(rows < self.labelled)
-        counts = self.counts(rows)
-        return Batch(inputs, self._on_device(labels), self._teacher(rows, places, mask), counts, rows, labelled)
+            labelled = self._on_device(np.flatnonzero(rows < self.labelled))
+        teacher, counts = self._teacher(rows, places, mask), self.counts(rows)
+        return Batch(inputs, self._on_device(labels), teacher, counts, rows, labelled, tagged=tagged)
 
     def counts(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """How many units of each kind a batch of these rows has; those of its parts sum to it."""

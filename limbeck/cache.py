@@ -1,14 +1,13 @@
 """Running a model over a whole split; keeping the teacher's answers, so that it runs over the training split once.
 
-They are kept twice: in the job's own state, from which an interrupted pass and a resumed job go on, and, where there is
-one, in a folder that jobs share (``limbeck/teacher_cache.py``).
+They are kept twice: in the job's own state, from which an interrupted pass and a resumed job go on
+(``limbeck/teacher_pass.py``), and, where there is one, in a folder that jobs share (``limbeck/teacher_cache.py``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
-from limbeck.errors import DamagedFile, Interrupted, LimbeckError
+from limbeck.errors import DamagedFile, LimbeckError
 from limbeck.families import pad_id_of
 from limbeck.losses import require_finite
 from limbeck.run import Run
+from limbeck.teacher_pass import ROLE, Help, TeacherPass, answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from limbeck.tasks.base import Task
     from limbeck.teacher_cache import Known
 
-_ROLE = "cache"
 #: Of the way that answers are computed; to be raised when it changes, because their rounding does.
 _VERSION = 1
 
@@ -51,22 +50,11 @@ def predict(
         run.poll()
         if number % run.ranks.count == run.ranks.number:
             with run.device.autocast():
-                places, answers = _answers(model, collate, rows, task)
+                places, answers = answer(model, collate, rows, task)
                 logits[places] = answers.numpy()
         done(len(rows))
     whole: NDArray[np.float32] = run.ranks.sum(torch.from_numpy(logits)).numpy()
     return whole
-
-
-def _answers(
-    model: PreTrainedModel, collate: Collator, rows: NDArray[np.int64], task: Task
-) -> tuple[NDArray[np.int64], Tensor]:
-    """Where the answers to these rows go, and the answers, (places, classes) in float32 on the CPU."""
-    batch = collate(rows)
-    found = task.kept(model, batch)
-    if collate.data.per_token and not collate.data.cloze:
-        found = found[batch.inputs["attention_mask"].bool()]
-    return collate.data.answer_places(rows), found.cpu()
 
 
 def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor], data: Encoded, task: Task) -> str:
@@ -109,12 +97,12 @@ def teacher_logits(
     key: str,
     classes: int,
     run: Run,
-    role: str = _ROLE,
+    role: str = ROLE,
 ) -> Tensor:
     """The teacher's logits over the training split, float32, from the state or computed: (rows, classes), and where
     each token is answered (tokens, classes).
 
-    An interrupted pass goes on where it stopped.
+    An interrupted pass goes on where it stopped; a long one is offered to other workers.
 
     Args:
         load: the teacher; not called where its answers are known.
@@ -125,28 +113,24 @@ def teacher_logits(
         Diverged: a logit is NaN or infinite.
         Interrupted: the part that was done is staged in the run's state.
     """
-    logits, done, seconds = torch.zeros(len(data.ids) if data.per_token else len(data), classes), 0, 0.0
-    if run.store.has(role):
-        tensors, facts = run.store.read_tensors(role)
-        if facts["key"] == key:
-            logits, done, seconds = tensors["logits"], facts["batches"], facts.get("seconds", 0.0)
-    batches = len(forward_batches(data.lengths))
+    work = TeacherPass(run, data, task, key, classes, role)
     run.meter.begin(role)
-    if done < batches and (known := _find(run, key, tuple(logits.shape))) is not None:
-        logits = known.logits
-        _stage(run, logits, batches, key, known.seconds, role)
+    if not work.whole and (known := _find(run, key, tuple(work.logits.shape))) is not None:
+        work.take(known.logits, known.seconds)
+        work.stage()
         run.commit()
         _say_used(run, known, len(data))
-    elif done < batches:
-        hits = sum(len(rows) for rows in forward_batches(data.lengths)[:done])
-        before, seconds = seconds, _fill(load(), data, task, logits, done, key, seconds, run, role)
-        require_finite(logits, "the teacher's logits")
-        _stage(run, logits, batches, key, seconds, role)
+    elif not work.whole:
+        hits, before = work.examples, work.seconds
+        work.fill(load())
+        require_finite(work.logits, "the teacher's logits")
+        work.stage()
         run.commit()
-        _say_built(run, role, logits, len(data), hits, seconds - before)
-        _keep(run, key, logits, seconds)
+        _say_built(run, role, work.logits, len(data), hits, work.seconds - before)
+        _say_helped(run, work.help)
+        _keep(run, key, work.logits, work.seconds)
     run.meter.finish(role)
-    return logits
+    return work.logits
 
 
 def _find(run: Run, key: str, shape: tuple[int, ...]) -> Known | None:
@@ -175,7 +159,7 @@ def _keep(run: Run, key: str, logits: Tensor, seconds: float) -> None:
 
 def cache_role(teacher: str) -> str:
     """Where the logits of a teacher are kept, by the name of its phase: ``teacher-2`` -> ``cache-2``."""
-    return teacher.replace("teacher", _ROLE, 1)
+    return teacher.replace("teacher", ROLE, 1)
 
 
 def kept_logits(run: Run, teachers: Sequence[str] = ("teacher",)) -> Tensor | None:
@@ -199,7 +183,7 @@ def _say_used(run: Run, known: Known, examples: int) -> None:
 
 
 def _say_built(run: Run, role: str, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
-    who = "The teacher" if role == _ROLE else role.replace(f"{_ROLE}-", "Teacher ")
+    who = "The teacher" if role == ROLE else role.replace(f"{ROLE}-", "Teacher ")
     size, misses = logits.numel() * logits.element_size(), examples - hits
     run.event(
         "cache.built",
@@ -212,41 +196,17 @@ def _say_built(run: Run, role: str, logits: Tensor, examples: int, hits: int, se
     )
 
 
-def _fill(
-    model: PreTrainedModel,
-    data: Encoded,
-    task: Task,
-    logits: Tensor,
-    done: int,
-    key: str,
-    before: float,
-    run: Run,
-    role: str,
-) -> float:
-    """Answer what is left; the seconds that all took, with ``before``, those of earlier attempts."""
-    model.train(False)
-    collate = Collator(data, pad_id_of(model.config), run.device.torch)
-    started = time.monotonic()
-
-    def spent() -> float:
-        return before + time.monotonic() - started
-
-    for number, rows in enumerate(forward_batches(data.lengths)[done:], start=done):
-        try:
-            run.poll()
-        except Interrupted:
-            _stage(run, logits, number, key, spent(), role)
-            raise
-        if run.save_due():
-            _stage(run, logits, number, key, spent(), role)
-            run.commit()
-        with run.device.autocast():
-            places, answers = _answers(model, collate, rows, task)
-            logits[torch.from_numpy(places)] = answers
-        run.meter.advance(float(data.lengths_of(rows).sum() / data.starts[-1]), examples=len(rows))
-    return spent()
-
-
-def _stage(run: Run, logits: Tensor, batches: int, key: str, seconds: float, role: str) -> None:
-    facts: dict[str, Any] = {"key": key, "batches": batches, "seconds": seconds}
-    run.store.write_tensors(role, {"logits": logits}, facts)
+def _say_helped(run: Run, helped: Mapping[str, Help]) -> None:
+    if not helped:
+        return
+    parts, examples = sum(one.parts for one in helped.values()), sum(one.examples for one in helped.values())
+    seconds = sum(one.seconds for one in helped.values())
+    shown = ", ".join(f"{worker} {one.parts}" for worker, one in sorted(helped.items()))
+    run.event(
+        "cache.helped",
+        f"Other workers or slots answered {examples:,} of these examples, in {parts} parts ({shown}), which saves the "
+        f"{seconds:.1f} s that they took.",
+        parts={worker: one.parts for worker, one in helped.items()},
+        examples=examples,
+        seconds_saved=seconds,
+    )

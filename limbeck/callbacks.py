@@ -63,6 +63,10 @@ class Callbacks:
     def on_provenance(self, facts: Mapping[str, Any]) -> None:
         """Facts that make the run repeatable, as they become known: revisions, hashes, versions, device."""
 
+    def on_alive(self) -> None:
+        """The work goes on, though there may be nothing to tell. Called between steps of every stage, at most once a
+        second, and by nothing that would go on beside work that is stuck."""
+
     def should_stop(self) -> bool:
         """Asked between steps; True makes the engine write a checkpoint and raise ``Interrupted``."""
         return False

@@ -7,7 +7,6 @@ that a manifest no longer names outlive it by one generation, and a reader that 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from limbeck.callbacks import CheckpointInfo
 from limbeck.errors import StorageFull
+from limbeck.full_disk import FULL, disk_errors
 
 VERSION = 1
 MANIFEST = "manifest.json"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CheckpointStore:
@@ -139,13 +138,10 @@ class Follower(CheckpointStore):
 def storage_errors() -> Iterator[None]:
     """A full disk, however a library words it, becomes :class:`StorageFull`."""
     try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFull(f"The disk took no more bytes: {error.strerror}.") from error
-        raise
+        with disk_errors():
+            yield
     except SafetensorError as error:
-        if any(f"os error {number}" in str(error) for number in _FULL):
+        if any(f"os error {number}" in str(error) for number in FULL):
             raise StorageFull("The disk took no more bytes while a checkpoint was written.") from error
         raise
 

@@ -88,7 +88,8 @@ def _unlabelled(
     spec: Unlabelled, at: str, run: Run, corpus: Corpus, tokenizer: Any, given: Mapping[str, Path]
 ) -> Encoded:
     pair = corpus.train.pairs is not None
-    texts = load_unlabelled(spec, pair=pair, at=at, seed=run.config.training.seed, sources=given)
+    seed = run.config.training.seed
+    texts = load_unlabelled(spec, pair=pair, at=at, seed=seed, sources=given, poll=run.poll)
     return encode(tokenizer, texts, run.config.training.max_length, run.poll)
 
 

@@ -84,11 +84,11 @@ class Criterion:
         rows, targets, weights = self.task.rows(logits, batch), self.task.targets(batch), self._weights(logits, batch)
         if batch.labelled is None:
             return _mean(self.task.hard_losses(rows, targets), weights, self.task.unit)
-        known = batch.labelled[self.task.owners(batch)]
-        if not bool(known.any()):
+        known = batch.labelled  # of examples that are each answered as a whole: no others come without labels
+        if not len(known):
             # Nothing to learn here, yet every parameter has to keep its gradient.
             return Term(logits.float().sum() * 0, unit="labelled")
-        losses = self.task.hard_losses(rows[known], targets[known])
+        losses = self.task.hard_losses(rows.index_select(0, known), targets.index_select(0, known))
         return _mean(losses, None if weights is None else weights[known], "labelled")
 
     def soft(
@@ -161,8 +161,10 @@ class Criterion:
     def teacher_rows(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """The teacher's logits, or those of all teachers together at ``temperature``, (units, classes)."""
         assert batch.teacher_logits is not None
-        rows = self.task.rows(batch.teacher_logits, batch)
-        return rows if self.ensemble is None else self.ensemble.logits(self.task, rows, temperature)
+        if self.ensemble is None:
+            return self.task.rows(batch.teacher_logits, batch)
+        each = [self.task.rows(one, batch) for one in self.ensemble.apart(batch.teacher_logits)]
+        return self.ensemble.logits(self.task, each, temperature)
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import random
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbeck.machine import cpu_name, installed
 from limbeck.scorecard import Hardware
 
 M = TypeVar("M", bound=nn.Module)
@@ -48,7 +46,7 @@ class Device:
 
     def hardware(self) -> Hardware:
         return Hardware(
-            cpu=_cpu_name(),
+            cpu=cpu_name(),
             threads=torch.get_num_threads(),
             device=torch.cuda.get_device_name() if self.torch.type == "cuda" else "cpu",
             precision=self.precision,
@@ -56,22 +54,6 @@ class Device:
             transformers=installed("transformers"),
             onnxruntime=installed("onnxruntime"),
         )
-
-
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def seed_everything(seed: int) -> None:

@@ -1,4 +1,5 @@
-"""A network that runs at several sizes: some of its layers, and of each layer's neurons the first, most important ones.
+"""A network that runs at several sizes: some of its layers, and of each layer's heads and neurons the first, most
+important ones.
 
 All sizes share one set of weights. :meth:`Elastic.run` computes a sub-network, and its gradients reach the whole;
 :meth:`Elastic.lend` and :meth:`Elastic.cut` give models of plain transformers whose weights are parts of these in
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from limbeck import fewer_heads
 from limbeck.capture import Captured, captured
 from limbeck.cutting import cut_config
 from limbeck.families import family_of
@@ -24,33 +26,52 @@ from limbeck.matching import hidden_distance
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from limbeck.pruning import Part
+
 
 class Size(NamedTuple):
     """Of a sub-network."""
 
     layers: tuple[int, ...]  #: those of the whole network that it has, from 0, rising
     neurons: int  #: in the feed-forward part of each
+    heads: int  #: in the attention of each
 
     def __str__(self) -> str:
-        return f"layers_{len(self.layers)}_neurons_{self.neurons}"
+        return f"layers_{len(self.layers)}_heads_{self.heads}_neurons_{self.neurons}"
 
 
-def sizes(whole: Size, own: Size, widths: Sequence[float], depths: Sequence[float] | None) -> list[Size]:
-    """The sub-networks of these shares of the neurons and layers, the largest first.
+class Inner(NamedTuple):
+    """What a layer has many of, side by side, between the linear layers that write and the one that reads them."""
+
+    writers: tuple[str, ...]  #: each has rows of it
+    reader: str  #: has columns of it
+    together: int  #: numbers that one neuron, or one head, gives
+
+
+def sizes(
+    whole: Size, own: Size, widths: Sequence[float], depths: Sequence[float] | None, *, heads: bool
+) -> list[Size]:
+    """The sub-networks of these shares of the neurons, heads and layers, the largest first.
 
     Args:
         whole: the whole network.
         own: the one that is wanted in the end: its width is always among the others', and so are its layers, in place
             of others that are as many.
         depths: None: every sub-network has all layers.
+        heads: whether a width is a share of the heads as well; else all of them stay.
     """
-    neurons = {max(1, round(share * whole.neurons)) for share in widths} | {own.neurons}
+    inner = {(_share(width, whole.neurons), _share(width if heads else 1, whole.heads)) for width in widths}
+    inner.add((own.neurons, own.heads))
     chosen = {len(whole.layers): whole.layers}
     if depths is not None:
-        counts = {max(1, round(share * len(whole.layers))) for share in depths}
+        counts = {_share(depth, len(whole.layers)) for depth in depths}
         chosen = {count: evenly(count, len(whole.layers)) for count in counts} | {len(own.layers): own.layers}
-    rising = [Size(chosen[count], width) for count in sorted(chosen) for width in sorted(neurons)]
+    rising = [Size(chosen[count], *width) for count in sorted(chosen) for width in sorted(inner)]
     return rising[::-1]
+
+
+def _share(share: float, whole: int) -> int:
+    return max(1, round(share * whole))
 
 
 def evenly(count: int, whole: int) -> tuple[int, ...]:
@@ -63,15 +84,21 @@ def neurons_of(config: Any) -> int:
     return int(getattr(config, "hidden_dim", None) or config.intermediate_size)
 
 
+def heads_of(config: Any) -> int:
+    """In the attention of each layer."""
+    return fewer_heads.kept_heads(config) or int(config.num_attention_heads)
+
+
 class Elastic:
     """
     Args:
         network: of a family whose layers are its own and whose neurons have no gates; changed in place.
-        importance: how much each neuron matters, (layers, neurons): the network's are sorted by it, the most important
-            one first, equal ones by their place. What the network answers stays the same.
+        importance: how much each neuron and each head matters, (layers, neurons) and (layers, heads): the network's are
+            sorted by it, the most important one first, equal ones by their place. What the network answers stays the
+            same.
     """
 
-    def __init__(self, network: PreTrainedModel, importance: Tensor | None = None) -> None:
+    def __init__(self, network: PreTrainedModel, importance: Mapping[Part, Tensor] | None = None) -> None:
         self.network = network
         self.family = family_of(network.config.model_type)
         path, _, self._list = self.family.layers.rpartition(".")
@@ -79,28 +106,35 @@ class Elastic:
         self._layers: nn.ModuleList = getattr(self._owner, self._list)
         within = f"{network.base_model_prefix}." if network.base_model is not network else ""
         self._prefix = f"{within}{self.family.layers}."
-        if importance is not None:
-            self._sort(importance)
+        #: What differs between sub-networks beside their layers; the heads only where single ones can go.
+        self.inner: dict[Part, Inner] = {"neurons": Inner(self.family.neurons[:1], self.family.neurons[1], 1)}
+        if self.family.loses_heads:
+            size = int(network.config.hidden_size) // int(network.config.num_attention_heads)
+            self.inner["heads"] = Inner(self.family.projections, self.family.mixing, size)
+        for part, values in (importance or {}).items():
+            self._sort(self.inner[part], values)
 
     @property
     def whole(self) -> Size:
         """All of it."""
-        return Size(tuple(range(len(self._layers))), neurons_of(self.network.config))
+        config = self.network.config
+        return Size(tuple(range(len(self._layers))), neurons_of(config), heads_of(config))
 
     @torch.no_grad()
-    def _sort(self, importance: Tensor) -> None:
+    def _sort(self, inner: Inner, importance: Tensor) -> None:
         for layer, values in zip(self._layers, importance, strict=True):
-            first = layer.get_submodule(self.family.neurons[0])
-            back = layer.get_parameter(f"{self.family.neurons[1]}.weight")
-            order = torch.sort(values, descending=True, stable=True).indices.to(back.device)
-            for parameter in first.parameters():
-                parameter.copy_(parameter[order])
-            back.copy_(back[:, order])
+            back = layer.get_parameter(f"{inner.reader}.weight")
+            order = torch.sort(values, descending=True, stable=True).indices
+            places = (order[:, None] * inner.together + torch.arange(inner.together)).flatten().to(back.device)
+            for name in inner.writers:
+                for parameter in layer.get_submodule(name).parameters():
+                    parameter.copy_(parameter[places])
+            back.copy_(back[:, places])
 
     def run(self, inputs: Mapping[str, Tensor], size: Size) -> tuple[Any, Captured]:
         """What the sub-network answers, and its hidden states on the way."""
         with self._only(size.layers), captured(self.network) as seen:
-            if size.neurons == self.whole.neurons:
+            if size == self.whole._replace(layers=size.layers):
                 return self.network(**inputs), seen
             return functional_call(self.network, self._narrow(size), (), dict(inputs)), seen
 
@@ -113,18 +147,21 @@ class Elastic:
             setattr(self._owner, self._list, self._layers)
 
     def _narrow(self, size: Size) -> dict[str, Tensor]:
-        """The feed-forward weights of the sub-network, under the names that they have while only its layers are in."""
-        first, last = self.family.neurons
+        """The weights that the sub-network has parts of, under the names that they have while only its layers are
+        in."""
         found: dict[str, Tensor] = {}
         for place, number in enumerate(size.layers):
             layer, prefix = self._layers[number], f"{self._prefix}{place}"
-            for name, parameter in layer.get_submodule(first).named_parameters():
-                found[f"{prefix}.{first}.{name}"] = parameter[: size.neurons]
-            found[f"{prefix}.{last}.weight"] = layer.get_parameter(f"{last}.weight")[:, : size.neurons]
+            for part, inner in self.inner.items():
+                length = (size.neurons if part == "neurons" else size.heads) * inner.together
+                for name in inner.writers:
+                    for key, parameter in layer.get_submodule(name).named_parameters():
+                        found[f"{prefix}.{name}.{key}"] = parameter[:length]
+                found[f"{prefix}.{inner.reader}.weight"] = layer.get_parameter(f"{inner.reader}.weight")[:, :length]
         return found
 
-    def trainable(self, importance: Tensor) -> Elastic:
-        """A copy to be trained, its neurons sorted by ``importance``."""
+    def trainable(self, importance: Mapping[Part, Tensor]) -> Elastic:
+        """A copy to be trained, its neurons and heads sorted by ``importance``."""
         return Elastic(copy.deepcopy(self.network).requires_grad_(True), importance)
 
     def frozen(self) -> Elastic:
@@ -134,7 +171,8 @@ class Elastic:
         return Elastic(network)
 
     def lend(self, model: PreTrainedModel, layers: tuple[int, ...]) -> None:
-        """Make ``model``, of the same build but with these ``layers`` alone and perhaps fewer neurons, a sub-network.
+        """Make ``model``, of the same build but with these ``layers`` alone and perhaps fewer neurons and heads, a
+        sub-network.
 
         What it has whole becomes the network's own parameter, what it has of a part looks at that part: an optimizer's
         step shows in it, and weights that are loaded into it are the network's.
@@ -159,9 +197,12 @@ class Elastic:
         """A sub-network as a model of its own, in ``eval()``, with the network's weights as they are and will be."""
         config = cut_config(self.network.config, size.layers)
         setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", size.neurons)
-        device = self.network.device
+        if size.heads < self.whole.heads:
+            setattr(config, fewer_heads.KEPT, size.heads)
         with torch.random.fork_rng(devices=[]):  # its random start is drawn from nobody's generator
-            model: PreTrainedModel = type(self.network)(config).to(device)  # type: ignore[arg-type]
+            model: PreTrainedModel = type(self.network)(config)
+        fewer_heads.shrink(model)
+        model.to(self.network.device)  # type: ignore[arg-type]
         self.lend(model, size.layers)
         model.train(False)
         return model

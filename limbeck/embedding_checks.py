@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from limbeck import shapes
@@ -71,12 +71,7 @@ def against_teacher(
     Args:
         origin: what the student is cut from; None where it is not known or does not fit.
     """
-    if teacher.pooling not in (None, task.pooling):
-        yield Problem(
-            "/task/pooling",
-            f"found {task.pooling!r}; the teacher's own folder says {teacher.pooling!r}; allowed are 'mean' and 'cls', "
-            "as the teacher was trained",
-        )
+    yield from _pooling(task, teacher, "the teacher's own folder")
     if origin is None or config.student.recurrent:
         return
     width = shapes.resolve(config.student, origin).hidden_size
@@ -87,4 +82,33 @@ def against_teacher(
             f"/student/{field}",
             f"found a width of {width}; the student's vectors are compared with the teacher's, and a projection "
             f"between them would not be part of a plain encoder: allowed is {teacher.hidden_size}",
+        )
+
+
+def among_teachers(
+    config: DistillConfig, task: Embeddings, teacher: ModelFacts, more: Sequence[ModelFacts | None]
+) -> Iterator[Problem]:
+    """Whether the vectors of several teachers have a mean.
+
+    Args:
+        more: the facts of ``teacher.more``, each where it is known.
+    """
+    for facts, pointer in zip(more, config.teacher.pointers[1:], strict=False):
+        if facts is None:
+            continue
+        yield from _pooling(task, facts, f"the folder of {pointer}")
+        if facts.hidden_size != teacher.hidden_size:
+            yield Problem(
+                f"{pointer}/source",
+                f"found a model whose vectors are {facts.hidden_size} wide; those of the first teacher are "
+                f"{teacher.hidden_size}, and vectors of two widths have no mean",
+            )
+
+
+def _pooling(task: Embeddings, model: ModelFacts, who: str) -> Iterator[Problem]:
+    if model.pooling not in (None, task.pooling):
+        yield Problem(
+            "/task/pooling",
+            f"found {task.pooling!r}; {who} says {model.pooling!r}; allowed are 'mean' and 'cls', as the teacher was "
+            "trained",
         )

@@ -18,19 +18,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from limbeck import evaluate
+from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
 from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig
 from limbeck.errors import Interrupted, OutOfMemory
+from limbeck.exporting import export
 from limbeck.hard_samples import measure_difficulty
 from limbeck.launching import distill_in_ranks
 from limbeck.loop import Fitted, train
+from limbeck.memory import ran_out
 from limbeck.methods.base import Method
 from limbeck.methods.none import FineTuning
-from limbeck.outcome import Evaluation, evaluate_model, evaluate_together, export
+from limbeck.outcome import Evaluation, evaluate_model, evaluate_together
 from limbeck.phases import (
     Teachers,
     Weights,
@@ -65,6 +66,7 @@ def distill(
     sources: Mapping[str, Path] = MappingProxyType({}),
     checkpoint_seconds: float = 60.0,
     expected: Mapping[str, str] = MappingProxyType({}),
+    micro_batches: Mapping[str, int] = MappingProxyType({}),
     teacher_cache: TeacherCache | None = None,
 ) -> DistillResult:
     """Distil a student as ``config`` says, in ``workdir``.
@@ -77,6 +79,8 @@ def distill(
         checkpoint_seconds: between two checkpoints within a phase.
         expected: sha256 that the ``dataset`` and the ``teacher`` (and ``teacher/more/0`` …) have to have, as an
             earlier run's provenance has them; what has another is refused before anything is trained.
+        micro_batches: what an earlier run's probe for ``training.gradient_accumulation: auto`` chose, as its
+            provenance has it: taken without another probe, so that a repeat computes the same.
         teacher_cache: where teachers' answers are looked for and left to other jobs; it changes nothing but time.
 
     Raises:
@@ -86,31 +90,33 @@ def distill(
 
     With ``training.devices`` above 1 the work is done by as many processes, which this one starts and ends.
     """
+    assignment = Assignment(config, workdir, sources, checkpoint_seconds, expected, micro_batches)
     callbacks = callbacks or Callbacks()
     if config.training.devices > 1:
-        answers = None if teacher_cache is None else teacher_cache.place
-        return distill_in_ranks(config, workdir, callbacks, sources, checkpoint_seconds, expected, answers)
-    return distill_here(config, workdir, callbacks, sources, checkpoint_seconds, expected, teacher_cache)
+        return distill_in_ranks(assignment, callbacks, None if teacher_cache is None else teacher_cache.place)
+    return distill_here(assignment, callbacks, teacher_cache)
 
 
 def distill_here(
-    config: DistillConfig,
-    workdir: Path,
-    callbacks: Callbacks,
-    sources: Mapping[str, Path],
-    checkpoint_seconds: float,
-    expected: Mapping[str, str],
-    teacher_cache: TeacherCache | None = None,
-    ranks: Ranks = ALONE,
+    assignment: Assignment, callbacks: Callbacks, teacher_cache: TeacherCache | None = None, ranks: Ranks = ALONE
 ) -> DistillResult:
     """The same within this process, which may be one of several ranks; those that do not lead do not return."""
+    config, workdir = assignment.config, assignment.workdir
     with failures_named():
-        run = Run(config, workdir, callbacks, checkpoint_seconds, teacher_cache, ranks)
+        run = Run(
+            config,
+            workdir,
+            callbacks,
+            assignment.checkpoint_seconds,
+            teacher_cache,
+            ranks,
+            micro_batches=assignment.micro_batches,
+        )
         try:
-            job = run.in_turn(lambda: prepare(run, sources, expected))
+            job = run.in_turn(lambda: prepare(run, assignment.sources, assignment.expected))
             plan(run, job, *planned(run, job))
             teachers = ready_teachers(run, job)
-            job = judged_by(run, job, first_of(teachers))
+            job = judged_by(run, job, teachers)
             job, method = settle(run, job, teachers)
             models = {**teachers, "student": _student(run, job, "distilling", method, teachers)}
             if wants_baseline(config, job):
@@ -212,17 +218,11 @@ def failures_named() -> Iterator[None]:
     try:
         with storage_errors():
             yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _out_of_memory(error) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise _out_of_memory(error) from error
-        raise
-
-
-def _out_of_memory(error: BaseException) -> OutOfMemory:
-    first = (str(error).splitlines() or [""])[0]
-    return OutOfMemory(
-        "Memory ran out. A smaller training.batch_size or training.max_length, or training.gradient_accumulation, "
-        f"needs less. ({first})"
-    )
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        raise OutOfMemory(
+            'Memory ran out. training.gradient_accumulation = "auto" computes batches in parts that fit; a smaller '
+            f"training.batch_size or training.max_length needs less, too. ({first})"
+        ) from error

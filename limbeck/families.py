@@ -54,6 +54,12 @@ class Family:
     fused_export: bool = True
     """Whether its attention is ONNX Runtime's ``Attention`` operator; else it is exported as it is."""
 
+    @property
+    def loses_heads(self) -> bool:
+        """Whether single heads can go (``limbeck/fewer_heads.py``): positions reach its attention with the hidden
+        states alone, and its code takes the number of heads from what the projections give."""
+        return self.fused_export and not self.shared
+
 
 FAMILIES = {
     "bert": Family(),

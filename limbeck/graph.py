@@ -4,7 +4,8 @@ ONNX Runtime's ``Attention`` is one operator for the three projections and the a
 nothing of it, and onnxruntime's own optimiser no longer finds its patterns in what that exporter writes (measured with
 torch 2.13 and onnxruntime 1.32: it fuses no attention, and what it does fuse the session fuses when it loads). So the
 self-attention modules are replaced by ones that export to the operator. Against the exported "sdpa" graph a text at a
-time this takes 0.6 of the time, int8 0.75 of that of its own; at 32 texts little remains of the difference.
+time this takes 0.6 of the time, int8 0.75 of that of its own; at 32 texts little remains of the difference. The last
+layer answers from the first token where the head reads no other (``limbeck/first_token.py``).
 
 The operator knows no relative positions and no windows: families that have them (``Family.fused_export``) are exported
 as they are.
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import ExportFailed
 from limbeck.families import FAMILIES, family_of
+from limbeck.first_token import shorten_exported
 from limbeck.students import has_words
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class FusedAttention(nn.Module):
         #: DistilBERT keeps the output projection in the same module, ALBERT the rest of the block as well.
         self.output = getattr(original, "out_lin", None)
         self.dense, self.norm = (getattr(original, name, None) for name in ("dense", "LayerNorm"))
+        self.first_alone = False  #: whether only what the first token gathered is handed on
 
     def forward(
         self,
@@ -67,6 +70,8 @@ class FusedAttention(nn.Module):
             shape=(*hidden_states.shape[:-1], self.width),
             version=1,
         )
+        if self.first_alone:
+            mixed = mixed[:, :1]
         if self.dense is not None and self.norm is not None:
             return self.norm(hidden_states + self.dense(mixed)), None
         return (mixed if self.output is None else self.output(mixed)), None
@@ -117,6 +122,7 @@ def export_program(
     family = FAMILIES.get(model.config.model_type)
     if family is not None and family.fused_export:
         exported = fuse_attention(exported)
+        shorten_exported(exported)
     exported.train(False)
     examples, axes = _examples(model, names)
     with _quiet_exporter(), torch.inference_mode():

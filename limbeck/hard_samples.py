@@ -223,7 +223,7 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
     answers, trained = None, kept_logits(run, tuple(job.members))
     if ensemble is not None:
         assert trained is not None  # kept because hard samples are measured
-        answers, trained = panel_answers(run, job, weights), ensemble.logits(job.task, trained)
+        answers, trained = panel_answers(run, job, weights), ensemble.over(job.task, trained, job.train)
     elif job.teachers is not None:
         # The teacher reads other tokens than the batches that the student answers.
         answers = torch.from_numpy(predict(teacher(), job.for_teacher.validation, job.task, run))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from limbeck.errors import InvalidDataset, InvalidInput, InvalidModel, Problem, Unavailable
 
@@ -14,12 +14,17 @@ _WORDS = {"model": "model", "dataset": "data set"}
 
 
 def snapshot(
-    kind: Literal["model", "dataset"], name: str, revision: str | None, files: Sequence[str]
+    kind: Literal["model", "dataset"],
+    name: str,
+    revision: str | None,
+    files: Sequence[str],
+    poll: Callable[[], None] = lambda: None,
 ) -> tuple[Path, str | None]:
     """The folder of a repository's files, and the commit that ``revision`` (default: the main branch) meant.
 
     Args:
         files: patterns of what is fetched; the rest of the repository stays where it is.
+        poll: called whenever bytes have come, by several threads; may raise to stop.
 
     Raises:
         InvalidModel, InvalidDataset: the hub has no such repository or revision, or does not give it out.
@@ -29,7 +34,11 @@ def snapshot(
 
     what, field = _WORDS[kind], "source"
     try:
-        folder = Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(files)))
+        folder = Path(
+            snapshot_download(
+                name, repo_type=kind, revision=revision, allow_patterns=list(files), tqdm_class=_bar(poll)
+            )
+        )
     except errors.HFValidationError as error:
         detail = f"{name!r} is not a name that the hub can have: {error}"
     except errors.GatedRepoError:
@@ -46,6 +55,18 @@ def snapshot(
         # A snapshot lies in a folder that is named by its commit.
         return folder, folder.name if _COMMIT.fullmatch(folder.name) else revision
     raise fault(kind, field, detail)
+
+
+def _bar(poll: Callable[[], None]) -> type[Any]:
+    """The client's progress bar is what hears of bytes that have come."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Polling(tqdm):
+        def update(self, n: float | None = 1) -> Any:
+            poll()
+            return super().update(n)
+
+    return Polling
 
 
 def fault(kind: Literal["model", "dataset"], field: str, detail: str) -> InvalidInput:

@@ -87,10 +87,10 @@ def _of_stages(config: DistillConfig) -> Iterator[Problem]:
 
 def _whole_batches(config: DistillConfig) -> Iterator[Problem]:
     why = "a ResNet normalises over all examples of a batch"
-    if config.training.gradient_accumulation > 1:
+    if config.training.gradient_accumulation != 1:
         yield Problem(
             "/training/gradient_accumulation",
-            f"found {config.training.gradient_accumulation}; {why}, so that parts of one would be another thing: 1",
+            f"found {config.training.gradient_accumulation!r}; {why}, so that parts of one would be another thing: 1",
         )
     if config.training.devices > 1:
         yield Problem("/training/devices", f"found {config.training.devices}; {why}, which devices see parts of: 1")

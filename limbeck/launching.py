@@ -15,16 +15,16 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
-from limbeck.config import DistillConfig
 from limbeck.errors import Interrupted, RankLost
 from limbeck.result import DistillResult
 
@@ -45,20 +45,18 @@ class AnswersPlace:
     limit: int | None
     fetch: Callable[[str], None]
     used: Callable[[str], None]
+    share_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """What every rank is told first."""
 
-    config: dict[str, Any]
-    workdir: Path
-    sources: dict[str, Path]
-    checkpoint_seconds: float
-    expected: dict[str, str]
+    assignment: Assignment
     meeting: Path  #: a file that does not exist yet; the ranks find each other by it
     threads: int  #: of all ranks together
-    answers: tuple[Path, int | None] | None = None  #: the folder of teachers' answers, and the bytes that it may take
+    #: The folder of teachers' answers, the bytes that it may take, and how long a pass has to be to be offered.
+    answers: tuple[Path, int | None, float | None] | None = None
 
 
 @dataclass(slots=True)
@@ -83,34 +81,31 @@ class _Rank:
 
 
 def distill_in_ranks(
-    config: DistillConfig,
-    workdir: Path,
-    callbacks: Callbacks,
-    sources: Mapping[str, Path],
-    checkpoint_seconds: float,
-    expected: Mapping[str, str],
-    answers: AnswersPlace | None = None,
+    assignment: Assignment, callbacks: Callbacks, answers: AnswersPlace | None = None
 ) -> DistillResult:
     """``limbeck.engine.distill`` by as many processes as ``training.devices`` says, which end with this call.
 
     Raises:
         RankLost: a rank has gone, and not for the first time; the run has started again :data:`RESTARTS` times.
     """
-    count = config.training.devices
+    count, workdir = assignment.config.training.devices, assignment.workdir
+    # As plain dictionaries: a read-only view of one cannot be sent.
+    sent = replace(
+        assignment,
+        sources=dict(assignment.sources),
+        expected=dict(assignment.expected),
+        micro_batches=dict(assignment.micro_batches),
+    )
     workdir.mkdir(parents=True, exist_ok=True)
     for left_behind in workdir.glob(f"{_MEETING}*"):
         shutil.rmtree(left_behind, ignore_errors=True)
     for restart in itertools.count(1):
         with tempfile.TemporaryDirectory(dir=workdir, prefix=_MEETING) as place:
             order = Order(
-                config=config.model_dump(mode="json"),
-                workdir=workdir,
-                sources=dict(sources),
-                checkpoint_seconds=checkpoint_seconds,
-                expected=dict(expected),
+                assignment=sent,
                 meeting=Path(place).resolve() / "ranks",
                 threads=_threads(),
-                answers=None if answers is None else (answers.folder, answers.limit),
+                answers=None if answers is None else (answers.folder, answers.limit, answers.share_seconds),
             )
             try:
                 with _started(order, count) as ranks:

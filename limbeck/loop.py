@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from limbeck import evaluate
-from limbeck.batches import Batch, Collator, Encoded
+from limbeck.batch_probe import accumulation_of
+from limbeck.batches import Collator, Encoded
 from limbeck.cache import predict
 from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
 from limbeck.families import pad_id_of
+from limbeck.gradients import backward, trainable
 from limbeck.methods.base import Method, Models, Objective
-from limbeck.ranks import Ranks, sum_values
 from limbeck.run import Run
 from limbeck.size_card import shape_of
 from limbeck.students import has_words
@@ -55,7 +55,7 @@ class Phase:
     epochs: int
     learning_rate: float
     batch_size: int
-    gradient_accumulation: int
+    gradient_accumulation: int | Literal["auto"]
     warmup_ratio: float
     weight_decay: float
     seed: int
@@ -71,6 +71,13 @@ class Phase:
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.train.groups / self.batch_size)
+
+    @property
+    def title(self) -> str:
+        """For people: ``teacher-2`` is the second of several teachers."""
+        if self.name.startswith("teacher"):
+            return self.name.replace("-", " ").capitalize()
+        return {"distilling": "Student", "baseline": "Baseline"}.get(self.name, "Trial")
 
     def part_steps(self) -> list[int]:
         """How the steps are shared among the method's parts."""
@@ -161,6 +168,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         )
         criterion.study(collate)
         try:
+            accumulation = accumulation_of(phase, part.name, objective, optimizer, collate, steps, run)
             while True:
                 epoch, place = divmod(position.step, phase.steps_per_epoch)
                 ended = position.step == steps
@@ -188,10 +196,8 @@ def train(phase: Phase, run: Run) -> Fitted:
                     group["lr"] = rate
                 rows = batches[place]
                 run.ranks.seed_step(phase.seed, index, position.step)
-                values = backward(
-                    objective, collate, rows, phase.gradient_accumulation, position.step, steps, run, criterion.weigh
-                )
-                values["gradient_norm"] = nn.utils.clip_grad_norm_(_trainable(objective.module), _GRADIENT_NORM)
+                values = backward(objective, collate, rows, accumulation, position.step, steps, run, criterion.weigh)
+                values["gradient_norm"] = nn.utils.clip_grad_norm_(trainable(objective.module), _GRADIENT_NORM)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 position.step += 1
@@ -220,58 +226,12 @@ def schedule(step: int, steps: int, warmup_ratio: float) -> float:
     return (steps - step) / (steps - warmup)
 
 
-def backward(
-    objective: Objective,
-    collate: Collator,
-    rows: NDArray[np.int64],
-    accumulation: int,
-    step: int,
-    steps: int,
-    run: Run,
-    weigh: Callable[[list[Batch], float], list[Batch]] = lambda parts, progress: parts,
-) -> dict[str, Tensor]:
-    """Add the gradient of the batch's loss, computed in ``accumulation`` parts; return the loss and its terms.
-
-    Each part's mean counts by its share of the batch's units (examples, tokens …): the gradient is that of the batch.
-    With several ranks each computes its own parts, and all get the sum.
-    """
-    parts = weigh(_own_parts(collate, rows, accumulation, run.ranks), step / steps)
-    whole = collate.counts(rows)
-    sums: dict[str, Tensor] = {}
-    for part in parts:
-        with run.device.autocast():
-            terms = objective.losses(part, step, steps)
-        counts = dict.fromkeys(whole, 0) if part.stands_in else part.counts
-        shares = {name: term.value * (counts[term.unit] / max(1, whole[term.unit])) for name, term in terms.items()}
-        loss = torch.stack([shares[name] * term.weight for name, term in terms.items()]).sum()
-        if loss.requires_grad:  # not where a draw left out everything that learns (theseus)
-            torch.autograd.backward(loss)
-        for name, value in {"loss": loss, **shares}.items():
-            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-    run.ranks.sum_gradients(_trainable(objective.module))
-    return sum_values(run.ranks, sums)
-
-
-def _own_parts(collate: Collator, rows: NDArray[np.int64], accumulation: int, ranks: Ranks) -> list[Batch]:
-    """This rank's parts of a batch; where the batch is too small to give it one, the first stands in.
-
-    It is computed and counts nothing: the rank takes part in every exchange, and finds the same terms.
-    """
-    parts = collate.data.parts(rows, accumulation * ranks.count)
-    own = [collate(part) for part in parts[ranks.number :: ranks.count]]
-    return own or [replace(collate(parts[0]), stands_in=True)]
-
-
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
 def _adamw(module: nn.Module, student: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
     """Biases and norms do not decay, as usual, and the embedding table does not either: rows that the data never uses
     would shrink, and could then not be left out of the step (``limbeck/vocabulary.py``)."""
     table = student.get_input_embeddings().weight if has_words(student) else None
-    free = [p for p in _trainable(module) if p.dim() < 2 or p is table]
-    decaying = [p for p in _trainable(module) if p.dim() >= 2 and p is not table]
+    free = [p for p in trainable(module) if p.dim() < 2 or p is table]
+    decaying = [p for p in trainable(module) if p.dim() >= 2 and p is not table]
     groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
 
@@ -306,10 +266,9 @@ def _validate(objective: Objective, phase: Phase, position: Position, run: Run) 
     position.history.append({"step": position.step, name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
     epoch = math.ceil(position.step / phase.steps_per_epoch)
-    title = _title(phase.name)
     run.event(
         "epoch.finished",
-        f"{title}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
+        f"{phase.title}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
         phase=phase.name,
         epoch=epoch,
         **{name: score},
@@ -324,13 +283,6 @@ def _keep_best(objective: Objective, score: float, phase: Phase, position: Posit
     best = {name: value.detach().cpu().clone() for name, value in objective.student.state_dict().items()}
     run.store.write_tensors(f"{phase.name}-best", best, {"step": position.step, "score": score})
     return best
-
-
-def _title(name: str) -> str:
-    """Of a phase, for people: ``teacher-2`` is the second of several teachers."""
-    if name.startswith("teacher"):
-        return name.replace("-", " ").capitalize()
-    return {"distilling": "Student", "baseline": "Baseline"}.get(name, "Trial")
 
 
 def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phase: Phase, run: Run) -> None:

@@ -204,7 +204,7 @@ def models_of(run: Run, job: Prepared, teacher: Weights) -> Models:
         job.layers,
         lambda: special_tokens(job),
         run.config.training.seed,
-        lambda: importance_of(run, job, load),
+        lambda part: importance_of(run, job, load, part),
     )
 
 

@@ -65,6 +65,7 @@ def check(
         found += () if misfits else _needs(config, teacher)
         if isinstance(chosen, Embeddings):
             found += embedding_checks.against_teacher(config, chosen, teacher, None if misfits else origin)
+            found += embedding_checks.among_teachers(config, chosen, teacher, more)
         if labels is not None and origin is not None:
             classes = (chosen or TASKS["sequence_classification"]()).outputs(labels)
             count = shapes.depth(config.student, origin.layers, origin.stages)

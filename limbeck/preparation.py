@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limbeck import copies, data, preflight, sources, texts
+from limbeck import sources
 from limbeck.batches import Encoded
 from limbeck.callbacks import Stage
-from limbeck.cards import card_of, shown
 from limbeck.config import TASKS
 from limbeck.errors import InvalidConfig, Problem
-from limbeck.families import FAMILIES
 from limbeck.methods.base import SpecialTokens
-from limbeck.picture_data import keep_pictures
 from limbeck.pictures import Pictures
 from limbeck.provenance import require_same, say_provenance
+from limbeck.reading import SPLITS, read_data, require_fit
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
 from limbeck.student_plan import StudentPlan
 from limbeck.students import Blueprint, read_config
 from limbeck.tasks.base import Task
 from limbeck.teachers import TeacherFolder, find_teachers, labels_agree
-from limbeck.tokenizing import further_tokenizer, load_tokenizer, other_tokenizer
-from limbeck.trimming import kept_ids, trimmed
+from limbeck.tokenizing import load_tokenizer
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.config import FineTune
-    from limbeck.copies import Enlarged
-    from limbeck.data import Corpus
     from limbeck.sources import LocalModel, ModelFacts
-
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +113,9 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     teacher = teachers[0]
     source = _student_source(run, given)
     about = None if source is None else sources.model_facts(source.path)
-    _preflight(run, teachers, None, about, None)
+    require_fit(run, teachers, about)
     if not run.store.has("data"):
-        _encode(run, teachers, given, source, about)
+        read_data(run, teachers, given, source, about)
         run.facts["teacher_revisions"] = [one.model.revision for one in teachers]
         run.facts["student_revision"] = None if source is None else source.revision
         run.commit()
@@ -190,7 +182,7 @@ def _student_source(run: Run, given: Mapping[str, Path]) -> LocalModel | None:
         return None
     if (known := run.facts.get("student_revision")) is not None:
         spec = spec.model_copy(update={"revision": known})
-    return sources.student_folder(spec, given)
+    return sources.student_folder(spec, given, run.poll)
 
 
 def _student_plan(
@@ -219,166 +211,16 @@ def _student_plan(
     return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
 
 
-def _encode(
-    run: Run,
-    teachers: Sequence[TeacherFolder],
-    given: Mapping[str, Path],
-    source: LocalModel | None,
-    about: ModelFacts | None,
-) -> None:
-    seed = run.config.training.seed
-    wanted = run.config.task
-    corpus = data.load(run.config.dataset, seed=seed, sources=given, task=wanted.type if wanted else None)
-    pair = corpus.train.pairs is not None
-    _preflight(run, teachers, corpus.labels, about, corpus.task, pair)
-    chosen: Task = wanted or TASKS[corpus.task]()
-    task = chosen.for_data(pair=pair)
-    teacher = teachers[0].path
-    if task.reads == "image":
-        keep_pictures(run, corpus, task, teacher, source)
-        return
-    config = read_config(teacher)
-    tokenizer = load_tokenizer(teacher, config, task)
-    further = {one.pointer: further_tokenizer(run.config, tokenizer, one, corpus, task) for one in teachers[1:]}
-    other = None if source is None else other_tokenizer(run.config, tokenizer, source, corpus, task)
-    length = run.config.training.max_length
-    whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
-    card, cut = card_of(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= length))
-    enlarged = copies.enlarge(run, corpus, whole, teacher, tokenizer, given)
-    whole["train"] = enlarged.train
-    sharing = [one for one in teachers if further.get(one.pointer) is None]
-    vocabulary = Vocabulary.of(
-        whole.values(),
-        special=tokenizer.all_special_ids,
-        pad_id=tokenizer.pad_token_id,
-        full_size=int(config.vocab_size),
-        offset=any(FAMILIES[one.model_type].offset for one in (*(one.facts for one in sharing), about) if one),
-    )
-    if task.of_words and run.config.student.vocabulary == "full":
-        vocabulary = Vocabulary.whole(int(config.vocab_size))
-    tensors: dict[str, Tensor] = {}
-    for one in teachers:
-        if (own := further.get(one.pointer)) is not None:
-            tensors |= _in_own_tokens(run, one, own, corpus, task)
-    if other is not None and source is not None and about is not None:
-        # What follows is the student's; the teacher's splits are set aside.
-        tensors |= {"vocabulary": torch.from_numpy(vocabulary.kept)} | _split_tensors(whole, vocabulary, "teacher.")
-        tokenizer, config = other, read_config(source.path)
-        whole, vocabulary = _read_by(run, other, about, int(config.vocab_size), corpus, task)
-    if run.config.student.vocabulary == "trimmed":
-        vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, vocabulary.kept))
-        small = trimmed(tokenizer, vocabulary.kept)
-        for name, split in whole.items():
-            again = task.encode(small, getattr(corpus, name), corpus.labels, length, run.poll)
-            if not np.array_equal(again.ids, vocabulary.compact(split).ids):
-                detail = (
-                    f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
-                )
-                raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
-    readable = {name: shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
-    kept = torch.from_numpy(vocabulary.kept)
-    tensors |= {"vocabulary" if other is None else "student_vocabulary": kept, "texts": texts.pack(readable)}
-    tensors |= _split_tensors(whole, vocabulary)
-    card = card.model_copy(
-        update={
-            "copies": enlarged.labelled - enlarged.originals,
-            "unlabelled": len(enlarged.train) - enlarged.labelled,
-        }
-    )
-    stored = {
-        "card": card.model_dump(mode="json"),
-        "pair": pair,
-        "revision": corpus.revision,
-        "task": corpus.task,
-    }
-    run.store.write_tensors("data", tensors, stored)
-    classes = f" of {len(card.labels)} labels" if card.labels else ""
-    run.event(
-        "data.loaded",
-        f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test examples{classes}; "
-        f"{100 * cut:.1f} % of the training texts fill {length} tokens or are cut there",
-        train=card.train,
-        validation=card.validation,
-        test=card.test,
-        labels=len(card.labels),
-        tokens=int(whole["train"].take(np.arange(card.train)).lengths.sum()),
-        vocabulary=len(vocabulary),
-    )
-    if run.config.training.augmentation:
-        _say_enlarged(run, enlarged)
-
-
 def _full_size(folder: Path) -> int:
     """Of a model's vocabulary; 0 where it reads no tokens."""
     return int(getattr(read_config(folder), "vocab_size", 0))
 
 
-def _read_by(
-    run: Run, tokenizer: Any, facts: ModelFacts, full_size: int, corpus: Corpus, task: Task
-) -> tuple[dict[str, Encoded], Vocabulary]:
-    """The splits in the tokens of one model alone."""
-    length = run.config.training.max_length
-    whole = {name: task.encode(tokenizer, getattr(corpus, name), corpus.labels, length, run.poll) for name in _SPLITS}
-    vocabulary = Vocabulary.of(
-        whole.values(),
-        special=tokenizer.all_special_ids,
-        pad_id=tokenizer.pad_token_id,
-        full_size=full_size,
-        offset=FAMILIES[facts.model_type].offset,
-    )
-    return whole, vocabulary
-
-
-def _in_own_tokens(run: Run, teacher: TeacherFolder, tokenizer: Any, corpus: Corpus, task: Task) -> dict[str, Tensor]:
-    """The splits of a further teacher, below its name."""
-    name = teacher.pointer.strip("/")
-    full_size = int(read_config(teacher.path).vocab_size)
-    whole, vocabulary = _read_by(run, tokenizer, teacher.facts, full_size, corpus, task)
-    kept = {f"{name}/vocabulary": torch.from_numpy(vocabulary.kept)}
-    return kept | _split_tensors(whole, vocabulary, f"{name}/")
-
-
-def _split_tensors(whole: Mapping[str, Encoded], vocabulary: Vocabulary, prefix: str = "") -> dict[str, Tensor]:
-    """The splits in compact ids, by ``{prefix}{split}.{part}``."""
-    return {
-        f"{prefix}{name}.{part}": value
-        for name, split in whole.items()
-        for part, value in vocabulary.compact(split).tensors().items()
-    }
-
-
 def _read_splits(
     kind: type[Encoded], tensors: Mapping[str, Tensor], prefix: str = ""
 ) -> tuple[Encoded, Encoded, Encoded]:
-    train, validation, test = (kind.from_tensors(below(tensors, f"{prefix}{split}")) for split in _SPLITS)
+    train, validation, test = (kind.from_tensors(below(tensors, f"{prefix}{split}")) for split in SPLITS)
     return train, validation, test
-
-
-def _say_enlarged(run: Run, enlarged: Enlarged) -> None:
-    added = ", ".join(f"{count:,} by {name}" for name, count in enlarged.counts.items())
-    left_out = f"; {enlarged.held_out:,} more stand in validation or test and are left out" * bool(enlarged.held_out)
-    run.event(
-        "data.augmented",
-        f"The student learns from {len(enlarged.train) - enlarged.originals:,} more examples: {added}{left_out}",
-        **enlarged.counts,
-        held_out=enlarged.held_out,
-    )
-
-
-def _preflight(
-    run: Run,
-    teachers: Sequence[TeacherFolder],
-    labels: tuple[str, ...] | None,
-    student: ModelFacts | None,
-    task: str | None,
-    pair: bool | None = None,
-) -> None:
-    facts, *more = (one.facts for one in teachers)
-    problems = preflight.check(
-        run.config, teacher=facts, labels=labels, student=student, task=task, pair=pair, more=more
-    )
-    if problems:
-        raise InvalidConfig("; ".join(f"{p.pointer}: {p.detail}" for p in problems), problems)
 
 
 def below(tensors: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:

@@ -35,8 +35,11 @@ def forward_work(config: PreTrainedConfig, layers: int, lengths: NDArray[np.int6
     if hasattr(config, "depths"):
         return _convolution_work(config) * float(lengths.sum())
     hidden, inner = int(config.hidden_size), int(getattr(config, "intermediate_size", 4 * config.hidden_size))
-    linear = 2.0 * (4 * hidden * hidden + 2 * hidden * inner) * float(lengths.sum())
-    attention = 4.0 * hidden * float(np.square(lengths, dtype=np.float64).sum())
+    answered = hidden  # by all heads of a layer together
+    if (kept := getattr(config, "kept_heads", None)) is not None:
+        answered = hidden // int(config.num_attention_heads) * kept
+    linear = 2.0 * (4 * hidden * answered + 2 * hidden * inner) * float(lengths.sum())
+    attention = 4.0 * answered * float(np.square(lengths, dtype=np.float64).sum())
     return layers * (linear + attention)
 
 

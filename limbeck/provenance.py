@@ -6,8 +6,8 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from limbeck.device import installed
 from limbeck.errors import InvalidDataset, InvalidModel, Problem
+from limbeck.machine import installed
 
 if TYPE_CHECKING:
     from limbeck.run import Run

@@ -8,7 +8,7 @@ arXiv:1905.10650).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ _ROLES: Mapping[Part, str] = {"neurons": "pruning", "heads": "pruning-heads"}
 _Loss = Callable[["PreTrainedModel", "Batch"], Tensor]
 
 
-def neuron_importance(model: PreTrainedModel, batches: Sequence[Batch], loss: _Loss) -> Tensor:
+def neuron_importance(model: PreTrainedModel, batches: Iterable[Batch], loss: _Loss) -> Tensor:
     """How much each neuron matters, (layers, neurons); where layers are one, (1, neurons).
 
     Args:
@@ -48,13 +48,13 @@ def neuron_importance(model: PreTrainedModel, batches: Sequence[Batch], loss: _L
     return _importance(model, batches, loss, family_of(model.config.model_type).neurons[1], 1)
 
 
-def head_importance(model: PreTrainedModel, batches: Sequence[Batch], loss: _Loss) -> Tensor:
+def head_importance(model: PreTrainedModel, batches: Iterable[Batch], loss: _Loss) -> Tensor:
     """How much each head matters, (layers, heads): of its answer before the heads are mixed; arguments as above."""
     size = int(model.config.hidden_size) // int(model.config.num_attention_heads)
     return _importance(model, batches, loss, family_of(model.config.model_type).mixing, size)
 
 
-def _importance(model: PreTrainedModel, batches: Sequence[Batch], loss: _Loss, behind: str, together: int) -> Tensor:
+def _importance(model: PreTrainedModel, batches: Iterable[Batch], loss: _Loss, behind: str, together: int) -> Tensor:
     """Of what the linear layer ``behind`` of each layer reads, ``together`` numbers as one."""
     family = family_of(model.config.model_type)
     found = model.base_model.get_submodule(family.layers)
@@ -100,7 +100,7 @@ def most_important(importance: Tensor, count: int) -> list[Tensor]:
     return [row[:count].sort().values for row in order]
 
 
-def importance_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part: Part = "neurons") -> Tensor:
+def importance_of(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part: Part) -> Tensor:
     """How much each of the teacher's neurons, or heads, matters, (layers, parts); measured once, and kept in the
     state."""
     return run.first(lambda: _measured(run, job, load, part))
@@ -113,11 +113,16 @@ def _measured(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part
         data = job.labelled  # the loss is against labels, and of pairs it needs both texts
         collate = Collator(data, job.blueprint.compact(job.blueprint.config).pad_token_id or 0, run.device.torch)
         drawn = np.random.default_rng(run.config.training.seed).permutation(data.groups)[:_PRUNED_ON]
-        batches = np.array_split(drawn, max(1, len(drawn) // run.config.training.batch_size))
+
+        def batches() -> Iterator[Batch]:
+            for groups in np.array_split(drawn, max(1, len(drawn) // run.config.training.batch_size)):
+                run.poll()
+                yield collate(data.rows_in(groups))
+
         measure = neuron_importance if part == "neurons" else head_importance
         found = measure(
             load(),
-            [collate(data.rows_in(groups)) for groups in batches],
+            batches(),
             lambda model, batch: criterion.hard(criterion.answer(model, batch, inside=True), batch).value,
         )
         run.store.write_tensors(role, {"importance": found}, {})

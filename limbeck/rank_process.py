@@ -23,7 +23,6 @@ from queue import Queue
 from typing import Any
 
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
-from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, RankLost
 from limbeck.launching import Order
@@ -39,6 +38,7 @@ class _Told(Callbacks):
         self._connection = connection
         self._stop = threading.Event()
         self._answers: Queue[str] = Queue()
+        self._lock = threading.Lock()
 
     def listen(self) -> None:
         """Hear the launcher, in a thread of its own; ends the process when the launcher has gone."""
@@ -55,7 +55,8 @@ class _Told(Callbacks):
         self._stop.set()
 
     def send(self, *message: Any) -> None:
-        self._connection.send(message)
+        with self._lock:  # downloads poll from threads of their own
+            self._connection.send(message)
 
     def fetch_answers(self, key: str) -> None:
         """Have the launcher bring a teacher's answers to the folder; return when it has, or has none."""
@@ -80,6 +81,9 @@ class _Told(Callbacks):
     def on_provenance(self, facts: Mapping[str, Any]) -> None:
         self._call("on_provenance", dict(facts))
 
+    def on_alive(self) -> None:
+        self._call("on_alive")
+
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
@@ -96,21 +100,14 @@ def _work(number: int, count: int, order: Order, told: _Told) -> Any:
         ranks = Group(number, count, order.meeting, order.threads, lambda: told.send("parted"))
     teacher_cache = None
     if order.answers is not None:
-        folder, limit = order.answers
+        folder, limit, share_seconds = order.answers
         used = partial(told.send, "answers used")
-        teacher_cache = TeacherCache(folder, limit=limit, fetch=told.fetch_answers, used=used)
+        teacher_cache = TeacherCache(
+            folder, limit=limit, fetch=told.fetch_answers, used=used, share_seconds=share_seconds
+        )
     if ranks.leads:
         told.on_event("ranks.met", f"{count} ranks share every batch.", {"ranks": count})
-    return distill_here(
-        DistillConfig.parse(order.config),
-        order.workdir,
-        told if ranks.leads else Callbacks(),
-        order.sources,
-        order.checkpoint_seconds,
-        order.expected,
-        teacher_cache,
-        ranks,
-    )
+    return distill_here(order.assignment, told if ranks.leads else Callbacks(), teacher_cache, ranks)
 
 
 def _portable(error: Exception) -> Exception:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from limbeck.errors import InvalidConfig, Problem, RankLost
 
 T = TypeVar("T")
-#: How long a rank waits for another one. Whoever started them ends all when one has gone; nothing else is too long,
-#: since rank 0 may encode a large data set while the others wait.
+#: How long a rank waits for another one. Whoever started them ends all when one has gone, and the worker when none gets
+#: on (``LIMBECK_STALL_SECONDS``); nothing else is too long, since rank 0 may encode a large data set meanwhile.
 _PATIENCE = timedelta(days=7)
 #: Gradients that are summed at a time: more would only cost memory.
 _BUCKET = 16 * 1024 * 1024

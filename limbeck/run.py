@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from limbeck.callbacks import Callbacks
@@ -12,11 +14,13 @@ from limbeck.checkpoint import CheckpointStore, Follower
 from limbeck.config import DistillConfig
 from limbeck.device import Device
 from limbeck.errors import Conflict, Interrupted, InvalidConfig
+from limbeck.memory import memory_of
 from limbeck.progress import Meter
 from limbeck.ranks import ALONE, Ranks
 from limbeck.teacher_cache import TeacherCache
 
 JOURNAL = "journal"
+_ALIVE_SECONDS = 1.0
 T = TypeVar("T")
 
 
@@ -31,6 +35,8 @@ class Run:
         checkpoint_seconds: float,
         teacher_cache: TeacherCache | None = None,
         ranks: Ranks = ALONE,
+        *,
+        micro_batches: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.config = config
         self.callbacks = callbacks
@@ -39,8 +45,12 @@ class Run:
         self.store = self._open(workdir / "state")
         self.meter = Meter(callbacks)
         self.device = Device.choose(config.training.precision, ranks.number)
+        self.memory = memory_of(self.device.torch)
+        #: What an earlier run that this one repeats has found (``limbeck/batch_probe.py``).
+        self.micro_batches = micro_batches
         self._interval = checkpoint_seconds
         self._saved = time.monotonic()
+        self._alive = float("-inf")
         #: Small results of finished work, as JSON.
         self.facts: dict[str, Any] = {"config": config.model_dump(mode="json")}
         if self.store.damage is not None:
@@ -91,16 +101,24 @@ class Run:
         self.ranks = self.ranks.part()
 
     def poll(self) -> None:
-        """Call where the state can be saved.
+        """Call where the state can be saved, and often: it is also what says that the run is not stuck.
 
         Raises:
             Interrupted: somebody wants the run to stop.
         """
+        now = time.monotonic()
+        if now - self._alive >= _ALIVE_SECONDS:
+            self._alive = now
+            self.callbacks.on_alive()
         if self.callbacks.should_stop():
             raise Interrupted("The run was asked to stop; its state is saved.")
 
     def save_due(self) -> bool:
         return self.ranks.leads and time.monotonic() - self._saved >= self._interval
+
+    def save_soon(self) -> None:
+        """Have :meth:`save_due` say so when it is next asked."""
+        self._saved = -math.inf
 
     def commit(self) -> None:
         """Make everything staged in the store, and the journal, the state to go on from; rank 0 does it for all."""

@@ -123,6 +123,8 @@ class SubNetwork(Spec):
     """In the feed-forward part of each layer."""
     width: float
     """The same as a share of the whole network's."""
+    heads: int | None = None
+    """In the attention of each layer; missing in scorecards from before these were of several numbers."""
     parameters: int
     """Whole vocabulary included, as in a :class:`ModelCard`."""
     validation: float
@@ -164,6 +166,34 @@ class Hardware(Spec):
     torch: str
     transformers: str
     onnxruntime: str
+
+
+class BatchTry(Spec):
+    """Parts of one size, as the probe for ``training.gradient_accumulation: auto`` found them."""
+
+    examples: int
+    """In a part."""
+    fits: bool
+    bytes: int
+    """The most memory that a process held, and what the optimizer adds at its first step; of a part that was not
+    computed, because the process would have been ended, what the smaller ones let expect."""
+    examples_per_second: float | None
+    """Forwards and backwards, of middle length; none where that was not computed to its end."""
+
+
+class BatchProbe(Spec):
+    """Of how many examples the parts are that a training computes its batches in."""
+
+    phase: str
+    """``teacher``, ``distilling``, ``baseline``, or a trial."""
+    part: str
+    """Of the phase's method."""
+    examples: int
+    """At most, on each device: the chosen size."""
+    memory: int | None
+    """Bytes that a process might hold; none where the system does not tell."""
+    tries: tuple[BatchTry, ...]
+    """From small to large; none where a rerun took the size that the first run had found."""
 
 
 class Verdict(Spec):
@@ -251,6 +281,8 @@ class Scorecard(Spec):
     """Of a student that the method ``fastbert`` trained."""
     sub_networks: tuple[SubNetwork, ...] = ()
     """Of the method ``dynabert``: every size that it trained, the largest first."""
+    batch_probes: tuple[BatchProbe, ...] = ()
+    """One for each training, where ``training.gradient_accumulation`` is ``auto``."""
     minutes: dict[str, float]
     """Wall-clock minutes by stage."""
     verdict: Verdict

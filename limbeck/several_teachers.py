@@ -8,8 +8,15 @@ from limbeck.config import DistillConfig
 from limbeck.errors import Problem
 from limbeck.tasks.base import Task
 
-#: Tasks in which each row of logits is one answer, whose distributions have a mean.
-_TASKS = ("sequence_classification", "multi_label", "regression", "token_classification")
+#: Tasks whose answers have a mean: distributions, numbers, vectors.
+_TASKS = (
+    "sequence_classification",
+    "multi_label",
+    "regression",
+    "token_classification",
+    "question_answering",
+    "embeddings",
+)
 
 
 def alone(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
@@ -30,7 +37,8 @@ def alone(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
         return
     if task.type not in _TASKS:
         yield Problem(at, f"found several teachers for {task.type}; allowed tasks: {', '.join(_TASKS)}")
-    elif teacher.combine == "confidence" and task.kind == "value":
+    elif teacher.combine == "confidence" and task.kind in ("value", "vector"):
+        what = "number" if task.kind == "value" else "vector"
         yield Problem(
-            "/teacher/combine", f"found 'confidence'; an answer of {task.type} is a number, sure or not; allowed: mean"
+            "/teacher/combine", f"found 'confidence'; an answer of {task.type} is a {what}, sure or not; allowed: mean"
         )

@@ -28,7 +28,7 @@ OFFERS = {
     "same_heads": "as many attention heads as the teacher",
     "teacher_layers": "layers of the teacher's own shape",
     "elastic": "layers of its own for each place, with neurons that have no gates, cut from the teacher's: only "
-    "student.layers and the number of neurons may differ",
+    "student.layers and the numbers of neurons and heads may differ",
 }
 #: Units for each direction of a recurrent student of which nothing is said.
 RECURRENT_UNITS = 256
@@ -185,7 +185,7 @@ def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
         if cut and student.start == "svd" and not (family.shared or family.gated):
             found.add("elastic")
         if shape.kept_heads is not None:
-            found -= {"steps", "scores", "same_heads", "teacher_layers", "elastic"}
+            found -= {"steps", "scores", "same_heads", "teacher_layers"}
     return frozenset(found)
 
 
@@ -208,8 +208,8 @@ def _fewer_heads(student: Student, origin: ModelFacts) -> Iterator[Problem]:
     if kept is None or student.prune is None or family is None:
         return
     at = "/student/prune/heads"
-    if not family.fused_export or family.shared:
-        able = ", ".join(name for name, one in FAMILIES.items() if one.fused_export and not one.shared)
+    if not family.loses_heads:
+        able = ", ".join(name for name, one in FAMILIES.items() if one.loses_heads)
         yield Problem(at, f"found a teacher of the type {origin.model_type!r}; allowed for: {able}")
     elif kept == origin.heads:
         least = f"{1 / origin.heads:.3g}"

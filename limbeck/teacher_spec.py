@@ -56,8 +56,8 @@ class Teacher(TeacherModel):
     ``training.augmentation``."""
     combine: Literal["mean", "confidence"] = "mean"
     """How the answers of several teachers become one. ``mean``: the mean of their softened distributions (of
-    regression the mean of their numbers). ``confidence``: each counts by how sure it is of the text, 1 - entropy / ln
-    classes of its answer; not for regression."""
+    regression the mean of their numbers, of embeddings that of their vectors, at length 1). ``confidence``: each counts
+    by how sure it is of the text, 1 - entropy / ln classes of its answer; not for regression and embeddings."""
 
     @property
     def models(self) -> tuple[TeacherModel, ...]:

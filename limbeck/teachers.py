@@ -79,7 +79,7 @@ def find_teachers(run: Run, given: Mapping[str, Path]) -> list[TeacherFolder]:
         if place < len(known) and known[place] is not None:
             spec = spec.model_copy(update={"revision": known[place]})
         try:
-            model = sources.teacher_folder(spec, given)
+            model = sources.teacher_folder(spec, given, run.poll)
             found.append(TeacherFolder(spec, pointer, model, sources.model_facts(model.path)))
         except InvalidModel as error:
             if place == 0:

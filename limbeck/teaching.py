@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from limbeck import evaluate
 from limbeck.cache import predict
 from limbeck.config import FineTune
 from limbeck.device import seed_everything
-from limbeck.errors import Diverged, TeacherUnfit
+from limbeck.errors import Diverged, InvalidModel, Problem, TeacherUnfit
 from limbeck.loop import Phase, train
 from limbeck.losses import require_finite
 from limbeck.methods.base import Models
@@ -34,7 +35,11 @@ def ready_teachers(run: Run, job: Prepared) -> Teachers:
 
     Raises:
         Diverged, TeacherUnfit: as :func:`ready_teacher`; each has to be fit.
+        InvalidModel: weights cannot be loaded; found before any teacher is fine-tuned.
     """
+    missing = [name for name in job.members if not run.store.has(name)]
+    for name in missing[1:]:  # the first is loaded next in any case
+        _loaded(run, job.members[name], name)
     found = {name: ready_teacher(run, read, name) for name, read in job.members.items()}
     if len(found) > 1:
         panel_answers(run, job, found)
@@ -50,13 +55,14 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
 
     Raises:
         Diverged: its logits are not finite.
+        InvalidModel: its weights cannot be loaded.
         TeacherUnfit: it is not better on validation than the most common class.
     """
     if run.store.has(name):
         return run.store.read_tensors(name)[0]
     run.meter.begin(name)
     seed_everything(run.config.training.seed)
-    model = run.device.place(job.blueprint.load_teacher(keep_head=job.keep_head))
+    model = run.device.place(_loaded(run, job, name))
     if not job.keep_head:
         layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
         job.task.begin_head(layer, job.train)
@@ -84,6 +90,20 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
     return keep(run, name, model)
 
 
+def _loaded(run: Run, job: Prepared, name: str) -> PreTrainedModel:
+    """The model in a teacher's folder.
+
+    Raises:
+        InvalidModel: its weights do not fit; the field that names it is told.
+    """
+    try:
+        return job.blueprint.load_teacher(keep_head=job.keep_head)
+    except InvalidModel as error:
+        number = int(name.partition("-")[2] or 1)
+        at = f"{run.config.teacher.pointers[number - 1]}/source"
+        raise InvalidModel(f"{at}: {error.message}", [Problem(at, error.message)]) from error
+
+
 def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     """The answers of several teachers together to validation, in the form of one model's; asked once.
 
@@ -95,28 +115,40 @@ def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
 
 def _panel(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     if not run.store.has(_PANEL):
-        each = {
-            name: torch.from_numpy(predict(_placed(run, read, teachers[name]), read.validation, job.task, run))
-            for name, read in job.members.items()
-        }
-        ensemble = ensemble_of(run.config)
-        assert ensemble is not None
-        together = ensemble.logits(job.task, torch.cat(list(each.values()), dim=-1))
+        each = _answers(run, job, teachers, "validation")
+        together = _as_one(run, job, each, "validation")
         run.store.write_tensors(_PANEL, {"together": together}, {})
-        _say_combined(run, job, together)
+        _say_combined(run, job, each, together)
         run.commit()
     return run.store.read_tensors(_PANEL)[0]["together"]
+
+
+def _answers(run: Run, job: Prepared, teachers: Teachers, split: Literal["validation", "test"]) -> dict[str, Tensor]:
+    """Each teacher's, over a whole split."""
+    return {
+        name: torch.from_numpy(predict(_placed(run, read, teachers[name]), getattr(read, split), job.task, run))
+        for name, read in job.members.items()
+    }
+
+
+def _as_one(run: Run, job: Prepared, each: Mapping[str, Tensor], split: Literal["validation", "test"]) -> Tensor:
+    """The teachers' answers to a split together; the answers themselves where there is one teacher."""
+    ensemble, found = ensemble_of(run.config), list(each.values())
+    return found[0] if ensemble is None else ensemble.over(job.task, torch.cat(found, dim=-1), getattr(job, split))
 
 
 def _placed(run: Run, job: Prepared, weights: Weights) -> PreTrainedModel:
     return run.device.place(job.blueprint.build(job.blueprint.layers, weights))
 
 
-def _say_combined(run: Run, job: Prepared, together: Tensor) -> None:
+def _say_combined(run: Run, job: Prepared, each: Mapping[str, Tensor], together: Tensor) -> None:
     metric, teacher = job.task.main_metric, run.config.teacher
-    answers = job.task.predictions(together.numpy(), job.validation)
-    score = evaluate.score(metric, answers, job.task.truth(job.validation))
-    alone = {name: run.facts[name]["validation"] for name in job.members}
+    judged = job.task.judged(job.validation, together.numpy())
+
+    def worth(answers: Tensor) -> float:
+        return evaluate.score(metric, job.task.predictions(answers.numpy(), judged), job.task.truth(judged))
+
+    score, alone = worth(together), {name: worth(answers) for name, answers in each.items()}
     how = "by how sure each is" if teacher.combine == "confidence" else "as their mean"
     inside = "; what the method compares inside a teacher is the first one's" * run.config.method.looks_inside
     shown = ", ".join(f"{name.replace('-', ' ')} {evaluate.shown(metric, value)}" for name, value in alone.items())
@@ -130,25 +162,30 @@ def _say_combined(run: Run, job: Prepared, together: Tensor) -> None:
     )
 
 
-def judged_by(run: Run, job: Prepared, weights: Weights) -> Prepared:
-    """The job with the teacher's answers to validation and test, where they are the only truth; asked once."""
+def judged_by(run: Run, job: Prepared, teachers: Teachers) -> Prepared:
+    """The job with the teacher's answers to validation and test, or those of all teachers together, where they are the
+    only truth; asked once."""
     if job.task.labelled:
         return job
     if run.store.has(_JUDGE):
         found = run.store.read_tensors(_JUDGE)[0]
     else:
-        model = _placed(run, job, weights)
-        splits = {"validation": job.validation, "test": job.test}
-        found = {name: torch.from_numpy(predict(model, data, job.task, run)) for name, data in splits.items()}
+        splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+        found = {name: _as_one(run, job, _answers(run, job, teachers, name), name) for name in splits}
         for name, vectors in found.items():
             require_finite(vectors, f"the teacher's answers to the {name} split")
         run.store.write_tensors(_JUDGE, found, {})
         run.commit()
-    return replace(
-        job,
-        validation=job.task.judged(job.validation, found["validation"].numpy()),
-        test=job.task.judged(job.test, found["test"].numpy()),
-    )
+
+    def judged(read: Prepared) -> Prepared:
+        return replace(
+            read,
+            validation=job.task.judged(read.validation, found["validation"].numpy()),
+            test=job.task.judged(read.test, found["test"].numpy()),
+            more=tuple(map(judged, read.more)),
+        )
+
+    return judged(job)
 
 
 def _teacher_phase(run: Run, job: Prepared, name: str, tune: FineTune, model: PreTrainedModel) -> Phase:

@@ -114,23 +114,28 @@ def load_tokenizer(folder: Path, config: Any, task: Task | None = None, who: str
     """
     from transformers import AutoTokenizer
 
+    options = task.tokenizer_options(config.model_type) if task else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, **(task.tokenizer_options(config.model_type) if task else {})
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidModel(f"The {who} has no tokenizer that transformers can read: {error}") from error
+        raise _unfit(who, f"The {who} has no tokenizer that transformers can read: {error}") from error
     if not tokenizer.is_fast:
-        raise InvalidModel(f"The {who}'s tokenizer has no tokenizer.json form, which the exported student needs.")
+        raise _unfit(who, f"The {who}'s tokenizer has no tokenizer.json form, which the exported student needs.")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # Of a folder without a vocabulary transformers makes one, to which every word is the unknown token.
+        files = " or ".join(sorted(set(tokenizer.vocab_files_names.values())))
+        raise _unfit(who, f"The {who}'s tokenizer knows no word: its folder has to hold its vocabulary, as {files}.")
     if len(tokenizer) > config.vocab_size:
-        raise InvalidModel(
+        raise _unfit(
+            who,
             f"The tokenizer knows {len(tokenizer)} tokens, the {who} only {config.vocab_size}: "
-            "they do not belong together."
+            "they do not belong together.",
         )
     if tokenizer.pad_token_id is None or config.pad_token_id not in (None, tokenizer.pad_token_id):
-        raise InvalidModel(
+        raise _unfit(
+            who,
             f"The tokenizer pads with the token {tokenizer.pad_token_id}, the {who} with {config.pad_token_id}: "
-            "they do not belong together."
+            "they do not belong together.",
         )
     # What a tokenizer tells of by itself is its class's affair, and of some (ALBERT's) not what the model reads.
     names = ["input_ids", "token_type_ids", "attention_mask"]
@@ -138,3 +143,7 @@ def load_tokenizer(folder: Path, config: Any, task: Task | None = None, who: str
         names.remove("token_type_ids")
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     return tokenizer
+
+
+def _unfit(who: str, message: str) -> InvalidModel:
+    return InvalidModel(message, [Problem(f"/{who}/source", message)])

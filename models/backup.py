@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sqlite3
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,7 @@ from limbeck.errors import Conflict, InvalidArchive, InvalidInput, NotFound
 from models import schema
 from models.db import Database
 from models.engine import open_engine
+from models.repository import jobs
 from models.retention import referenced_keys
 from models.settings import Settings
 from models.storage import LocalStorage
@@ -43,7 +45,7 @@ class BackupReport:
     schema: str  #: the database's revision
     objects: int
     bytes: int  #: of the objects
-    missing: tuple[str, ...]  #: keys that rows name and the storage did not have
+    missing: tuple[str, ...]  #: keys that rows name and the storage did not have, or did not have any more
 
 
 def backup(settings: Settings, target: Path) -> BackupReport:
@@ -51,31 +53,37 @@ def backup(settings: Settings, target: Path) -> BackupReport:
 
     Raises:
         InvalidInput: the settings are not those of an embedded folder.
-        NotFound: there is no database, or a file was deleted meanwhile (try again).
+        NotFound: there is no database.
     """
-    source, storage = _database_file(settings), LocalStorage(_storage_folder(settings))
+    source, folder = _database_file(settings), _storage_folder(settings)
     if not source.is_file():
         raise NotFound(f"There is no database {source}.")
-    with _beside(target) as work:
+    storage = LocalStorage(folder)
+    with _beside(target) as work, _beside(folder) as held:
         copy = work / _DATABASE
+        # A running job's checkpoint is replaced every minute, perhaps while its row is being copied.
+        _hold(storage, (entry.key for entry in storage.list("jobs")), held)
         _copy_database(source, copy)
         revision, keys = _contents(copy)
-        there = [key for key in keys if storage.exists(key)]
-        size = sum(storage.size(key) for key in there)
-        report = BackupReport(_FORMAT, revision, len(there), size, tuple(sorted(set(keys) - set(there))))
+        _hold(storage, sorted(keys, key=lambda key: not key.startswith("jobs/")), held)
+        there = {key: held / key for key in keys if (held / key).is_file()}
+        size = sum(path.stat().st_size for path in there.values())
+        report = BackupReport(_FORMAT, revision, len(there), size, tuple(sorted(set(keys) - there.keys())))
         part = work / "backup.tar"
         part.touch(mode=0o600)
         with tarfile.open(part, "w") as archive:
             _add_manifest(archive, report)
             archive.add(copy, _DATABASE)
-            for key in there:
-                archive.add(_present(storage, key), _STORAGE + key)
+            for key, path in there.items():
+                archive.add(path, _STORAGE + key)
         part.replace(target)
     return report
 
 
 def restore(settings: Settings, archive: Path) -> BackupReport:
     """Fill the embedded folder of ``settings`` from a backup, and bring its schema up to date.
+
+    Jobs that ran when the backup was written are back in the queue; that costs them no attempt.
 
     Raises:
         Conflict: the folder is not empty, or a newer Limbeck has written the backup.
@@ -99,6 +107,8 @@ def restore(settings: Settings, archive: Path) -> BackupReport:
     restored = Database(settings)
     try:
         restored.migrate()
+        with restored.session() as session:
+            jobs.requeue_all(session, "The job was restored from a backup.")
     finally:
         restored.dispose()
     return report
@@ -153,11 +163,20 @@ def _contents(copy: Path) -> tuple[str, list[str]]:
         engine.dispose()
 
 
-def _present(storage: LocalStorage, key: str) -> Path:
-    path = storage.local_path(key)
-    if path is None:
-        raise NotFound(f"{key} was deleted while the backup was being written; try again.")
-    return path
+def _hold(storage: LocalStorage, keys: Iterable[str], folder: Path) -> None:
+    """Give the objects second names below ``folder``, where no delete reaches them; what has gone is passed over."""
+    for key in keys:
+        path, place = storage.local_path(key), folder / key
+        if path is None or place.exists():
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, place)
+        except FileNotFoundError:
+            continue
+        except OSError:  # no hard links here, or the storage is a file system of its own
+            with suppress(FileNotFoundError):
+                shutil.copyfile(path, place)
 
 
 def _add_manifest(archive: tarfile.TarFile, report: BackupReport) -> None:

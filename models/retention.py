@@ -26,7 +26,10 @@ ORPHAN_GRACE = timedelta(hours=1)
 #: Below it lie teachers' answers that jobs share; whoever misses them computes them again.
 ANSWERS = "cache/teacher"
 
-_PREFIXES = ("datasets", "models", "jobs", ANSWERS)
+#: Below it lie finished parts of passes that are not whole yet. No row names them: those that stay behind are orphans.
+PARTS = "cache/teacher-parts"
+
+_PREFIXES = ("datasets", "models", "jobs", ANSWERS, PARTS)
 _GB = 1000**3
 
 
@@ -172,6 +175,11 @@ class _Sweep:
         self.freed += sum(entry.bytes for entry in gone)
 
 
+def attempt_prefix(job_id: str, fence: int) -> str:
+    """Where the storage has what an attempt made, its models; they stay there when the job has succeeded."""
+    return f"jobs/{job_id}/attempts/{fence}/"
+
+
 def _under_way(session: Session) -> Iterator[str]:
     """Prefixes below which a worker may be about to name an object that is there already."""
     for job_id, status, fence in session.execute(
@@ -179,7 +187,7 @@ def _under_way(session: Session) -> Iterator[str]:
     ):
         yield f"jobs/{job_id}/checkpoints/"
         if status in HELD:
-            yield f"jobs/{job_id}/attempts/{fence}/"
+            yield attempt_prefix(job_id, fence)
 
 
 def _ended(database: Database, *, before: datetime) -> list[str]:

@@ -36,7 +36,10 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60, gt=0)
     heartbeat_seconds: float = Field(default=15, gt=0)
     grace_seconds: float = Field(default=30, gt=0)
-    """How long an attempt that is told to stop may take to write its checkpoint."""
+    """How long an attempt that is told to stop may take to write its checkpoint; and, when its worker shuts down, to
+    bring that to a storage that is away."""
+    stall_seconds: float = Field(default=1800, gt=0)
+    """A training process that has not got on for so long is ended, and the job tried again."""
     checkpoint_seconds: float = Field(default=60, gt=0)
     """Between two checkpoints of a running attempt."""
     reconcile_min_seconds: float = Field(default=30, gt=0)
@@ -71,6 +74,9 @@ class Settings(BaseSettings):
     teacher_cache_gb: float = Field(default=8, ge=0)
     """Teachers' answers that jobs share take at most so much in ``scratch_dir``, where the least recently used goes
     first, and after ``limbeck gc`` in the storage. 0: each job asks its teacher anew."""
+    teacher_share_seconds: float = Field(default=60, ge=0)
+    """A teacher's pass over the training texts that takes longer than this is offered to idle workers, in parts of a
+    third of it. 0: none is; nor where ``teacher_cache_gb`` is 0."""
     keep_jobs_days: float | None = Field(default=None, gt=0)
     """``limbeck gc`` removes ended jobs, and their artifacts, that are older."""
     max_storage_gb: float | None = Field(default=None, gt=0)

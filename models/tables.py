@@ -7,7 +7,20 @@ from models.dataset import Dataset
 from models.event import Event, LogChunk, MetricPoint
 from models.job import Job
 from models.model import Model, ModelFile
+from models.part import TeacherPart
 
 METADATA = Base.metadata
 
-__all__ = ["METADATA", "Alias", "Attempt", "Dataset", "Event", "Job", "LogChunk", "MetricPoint", "Model", "ModelFile"]
+__all__ = [
+    "METADATA",
+    "Alias",
+    "Attempt",
+    "Dataset",
+    "Event",
+    "Job",
+    "LogChunk",
+    "MetricPoint",
+    "Model",
+    "ModelFile",
+    "TeacherPart",
+]

@@ -15,9 +15,11 @@ from models.db import Database
 from models.settings import Settings
 from models.storage import open_storage
 from worker import logs
+from worker.assistant import ANSWERER
 from worker.queue import Bell, celery_app
 from worker.reconciler import Reconciler
-from worker.runner import TRAINER, sweep_scratch
+from worker.runner import TRAINER
+from worker.scratch import sweep_scratch
 from worker.service import Worker
 from worker.slots import Slots, find_gpus
 from worker.tasks import answer_bells
@@ -35,8 +37,8 @@ def main() -> int:
         return 1
 
 
-def serve(settings: Settings, command: Sequence[str] = TRAINER) -> int:
-    """Work until SIGTERM or SIGINT; ``command`` is the trainer's.
+def serve(settings: Settings, command: Sequence[str] = TRAINER, answerer: Sequence[str] = ANSWERER) -> int:
+    """Work until SIGTERM or SIGINT; ``command`` is the trainer's, ``answerer`` that of the process that helps.
 
     The first of them makes every job write its checkpoint and hands it back; a second one leaves no time for that.
 
@@ -48,7 +50,8 @@ def serve(settings: Settings, command: Sequence[str] = TRAINER) -> int:
     sweep_scratch(settings)
     storage = open_storage(settings)
     bell = Bell(settings)
-    worker = Worker(settings, database, storage, bell, Slots(settings.slots, find_gpus(os.environ)), command)
+    slots = Slots(settings.slots, find_gpus(os.environ))
+    worker = Worker(settings, database, storage, bell, slots, command, answerer)
     reconciler = Reconciler(settings, database, storage, bell, worker)
     controller = _controller(settings, worker)
     _stop_on_signals(worker)

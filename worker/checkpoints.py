@@ -21,6 +21,7 @@ _TRIES = 5
 _AGAIN_SECONDS = 2.0
 #: The same for the last one, for which the job's end waits.
 _LAST_AGAIN_SECONDS = 0.5
+_LOOK_SECONDS = 0.1
 
 
 class Courier:
@@ -57,21 +58,28 @@ class Courier:
         """There is a new checkpoint."""
         self._wanted.set()
 
-    def finish(self, go_on: Callable[[], bool] = lambda: False) -> None:
+    def forget(self) -> None:
+        """Nothing of what the attempt should have gone on from is good: store all anew."""
+        self._uploaded.clear()
+
+    def finish(self, go_on: Callable[[], bool] = lambda: False, overdue: Callable[[], bool] = lambda: False) -> None:
         """Wait for an upload under way, and bring the last checkpoint of a trainer that has ended.
 
         Args:
             go_on: asked after a try that failed for a reason that may pass: whether another one is worth the time.
+            overdue: whether even an upload that hangs has to be left to itself; its commit is fenced.
         """
         self._stopping.set()
         self._wanted.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        while self._thread.is_alive():
+            if overdue():
+                return
+            self._thread.join(_LOOK_SECONDS)
         while self.full is None and not self._bring() and go_on():
             time.sleep(_LAST_AGAIN_SECONDS)
 
     def abandon(self) -> None:
-        """The lease is gone: bring nothing more."""
+        """Bring nothing more: the attempt is over, and so is the thread."""
         self._stopping.set()
         self._wanted.set()
 

@@ -20,9 +20,11 @@ from models.model import ModelKind
 from models.repository import catalogue, telemetry
 from models.repository.catalogue import StoredFile
 from models.text import storable
+from worker import parts
 from worker.lease import Lease, hold, in_seconds, write_ledger
 
-#: Characters of a model's column for where its teachers came from.
+#: Characters of a model's columns for its name, and for where its teachers came from.
+_LONGEST_NAME = 200
 _LONGEST_TEACHERS = 300
 
 
@@ -74,7 +76,7 @@ def succeed(session: Session, lease: Lease, outcome: Outcome) -> JobStatus:
             session,
             model_id=model.id,
             kind=model.kind,
-            name=job.name if model.kind is ModelKind.STUDENT else f"{job.name} ({model.kind})",
+            name=_name(job, model.kind),
             files=model.files,
             job_id=job.id,
             teacher=_teachers(job.config["teacher"]),
@@ -88,6 +90,14 @@ def succeed(session: Session, lease: Lease, outcome: Outcome) -> JobStatus:
     _end(session, job, lease, JobStatus.SUCCEEDED, "succeeded")
     _tell(session, job, "job.succeeded", f"The student is {model_id}.", dict(outcome.result))
     return job.status
+
+
+def _name(job: Job, kind: ModelKind) -> str:
+    """The student has the job's name, the baseline says that it is one; a job's name may fill the column alone."""
+    if kind is ModelKind.STUDENT:
+        return job.name
+    mark = f" ({kind})"
+    return job.name[: _LONGEST_NAME - len(mark)] + mark
 
 
 def _teachers(teacher: Mapping[str, Any]) -> str:
@@ -183,6 +193,8 @@ def _failed(session: Session, job: Job, lease: Lease, outcome: str, fault: Fault
         job.checkpoint = None
     _end(session, job, lease, JobStatus.FAILED, outcome, fault)
     tried = f" (attempt {job.attempt} of {job.max_attempts})" if fault.retryable else ""
+    if job.checkpoint is not None:
+        tried += f" Resuming it goes on from step {_step(job)}."
     _tell(session, job, "job.failed", fault.message + tried, fault.as_error())
 
 
@@ -200,6 +212,7 @@ def _end(
     if status.terminal:
         job.finished_at = session.scalar(select(db_now()))
     session.flush()
+    parts.withdraw(session, job.id)
     reason, message = (fault.code, storable(fault.message)) if fault else (None, None)
     write_ledger(session, lease, ended_at=db_now(), outcome=outcome, reason=reason, message=message)
 

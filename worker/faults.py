@@ -45,13 +45,20 @@ def fault_of(exit_code: int, *, oom_killed: bool) -> Fault:
     if -exit_code == signal.SIGKILL and oom_killed:
         return Fault(
             "out_of_memory",
-            "The machine ran out of memory and its kernel ended the training process. A smaller training.batch_size or "
-            "training.max_length needs less.",
+            "The machine ran out of memory and its kernel ended the training process. "
+            'training.gradient_accumulation = "auto" computes batches in parts that fit; a smaller training.batch_size '
+            "or training.max_length needs less, too.",
             True,
         )
     if -exit_code in _CRASHES:
         return Fault("crashed", f"The training process crashed ({name}); the job's log has where.", True)
     return Fault("killed", f"The training process was killed from outside ({name}).", True)
+
+
+def stall_of(seconds: float) -> Fault:
+    """The fault of a trainer that had to be ended because it said nothing for so long."""
+    told = f"The training process did not get on for {seconds:g} s (LIMBECK_STALL_SECONDS) and was ended."
+    return Fault("stalled", told, True)
 
 
 def _signal_name(number: int) -> str:

@@ -67,16 +67,23 @@ class Holder:
     pid: int
 
 
-def claim(session: Session, holder: Holder, *, lease_seconds: float, gpus: int) -> Claim | None:
+def claim(
+    session: Session, holder: Holder, *, lease_seconds: float, gpus: int, most: int | None = None
+) -> Claim | None:
     """Take the next due job that needs at most ``gpus``; None where there is none.
 
     Where there are GPUs each of a job's devices is one, whether it asked for them or not.
 
     One statement chooses and takes it, so that of any number of workers one gets the row.
+
+    Args:
+        gpus: that are free.
+        most: that there are, by default as many. The next job that these could serve is not passed over when it needs
+            more than are free: nothing is taken then, else a stream of small jobs would never leave it its GPUs.
     """
     chosen = (
         select(Job.id)
-        .where(due(), Job.gpus <= gpus, *(() if gpus == 0 else (_devices() <= gpus,)))
+        .where(due(), *_served_by(gpus if most is None else most))
         .order_by(*claim_order())
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
@@ -84,7 +91,7 @@ def claim(session: Session, holder: Holder, *, lease_seconds: float, gpus: int) 
     )
     job = session.scalar(
         update(Job)
-        .where(Job.id == chosen, due())
+        .where(Job.id == chosen, due(), *_served_by(gpus))
         .values(
             status=JobStatus.RUNNING,
             attempt=Job.attempt + 1,
@@ -104,9 +111,11 @@ def claim(session: Session, holder: Holder, *, lease_seconds: float, gpus: int) 
     return Claim(Lease(job.id, job.fence), job)
 
 
-def _devices() -> ColumnElement[int]:
-    """``training.devices`` of the job; rows from before there were several have none."""
-    return func.coalesce(Job.config["training"]["devices"].as_integer(), 1)
+def _served_by(gpus: int) -> tuple[ColumnElement[bool], ...]:
+    """Whether so many GPUs serve the job; without any, a device is a process."""
+    # Rows from before there were several devices have none.
+    devices = func.coalesce(Job.config["training"]["devices"].as_integer(), 1)
+    return (Job.gpus <= gpus, *(() if gpus == 0 else (devices <= gpus,)))
 
 
 def beat(session: Session, lease: Lease, lease_seconds: float) -> Wish:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from models.db import Database
 from models.repository import catalogue
 from models.repository.sources import data_sources, model_sources
 from models.storage import Storage
+from worker.patience import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,16 @@ class Needed:
     sha256: str
 
 
-def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> tuple[dict[str, Path], list[Needed]]:
-    """The service's own models and data sets that a config names: reference to folder, and the files to fetch.
+def sources_of(
+    config: Mapping[str, Any], database: Database, folder: Path, *, texts: bool = True
+) -> tuple[dict[str, Path], list[Needed]]:
+    """The service's own models, and with ``texts`` the data sets, that a config names: reference to folder, and the
+    files to fetch.
 
     Raises:
         NotFound: one has been deleted.
     """
-    texts = set(data_sources(config).values())
+    named = set(data_sources(config).values()) if texts else set()
     sources: dict[str, Path] = {}
     needed: list[Needed] = []
     with database.reading() as session:
@@ -41,7 +46,7 @@ def sources_of(config: Mapping[str, Any], database: Database, folder: Path) -> t
             place = sources[reference] = folder / pointer.strip("/").removesuffix("/source").replace("/", "-")
             files = catalogue.model_files(session, reference.removeprefix("model:"))
             needed += [Needed(file.key, place / file.path, file.sha256) for file in files]
-        for number, reference in enumerate(sorted(one for one in texts if one.startswith("dataset:"))):
+        for number, reference in enumerate(sorted(one for one in named if one.startswith("dataset:"))):
             place = sources[reference] = folder / f"dataset-{number}"
             splits = catalogue.get_dataset(session, reference.removeprefix("dataset:")).splits
             needed += [Needed(at["key"], place / f"{name}.parquet", at["sha256"]) for name, at in splits.items()]
@@ -57,16 +62,20 @@ def expected_of(provenance: Mapping[str, Any]) -> dict[str, str]:
     return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
 
 
-def fetch(storage: Storage, needed: list[Needed], go_on: Callable[[], bool]) -> None:
-    """Bring the files here, each checked; stops in between when ``go_on`` says no.
+def micro_batches_of(provenance: Mapping[str, Any]) -> dict[str, int]:
+    """What the repeated job's probe for ``training.gradient_accumulation: auto`` found; empty for a first run."""
+    found: dict[str, int] = (provenance.get("rerun_of") or {}).get("micro_batches") or {}
+    return found
+
+
+def fetch(storage: Storage, needed: list[Needed], patiently: Patience) -> None:
+    """Bring the files here, each checked.
 
     Raises:
-        NotFound, DamagedFile, StorageFull, Unavailable
+        NotFound, DamagedFile, StorageFull, Unavailable; and what ``patiently`` raises to stop.
     """
     for file in needed:
-        if not go_on():
-            return
-        storage.get_file(file.key, file.path)
+        patiently(partial(storage.get_file, file.key, file.path, watch=patiently.check))
         with file.path.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != file.sha256:
@@ -75,17 +84,15 @@ def fetch(storage: Storage, needed: list[Needed], go_on: Callable[[], bool]) -> 
             )
 
 
-def fetch_checkpoint(
-    storage: Storage, checkpoint: Mapping[str, Any], state: Path, go_on: Callable[[], bool]
-) -> str | None:
+def fetch_checkpoint(storage: Storage, checkpoint: Mapping[str, Any], state: Path, patiently: Patience) -> str | None:
     """Lay the checkpoint out as ``limbeck.checkpoint`` left it; what is wrong where it cannot be used.
 
     Raises:
-        StorageFull, Unavailable
+        StorageFull, Unavailable; and what ``patiently`` raises to stop.
     """
     needed = [Needed(file["key"], state / name, file["sha256"]) for name, file in checkpoint["files"].items()]
     try:
-        fetch(storage, needed, go_on)
+        fetch(storage, needed, patiently)
     except (NotFound, DamagedFile) as error:
         return error.message
     files = {name: {"sha256": file["sha256"], "bytes": file["bytes"]} for name, file in checkpoint["files"].items()}

@@ -1,4 +1,5 @@
-"""The thread that finds what nobody else would: due jobs whose bell was lost, jobs that dead workers left behind."""
+"""The thread that finds what nobody else would: due jobs and offered parts whose bell was lost, jobs that dead workers
+left behind."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from limbeck.errors import LimbeckError
 from models.base import db_now
 from models.db import Database
 from models.job import Job, JobStatus
+from models.repository import teacher_parts
 from models.settings import Settings
 from models.storage import Storage
 from worker.checkpoints import delete_checkpoints
 from worker.endings import settle_expired
 from worker.lease import due, seconds_until
 from worker.queue import Bell
-from worker.runner import sweep_scratch
+from worker.scratch import sweep_scratch
 from worker.service import Worker
 
 _log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Found:
     due: int  #: jobs that could be claimed now
     settled: int  #: jobs that were ended for dead workers
     soonest: float | None  #: seconds until the next lease, or the wait before a retry, runs out
+    parts: int = 0  #: of teachers' passes, that nobody is at
 
 
 class Reconciler:
@@ -61,7 +64,7 @@ class Reconciler:
             self._thread.join(5)
 
     def look(self) -> Found:
-        """Settle what dead workers left, and count what is due.
+        """Settle what dead workers left, and count what is to be done.
 
         Raises:
             Unavailable: the database is away.
@@ -71,11 +74,12 @@ class Reconciler:
             waiting = session.scalar(select(func.count()).select_from(Job).where(due())) or 0
             upcoming = session.scalar(select(func.min(Job.lease_expires_at)).where(Job.lease_expires_at > db_now()))
             soonest = None if upcoming is None else seconds_until(session, upcoming)
+            free_parts = teacher_parts.count(session)["free"]
         for job in settled:
             _log.warning("%s was left behind by its worker and is %s now", job.id, job.status)
             if job.checkpoint is None and job.status.terminal:
                 self._forget(job.id)
-        return Found(waiting, len(settled), soonest)
+        return Found(waiting, len(settled), soonest, free_parts)
 
     def _run(self) -> None:
         pause = self._settings.reconcile_min_seconds
@@ -85,11 +89,12 @@ class Reconciler:
             try:
                 found = self.look()
                 soonest = found.soonest
-                if found.due:
+                work = found.due + found.parts
+                if work:
                     self._call_for_help(waited=waited)
-                waited = found.due > 0
+                waited = work > 0
                 pause = min(pause * 2, self._settings.reconcile_max_seconds)
-                if found.due or found.settled:
+                if work or found.settled:
                     pause = self._settings.reconcile_min_seconds
                 self._tidy()
             except LimbeckError as error:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import shutil
+import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from limbeck.errors import LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
+from limbeck.errors import Interrupted, LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
+from limbeck.offer import PARTS
 from models.db import Database
 from models.job import JobStatus
 from models.repository import jobs
@@ -31,22 +28,23 @@ from worker import endings, materials
 from worker.answers import AnswersPorter
 from worker.checkpoints import Courier, delete_checkpoints
 from worker.endings import Fault
-from worker.faults import fault_of, oom_kills
+from worker.faults import fault_of, oom_kills, stall_of
 from worker.harvest import harvest
 from worker.heart import Heart
 from worker.lease import Claim, Wish
+from worker.offers import LOOK_SECONDS, Offers
+from worker.patience import Patience
 from worker.process import TrainerProcess
+from worker.scratch import child_environment, scratch
 from worker.slots import Place
 from worker.telemetry import Telemetry
 from worker.trainer import ORDER
 
 _log = logging.getLogger(__name__)
-_HOME = Path(__file__).resolve().parent.parent
 TRAINER = (sys.executable, "-m", "worker.trainer")
 _TICK = 0.2
 _CANCEL_GRACE = 3.0
 _RETRY_PAUSE = 0.5
-_JUST_MADE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -57,6 +55,16 @@ class Shutdown:
     wanted: threading.Event = field(default_factory=threading.Event)
     #: No more time: children are killed, jobs are handed back at their last checkpoint.
     hurry: threading.Event = field(default_factory=threading.Event)
+    #: When the first of them was wanted, on the monotonic clock.
+    asked_at: float = math.inf
+
+    def ask(self) -> None:
+        """In order when called first, in a hurry when called again. Safe in a signal handler."""
+        if self.wanted.is_set():
+            self.hurry.set()
+        else:
+            self.asked_at = time.monotonic()
+        self.wanted.set()
 
 
 class Runner:
@@ -64,6 +72,7 @@ class Runner:
 
     Args:
         command: the trainer, for tests that need another one.
+        ring: says that there is something to do for others.
     """
 
     def __init__(
@@ -73,12 +82,14 @@ class Runner:
         storage: Storage,
         shutdown: Shutdown,
         command: Sequence[str] = TRAINER,
+        ring: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.database = database
         self.storage = storage
         self.shutdown = shutdown
         self.command = command
+        self.ring = ring
 
     def run(self, claim: Claim, place: Place, claimed_at: float) -> None:
         """Run one attempt to its end, whatever that is.
@@ -125,7 +136,12 @@ class _Attempt:
         self._courier = Courier(self._storage, self._database, self._lease, self._work / "state", self._job.checkpoint)
         self._answers = self._settings.scratch_dir / "teacher-answers"
         self._porter = AnswersPorter(self._storage, self._answers, self._folder)
+        pause = min(LOOK_SECONDS, self._settings.heartbeat_seconds / 2)
+        self._offers = Offers(self._storage, self._database, self._lease, self._work / PARTS, runner.ring, pause)
         self._last: dict[str, Any] = {}
+        #: When the trainer last said something, on the monotonic clock.
+        self._heard = 0.0
+        self._stalled = False
 
     def run(self) -> JobStatus:
         self._heart.start()
@@ -134,10 +150,10 @@ class _Attempt:
         try:
             settle = self._work_out()
         except LeaseLost:
-            self._courier.abandon()
             self._heart.stop()
             raise
         finally:
+            self._courier.abandon()
             self._porter.finish(lambda: False)
         self._heart.stop()
         return self._write(settle)
@@ -149,37 +165,41 @@ class _Attempt:
             LeaseLost
         """
         try:
-            with _scratch(self._folder):
+            with scratch(self._folder):
                 order = self._prepare()
-                if self._must_stop():
-                    return self._stopped()
                 exit_code, oom_killed = self._train(order)
                 self._porter.finish(lambda: self._heart.holds and not self._must_stop())
                 self._require_lease()
                 if self._heart.wish is not Wish.CANCEL:
-                    self._courier.finish(self._until_brought())
+                    self._courier.finish(self._until_brought(), self._overdue)
                 return self._judge(exit_code, oom_killed)
         except LeaseLost:
             raise
+        except Interrupted:
+            return self._stopped()
         except Exception as error:  # the boundary: whatever happens, the row gets an end
             failure = out_of_room(error, "working on the job") if isinstance(error, OSError) else error
             if isinstance(failure, LimbeckError):
                 return self._failed(Fault(failure.code, failure.message, failure.retryable))
-            _log.exception("the attempt at %s broke", self._lease.job_id)
-            what = f"The worker itself failed: {type(error).__name__}: {error}"
-            return self._failed(Fault("internal_error", what, True))
+            return self._broken(error)
 
     def _prepare(self) -> dict[str, Any]:
-        """Fetch what the job needs; the trainer's order."""
-        with self._database.reading() as session:
-            self._telemetry.spend_log(stored_telemetry.log_size(session, self._lease.job_id))
-        sources, needed = materials.sources_of(self._job.config, self._database, self._folder / "sources")
-        materials.fetch(self._storage, needed, self._may_go_on)
+        """Fetch what the job needs; the trainer's order.
+
+        Raises:
+            LeaseLost, Interrupted
+        """
+        patiently = Patience(self._settings.lease_seconds, self._require_wanted)
+        self._telemetry.spend_log(patiently(self._log_size))
+        place = self._folder / "sources"
+        sources, needed = patiently(lambda: materials.sources_of(self._job.config, self._database, place))
+        materials.fetch(self._storage, needed, patiently)
         state = self._work / "state"
         state.mkdir(parents=True)
-        if self._job.checkpoint is not None and self._may_go_on():
-            damage = materials.fetch_checkpoint(self._storage, self._job.checkpoint, state, self._may_go_on)
+        if self._job.checkpoint is not None:
+            damage = materials.fetch_checkpoint(self._storage, self._job.checkpoint, state, patiently)
             if damage is not None:
+                self._courier.forget()
                 self._telemetry.event(
                     "checkpoint.damaged", f"The checkpoint cannot be used, starting over: {damage}", {}
                 )
@@ -188,23 +208,34 @@ class _Attempt:
             "sources": {reference: str(folder) for reference, folder in sources.items()},
             "checkpoint_seconds": self._settings.checkpoint_seconds,
             "expected": materials.expected_of(self._job.provenance),
+            "micro_batches": materials.micro_batches_of(self._job.provenance),
             "teacher_cache": self._teacher_cache(),
         }
 
+    def _log_size(self) -> int:
+        """Of what earlier attempts have printed."""
+        with self._database.reading() as session:
+            return stored_telemetry.log_size(session, self._lease.job_id)
+
     def _teacher_cache(self) -> dict[str, Any] | None:
         limit = round(self._settings.teacher_cache_gb * 1000**3)
-        return {"folder": str(self._answers), "bytes": limit} if limit else None
+        share = self._settings.teacher_share_seconds or None
+        return {"folder": str(self._answers), "bytes": limit, "share_seconds": share} if limit else None
 
     def _train(self, order: dict[str, Any]) -> tuple[int, bool]:
         """Run the trainer to its end; its exit code, and whether the kernel killed for memory meanwhile."""
         order["lease_seconds"] = self._heart.deadline - time.monotonic()
         (self._work / ORDER).write_text(json.dumps(order), encoding="utf-8")
         kills = oom_kills()
-        process = TrainerProcess(self._command, self._work, self._environment(), self._hear, self._telemetry.log)
+        self._heard = time.monotonic()
+        environment = child_environment(self._settings, self._place, self._folder)
+        process = TrainerProcess(self._command, self._work, environment, self._hear, self._telemetry.log)
+        self._offers.start()
         try:
             self._watch(process)
         finally:
             exit_code = process.finish()
+            self._offers.finish()
         return exit_code, oom_kills() > kills
 
     def _watch(self, process: TrainerProcess) -> None:
@@ -224,13 +255,17 @@ class _Attempt:
                 kill_at = now + (_CANCEL_GRACE if self._heart.wish is Wish.CANCEL else self._settings.grace_seconds)
             if kill_at is not None and (now > kill_at or self._shutdown.hurry.is_set()):
                 return
+            if now - self._heard > self._settings.stall_seconds:
+                self._stalled = True
+                return
             if self._heart.wish is Wish.CANCEL and kill_at is not None:
                 kill_at = min(kill_at, now + _CANCEL_GRACE)
 
     def _until_brought(self) -> Callable[[], bool]:
         """Whether to wait for a storage or a database that is away, so that no step on this disk is trained again.
 
-        A student that is there already makes its checkpoint worth one try; nothing is worth more than a lease's time.
+        A student that is there already makes its checkpoint worth one try; nothing is worth more than a lease's time,
+        or what is left of a shutdown's.
         """
         end = time.monotonic() + self._settings.lease_seconds
 
@@ -238,7 +273,7 @@ class _Attempt:
             self._require_lease()
             trained = self._last.get("type") == "result"
             cancelled = self._heart.wish is Wish.CANCEL
-            return not (trained or cancelled or self._shutdown.hurry.is_set()) and time.monotonic() < end
+            return not (trained or cancelled or self._overdue()) and time.monotonic() < end
 
         return go_on
 
@@ -248,7 +283,8 @@ class _Attempt:
             return self._failed(Fault(StorageFull.code, self._courier.full.message, True))
         if self._last.get("type") == "result":
             self._telemetry.provenance(self._last["provenance"])
-            outcome = harvest(self._storage, self._work, self._last)
+            patiently = Patience(self._settings.lease_seconds, self._require_finishing)
+            outcome = harvest(self._storage, self._lease, self._work, self._last, patiently)
             return lambda session: endings.succeed(session, self._lease, outcome)
         if self._last.get("type") == "error":
             if self._last["code"] == RankLost.code and oom_killed:
@@ -256,6 +292,8 @@ class _Attempt:
             return self._failed(Fault(self._last["code"], self._last["message"], self._last["retryable"]))
         if self._must_stop() or self._last.get("type") == "interrupted":
             return self._stopped()
+        if self._stalled:
+            return self._failed(stall_of(self._settings.stall_seconds))
         return self._failed(fault_of(exit_code, oom_killed=oom_killed))
 
     def _stopped(self) -> Callable[[Session], JobStatus]:
@@ -264,12 +302,20 @@ class _Attempt:
     def _failed(self, fault: Fault) -> Callable[[Session], JobStatus]:
         return lambda session: endings.fail(session, self._lease, fault, retry_seconds=self._settings.retry_seconds)
 
+    def _broken(self, error: Exception) -> Callable[[Session], JobStatus]:
+        """What nobody has thought of: it stands in the worker's log, and ends the attempt."""
+        _log.error("the attempt at %s broke", self._lease.job_id, exc_info=error)
+        first = (str(error).splitlines() or [""])[0]  # a database's error goes on with the whole statement
+        what = f"The worker itself failed: {type(error).__name__}: {first}"
+        return self._failed(Fault("internal_error", what, True))
+
     def _write(self, settle: Callable[[Session], JobStatus]) -> JobStatus:
-        """Write the last of what the job told and its end, trying for as long as the lease lasts.
+        """Write the last of what the job told and its end, trying for as long as the lease and a shutdown last.
 
         Raises:
             LeaseLost
         """
+        refused = False
         while True:
             try:
                 self._heart.flush()
@@ -277,14 +323,23 @@ class _Attempt:
                     return settle(session)
             except (Unavailable, StorageFull) as error:
                 _log.warning("%s: its end cannot be written yet: %s", self._lease.job_id, error)
-                if not self._heart.holds:
+                if not self._heart.holds or self._overdue():
                     raise LeaseLost(
-                        f"The database stayed away for longer than the lease of {self._lease.job_id}."
+                        f"The database stayed away for longer than there is time for the end of {self._lease.job_id}."
                     ) from error
                 time.sleep(_RETRY_PAUSE)
+            except LeaseLost:
+                raise
+            except Exception as error:  # an end that the database refuses must not leave the row without one
+                if refused:
+                    raise
+                settle, refused = self._broken(error), True
 
     def _hear(self, line: dict[str, Any]) -> None:
+        self._heard = time.monotonic()
         match line:
+            case {"type": "alive"}:
+                pass
             case {"type": "stage", "stage": str(stage)}:
                 self._telemetry.stage(stage)
             case {"type": "progress", "progress": dict(progress)}:
@@ -309,53 +364,22 @@ class _Attempt:
     def _must_stop(self) -> bool:
         return self._heart.wish is not Wish.GO_ON or self._shutdown.wanted.is_set()
 
-    def _may_go_on(self) -> bool:
+    def _overdue(self) -> bool:
+        """Whether the worker shuts down, and there is no more time for anything but handing the job back."""
+        late = time.monotonic() > self._shutdown.asked_at + self._settings.grace_seconds
+        return late or self._shutdown.hurry.is_set()
+
+    def _require_wanted(self) -> None:
         self._require_lease()
-        return not self._must_stop()
+        if self._must_stop():
+            raise Interrupted("The attempt is to stop before it has begun to train.")
+
+    def _require_finishing(self) -> None:
+        """As above for a student that is there already: a worker that shuts down takes the time to bring it in."""
+        self._require_lease()
+        if self._heart.wish is not Wish.GO_ON or self._overdue():
+            raise Interrupted("The student is made again from the last checkpoint, if somebody wants it.")
 
     def _require_lease(self) -> None:
         if not self._heart.holds:
             raise LeaseLost(f"The lease of {self._lease.job_id} is over.")
-
-    def _environment(self) -> dict[str, str]:
-        """The trainer's: without the server's settings, which hold its passwords."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")}
-        ours |= self._place.environment()
-        ours["PYTHONPATH"] = os.pathsep.join(part for part in (str(_HOME), ours.get("PYTHONPATH")) if part)
-        ours["PYTHONSAFEPATH"] = "1"
-        # However the trainer ends, what it leaves there goes with the attempt.
-        temporary = self._folder / "tmp"
-        temporary.mkdir()
-        ours["TMPDIR"] = str(temporary)
-        if self._settings.hub_offline:
-            ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        return ours
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[None]:
-    """An attempt's own folder, locked while the attempt lives, and gone afterwards."""
-    folder.mkdir(parents=True)
-    try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep_scratch(settings: Settings) -> None:
-    """Remove the folders of attempts whose worker was killed."""
-    assert settings.scratch_dir is not None
-    for folder in settings.scratch_dir.glob("job_*-*"):
-        try:
-            with (folder / "lock").open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(lock.fileno()).st_mtime > _JUST_MADE_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:  # it is being made or removed just now, or somebody made it again too late
-            with suppress(OSError):
-                if time.time() - folder.stat().st_mtime > _JUST_MADE_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # somebody works in it
-            continue

@@ -1,4 +1,5 @@
-"""The worker as one object: it takes due jobs while it has slots, and ends when it is told to."""
+"""The worker as one object: it takes due jobs while it has slots, else helps with others', and ends when it is told
+to."""
 
 from __future__ import annotations
 
@@ -9,13 +10,16 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from limbeck.errors import Unavailable
 from models.db import Database
 from models.settings import Settings
 from models.storage import Storage
 from worker import lease
+from worker.assistant import ANSWERER, Assistant
 from worker.lease import Claim, Holder
+from worker.parts import PartClaim
 from worker.queue import Bell
 from worker.runner import TRAINER, Runner, Shutdown
 from worker.slots import Slots
@@ -23,11 +27,19 @@ from worker.slots import Slots
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a slot is spent on."""
+
+    claimed: Claim | PartClaim
+
+
 class Worker:
     """Claims and runs jobs in the threads that call :meth:`drain`.
 
     Args:
         command: the trainer's, for tests that need another one.
+        answerer: likewise, of the process that helps.
     """
 
     def __init__(
@@ -38,6 +50,7 @@ class Worker:
         bell: Bell,
         slots: Slots,
         command: Sequence[str] = TRAINER,
+        answerer: Sequence[str] = ANSWERER,
     ) -> None:
         self.slots = slots
         self.shutdown = Shutdown()
@@ -47,10 +60,12 @@ class Worker:
         self._helpers: list[threading.Thread] = []
         host = socket.gethostname()
         self.holder = Holder(f"{host}:{os.getpid()}:{uuid.uuid4().hex[:8]}", host, os.getpid())
-        self._runner = Runner(settings, database, storage, self.shutdown, command)
+        self._runner = Runner(settings, database, storage, self.shutdown, command, bell.ring)
+        self._assistant = Assistant(settings, database, storage, self.shutdown, self.holder, answerer)
 
     def drain(self) -> None:
-        """Run due jobs, one after the other, until there are none, or no slot, or the worker ends."""
+        """Run due jobs, one after the other, until there are none, or no slot, or the worker ends; between them help
+        with the jobs of others."""
         try:
             while not self.shutdown.wanted.is_set() and self._run_one():
                 pass
@@ -70,25 +85,29 @@ class Worker:
 
     def stop(self) -> None:
         """Let go of everything: in order when called first, in a hurry when called again. Safe in a signal handler."""
-        if self.shutdown.wanted.is_set():
-            self.shutdown.hurry.set()
-        self.shutdown.wanted.set()
+        self.shutdown.ask()
 
     def _run_one(self) -> bool:
         asked_at = 0.0
 
-        def claim(gpus: int) -> Claim | None:
+        def claim(gpus: int) -> _Work | None:
             nonlocal asked_at
             asked_at = time.monotonic()
             with self._database.session() as session:
-                return lease.claim(session, self.holder, lease_seconds=self._settings.lease_seconds, gpus=gpus)
+                seconds = self._settings.lease_seconds
+                job = lease.claim(session, self.holder, lease_seconds=seconds, gpus=gpus, most=self.slots.gpus)
+                found = job or self._assistant.claim(session, self.slots.cpu_threads)
+            return None if found is None else _Work(found)
 
-        with self.slots.take(claim, lambda taken: taken.devices) as taken:
+        with self.slots.take(claim, lambda work: work.claimed.devices) as taken:
             if taken is None:
                 return False
             # One bell woke one slot; there may be work for the next one too.
             self._bell.ring()
-            claimed, place = taken
-            _log.info("%s: attempt %d of %d", claimed.job.id, claimed.job.attempt, claimed.job.max_attempts)
-            self._runner.run(claimed, place, asked_at)
+            claimed, place = taken[0].claimed, taken[1]
+            if isinstance(claimed, PartClaim):
+                self._assistant.run(claimed, place)
+            else:
+                _log.info("%s: attempt %d of %d", claimed.job.id, claimed.job.attempt, claimed.job.max_attempts)
+                self._runner.run(claimed, place, asked_at)
         return True

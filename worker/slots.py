@@ -46,8 +46,19 @@ class Slots:
         self._lock = threading.Lock()
 
     @property
+    def gpus(self) -> int:
+        """How many there are, free or not."""
+        return self.total if self._has_gpus else 0
+
+    @property
     def free(self) -> int:
         return len(self._free)
+
+    @property
+    def cpu_threads(self) -> int:
+        """That a process has in a slot without a GPU; 0 where there is none."""
+        threads = Place((), self._threads).environment()["OMP_NUM_THREADS"]
+        return int(threads) if threads.isdigit() and not self._has_gpus else 0
 
     @contextmanager
     def take(

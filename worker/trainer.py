@@ -2,8 +2,9 @@
 
 It reads ``WORKDIR/attempt.json`` (:func:`read_order`) and imports nothing of the database. What happens goes out on the
 pipe, one JSON object a line; its ``type`` is ``stage``, ``progress``, ``metrics``, ``event``, ``checkpoint`` or
-``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), and the last one ``result``,
-``interrupted`` or ``error``. What it prints is its log.
+``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), or ``alive``, and the last one
+``result``, ``interrupted`` or ``error``. Each is sent by the work itself: a process that has said nothing for long is
+stuck. What it prints is its log.
 
 On its standard input it hears ``{"type": "lease", "seconds": N}``, ``{"type": "answers", "key": …}`` (those that it
 wanted have come, or there are none) and ``{"type": "stop"}``; the end of the input, and SIGTERM, mean stop as well.
@@ -27,12 +28,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, LimbeckError
+from limbeck.full_disk import disk_errors
 from limbeck.launching import AnswersPlace, distill_in_ranks
 from limbeck.result import DistillResult
 
@@ -63,6 +66,13 @@ class Pipe(Callbacks):
 
     def stop(self) -> None:
         self._stop.set()
+
+    def hear(self, order: Mapping[str, Any]) -> None:
+        """Something that the worker said, but for the lease."""
+        if order["type"] == "answers":
+            self.answers_arrived(order["key"])
+        elif order["type"] == "stop":
+            self.stop()
 
     def fetch_answers(self, key: str) -> None:
         """Have the worker bring a teacher's answers to the folder; return when it has, or has none, or takes long."""
@@ -98,6 +108,9 @@ class Pipe(Callbacks):
     def on_provenance(self, facts: Mapping[str, Any]) -> None:
         self.send("provenance", facts=dict(facts))
 
+    def on_alive(self) -> None:
+        self.send("alive")
+
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
@@ -118,10 +131,8 @@ class Leash:
             order = json.loads(line)
             if order["type"] == "lease":
                 self._deadline = time.monotonic() + order["seconds"]
-            elif order["type"] == "answers":
-                self._pipe.answers_arrived(order["key"])
-            elif order["type"] == "stop":
-                self._pipe.stop()
+            else:
+                self._pipe.hear(order)
         self._pipe.stop()
 
     def _watch(self) -> None:
@@ -135,24 +146,35 @@ class Leash:
 
 def read_order(workdir: Path) -> dict[str, Any]:
     """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``,
-    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), and ``teacher_cache`` (``folder``
-    and ``bytes``) where jobs share teachers' answers."""
+    ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), ``micro_batches`` (what the first
+    run's probe found), and, where jobs share teachers' answers, ``teacher_cache`` (``folder``, ``bytes`` and
+    ``share_seconds``)."""
     order: dict[str, Any] = json.loads((workdir / ORDER).read_text(encoding="utf-8"))
     return order
 
 
 def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
     """Run the engine; the exit code."""
+    return bounded(pipe, lambda: _train(workdir, order, pipe))
+
+
+def bounded(pipe: Pipe, work: Callable[[], int]) -> int:
+    """The boundary: the work's exit code, or of how it went wrong, which is said on the pipe."""
     try:
-        result = _distill(workdir, order, pipe)
+        with disk_errors():  # also of what lies around the work, such as the folders in which ranks meet
+            return work()
     except Interrupted:
         pipe.send("interrupted")
         return EXIT_INTERRUPTED
     except LimbeckError as error:
         return _say_error(pipe, error.code, error.message, error.retryable)
-    except Exception as error:  # the boundary: whatever else goes wrong is a fault of Limbeck's own
+    except Exception as error:  # whatever else goes wrong is a fault of Limbeck's own
         what = f"Limbeck itself failed ({type(error).__name__}: {error}); the job's log has the details."
         return _say_error(pipe, "internal_error", what, retryable=False)
+
+
+def _train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
+    result = _distill(workdir, order, pipe)
     pipe.send(
         "result",
         student=str(result.student.relative_to(workdir)),
@@ -167,22 +189,29 @@ def train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
 
 def _distill(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> DistillResult:
     """By the engine in this process; or in others, and then this one has no need of torch."""
-    config = DistillConfig.parse(order["config"])
-    sources = {reference: Path(folder) for reference, folder in order["sources"].items()}
-    given = (config, workdir, pipe, sources, order["checkpoint_seconds"], order["expected"])
+    assignment = Assignment(
+        DistillConfig.parse(order["config"]),
+        workdir,
+        sources={reference: Path(folder) for reference, folder in order["sources"].items()},
+        checkpoint_seconds=order["checkpoint_seconds"],
+        expected=order["expected"],
+        micro_batches=order["micro_batches"],
+    )
     answers = _answers(order.get("teacher_cache"), pipe)
-    if config.training.devices > 1:
-        return distill_in_ranks(*given, answers)
+    if assignment.config.training.devices > 1:
+        return distill_in_ranks(assignment, pipe, answers)
     from limbeck.engine import distill_here
     from limbeck.teacher_cache import TeacherCache
 
-    return distill_here(*given, None if answers is None else TeacherCache.at(answers))
+    return distill_here(assignment, pipe, None if answers is None else TeacherCache.at(answers))
 
 
 def _answers(place: Mapping[str, Any] | None, pipe: Pipe) -> AnswersPlace | None:
     if place is None:
         return None
-    return AnswersPlace(Path(place["folder"]), place["bytes"], pipe.fetch_answers, pipe.answers_used)
+    return AnswersPlace(
+        Path(place["folder"]), place["bytes"], pipe.fetch_answers, pipe.answers_used, place.get("share_seconds")
+    )
 
 
 def _say_error(pipe: Pipe, code: str, message: str, retryable: bool) -> int:
@@ -209,11 +238,17 @@ def _offer_to_the_oom_killer() -> None:
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
-Train = Callable[[Path, Mapping[str, Any], Pipe], int]
+P = TypeVar("P", bound=Pipe)
+Train = Callable[[Path, Mapping[str, Any], P], int]
 
 
-def main(arguments: Sequence[str] | None = None, train: Train = train) -> int:
+def main(arguments: Sequence[str] | None = None, train: Train[Pipe] = train) -> int:
     """Set the process up, then ``train``; the exit code."""
+    return run(train, Pipe, arguments)
+
+
+def run(work: Train[P], kind: Callable[[int], P], arguments: Sequence[str] | None = None) -> int:
+    """Set the process up for ``work``, which talks with the worker through a pipe of this kind; the exit code."""
     parser = argparse.ArgumentParser(prog="worker.trainer")
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--pipe", type=int, required=True)
@@ -223,12 +258,12 @@ def main(arguments: Sequence[str] | None = None, train: Train = train) -> int:
     faulthandler.enable()
     _offer_to_the_oom_killer()
     order = read_order(given.workdir)
-    pipe = Pipe(given.pipe)
+    pipe = kind(given.pipe)
     Leash(pipe, order["lease_seconds"]).start()
     signal.signal(signal.SIGTERM, lambda *_: pipe.stop())
     # Ctrl-C in a terminal is for the supervisor; it tells the worker, and the worker tells us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return train(given.workdir, order, pipe)
+    return work(given.workdir, order, pipe)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from starlette.responses import StreamingResponse
 
 from api import examples
 from api.deps import House, Services
+from api.job_schemas import AttemptView, EventView, MetricsView
 from api.openapi import answers
-from api.schemas import AttemptView, EventView, Listing, MetricsView
+from api.schemas import Listing
+from api.scorecard_example import SCORECARD
 from limbeck.errors import NotFound, NotYet
 from limbeck.scorecard import Scorecard
 from models.job import Job
@@ -110,7 +112,7 @@ def job_attempts(house: House, job_id: JobId) -> Listing[AttemptView]:
     "/scorecard",
     summary="Teacher, student and baseline side by side",
     response_model=Scorecard,
-    responses=answers(404, 503, ok=(Scorecard, examples.SCORECARD)),
+    responses=answers(404, 503, ok=(Scorecard, SCORECARD)),
 )
 def job_scorecard(house: House, job_id: JobId) -> Response:
     """404 with the code `not_yet` while the job has not come to it."""

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 from api import examples, pages, preflight
 from api.deps import House, Services
 from api.errors import not_json
+from api.job_schemas import DocumentOf, JobRequest, JobView, ValidationView
 from api.openapi import answers
 from api.places import place_of
-from api.schemas import DocumentOf, JobRequest, JobView, Listing, ValidationView
+from api.schemas import Listing
 from api.transfer import matches
 from limbeck.errors import InvalidConfig, InvalidInput, Problem, QueueFull
 from models.job import Job, JobStatus
@@ -158,9 +159,18 @@ def pause_job(house: House, job_id: str) -> Response:
     return _change(house, job_id, jobs.request_pause)
 
 
-@router.post("/jobs/{job_id}/resume", summary="Resume a paused job", response_model=JobView, responses=_CHANGED)
+@router.post(
+    "/jobs/{job_id}/resume",
+    summary="Resume a paused or failed job",
+    response_model=JobView,
+    responses=_CHANGED | answers(422),
+)
 def resume_job(house: House, job_id: str) -> Response:
-    """Back into the queue; it goes on from its checkpoint."""
+    """Back into the queue; it goes on from its checkpoint.
+
+    A job that failed by a fault that may pass (`error.retryable`, such as a full disk) has kept its checkpoint, if it
+    had written one: it is taken too, and its attempts are counted anew.
+    """
     return _change(house, job_id, jobs.resume)
 
 

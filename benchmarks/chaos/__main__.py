@@ -38,8 +38,11 @@ HEAD = (
 )
 
 
-def main() -> int:
-    options = _options()
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    if options.page:
+        write_page()
+        return 0
     plan = Plan(
         jobs=options.jobs,
         faults=options.faults,
@@ -59,8 +62,6 @@ def main() -> int:
     for line in document["failures"]:
         print(line)
     print(f"written to {write_json(_PREFIX + plan.name, document)}")
-    if options.page:
-        write_page()
     if plan.fence:
         return 1 if report.failures else 0
     shown = bool(report.judgement.lost or report.judgement.twice)
@@ -68,17 +69,18 @@ def main() -> int:
     return 0 if shown else 1
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
+    wrote = f"write the tables of {PAGE.relative_to(ROOT)} from the runs that are there"
     parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--broker", choices=("redis", "filesystem"), default="filesystem")
     parser.add_argument("--database", choices=("postgres", "sqlite"), default="sqlite")
     parser.add_argument("--seed", type=int, default=0, help="draws the faults, their order and their moments")
     parser.add_argument("--no-fence", action="store_true", help="the negative control: workers without a fence")
-    parser.add_argument("--page", action="store_true", help=f"write the tables of {PAGE.relative_to(ROOT)} anew")
+    parser.add_argument("--page", action="store_true", help=f"measure nothing; {wrote}")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep data and logs there")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _document(report: Report) -> dict[str, Any]:
@@ -153,14 +155,14 @@ def faults_table(documents: list[dict[str, Any]]) -> str:
     return markdown_table(("fault", "what is done", *names), rows)
 
 
-def write_page() -> None:
+def write_page(page: Path = PAGE) -> None:
     """Put the runs whose results are there into the page: the control last."""
     found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{_PREFIX}*.json"))]
     documents = sorted(found, key=lambda document: not document["plan"]["fence"])
     hosts = {f"{(here := one['machine'])['date']}, {here['cores']} cores of {here['cpu']}" for one in documents}
     commands = "\n".join(document["command"] for document in documents)
-    replace_part(PAGE, "chaos", f"{'; '.join(sorted(hosts))}:\n\n```\n{commands}\n```\n\n{table(documents)}")
-    replace_part(PAGE, "chaos-faults", faults_table(documents))
+    replace_part(page, "chaos", f"{'; '.join(sorted(hosts))}:\n\n```\n{commands}\n```\n\n{table(documents)}")
+    replace_part(page, "chaos-faults", faults_table(documents))
 
 
 if __name__ == "__main__":

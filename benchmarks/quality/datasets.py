@@ -184,7 +184,22 @@ def folder_of(one: DataSet, root: Path, cache: Path) -> Path:
     folder = cache / "data" / f"{one.name}-{data_hash(one, root)}"
     if folder.exists():
         return folder
-    splits = _by_groups(one, root) if one.by else _published(one, root)
+    _put(folder, _by_groups(one, root) if one.by else _published(one, root))
+    return folder
+
+
+def unlabelled_of(one: DataSet, root: Path, cache: Path) -> Path:
+    """The texts of the published train split that are in no split of ours, without their labels."""
+    folder = cache / "data" / f"{one.name}-{data_hash(one, root)}-unlabelled"
+    if not folder.exists():
+        used = {row["text"].strip() for rows in _published(one, root).values() for row in rows}
+        texts = dict.fromkeys(row["text"].strip() for row in _read(one, root, "train"))
+        _put(folder, {"train": [{"text": text} for text in texts if text not in used]})
+    return folder
+
+
+def _put(folder: Path, splits: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Whole, or not at all."""
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -192,7 +207,6 @@ def folder_of(one: DataSet, root: Path, cache: Path) -> Path:
         with gzip.open(aside / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     aside.replace(folder)
-    return folder
 
 
 def _read(one: DataSet, root: Path, split: str) -> list[dict[str, Any]]:

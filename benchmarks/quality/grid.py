@@ -26,6 +26,9 @@ CURVES = ("sst2", "douban")
 SEEDS = (0, 1, 2)
 #: How baselines are named whose student starts from other layers than most, by what a configuration calls that start.
 STARTS: Mapping[str, str] = {"none-first": "first", "none-last": "last", "none-skip": "skip"}
+#: ``kd`` that also learns the teacher's answers to so many other texts of train, whose labels it does not see: one
+#: epoch over both, and a baseline of its own that takes as many steps over the labelled ones.
+UNLABELLED: Mapping[str, int] = {"kd-unlabelled": 32_000}
 #: Another trainer's students (``benchmarks/quality/peers.py``), with the numbers of our ``kd``. Its examples match the
 #: embeddings and every layer by their mean squared error, each with weight 1.
 PEERS: Mapping[str, Mapping[str, Any]] = {
@@ -34,6 +37,8 @@ PEERS: Mapping[str, Mapping[str, Any]] = {
 }
 #: The teacher's layers, and what a step costs beside those of the student, in student's layers; for the estimate.
 _DEEP = 6
+#: Stands for the folder of a data set's further texts, which lies where a machine has its cache.
+_ELSEWHERE = "/unlabelled"
 _MATCHING = {"patient", "distilbert", "tinybert", "minilm", "auto", "theseus", *VARIANTS}
 
 
@@ -74,12 +79,17 @@ class Cell:
 
     @property
     def baseline(self) -> Cell | None:
-        """The cell of the same student without a teacher. ``self``, whose student is no cut of the teacher, measures
-        its own in the same job."""
-        if self.is_teacher or self.is_baseline or self.method == "self":
+        """The cell of the same student without a teacher."""
+        if self.is_teacher or self.is_baseline or self.has_own_baseline:
             return None
         names = {start: name for name, start in STARTS.items()}
         return Cell(self.dataset, names.get(_start(self.method, self.layers), "none"), self.layers, self.seed)
+
+    @property
+    def has_own_baseline(self) -> bool:
+        """Whether the same job trains the baseline: of ``self``, whose student is no cut of the teacher, and where
+        there are more steps than elsewhere."""
+        return self.method == "self" or self.method in UNLABELLED
 
     @property
     def is_baseline(self) -> bool:
@@ -88,8 +98,8 @@ class Cell:
     @property
     def needs(self) -> tuple[Cell, ...]:
         """Cells that have to be measured before this one."""
-        if self.is_teacher or self.method == "self":
-            return () if self.is_teacher else (teacher_of(self.dataset),)
+        if self.is_teacher:
+            return ()
         baseline = self.baseline
         return (teacher_of(self.dataset), *(() if baseline is None else (baseline,)))
 
@@ -109,12 +119,11 @@ class Cell:
         student: dict[str, Any] = {"layers": self.layers}
         if self.method in STARTS:
             student["init"] = STARTS[self.method]
-        return {
-            "method": method,
-            "student": student,
-            "training": {**data.student, "seed": self.seed},
-            "teacher": dict(data.teacher),
-        }
+        training = {**data.student, "seed": self.seed}
+        if self.method in UNLABELLED:
+            texts = {"type": "unlabelled", "limit": UNLABELLED[self.method], "source": f"path:{_ELSEWHERE}"}
+            training |= {"epochs": 1, "augmentation": texts}
+        return {"method": method, "student": student, "training": training, "teacher": dict(data.teacher)}
 
     def cost(self) -> float:
         """Work in millions of examples × tokens × layers; what a unit takes follows from the cells that are done.
@@ -129,6 +138,9 @@ class Cell:
         epochs = data.student["epochs"]
         if self.method == "self":
             return each * _DEEP * 1.2 * (2 * epochs + data.teacher["epochs"])
+        if self.method in UNLABELLED:
+            more = UNLABELLED[self.method] * (data.tokens + 10) / 1e6
+            return (each + more) * (2 * 1.2 * self.layers + _DEEP / 3)
         if self.is_peer:  # asks its teacher in every step, and pads batches of any length
             return each * 2 * (1.2 * self.layers + _DEEP / 3) * epochs
         matching = _DEEP / 3 * epochs if self.method in _MATCHING else _DEEP / 3
@@ -136,6 +148,8 @@ class Cell:
 
 
 def _options(method: str) -> Any:
+    if method in UNLABELLED:
+        return "kd"
     return dict(VARIANTS[method]) if method in VARIANTS else method
 
 
@@ -176,6 +190,7 @@ def cells() -> list[Cell]:
         add(dataset, BASICS)
     for dataset in CURVES:
         wanted.append(Cell(dataset, "fastbert", _DEEP, 0))
+    add("sst2", UNLABELLED, seeds=SEEDS)
     for dataset in WIDE:
         # Teacher and student have the same size: a student of 3 layers is none of self.
         wanted.append(Cell(dataset, "self", _DEEP, 0))
@@ -213,6 +228,7 @@ def method_version(name: str) -> str:
         used = (path for path in scripts if path.stem != "by_trainer")
         return _digest(_code(ast.parse(path.read_text())) for path in used)
     chosen = {key: str(value["type"]) for key, value in VARIANTS.items()} | dict.fromkeys((*STARTS, "teacher"), "none")
+    chosen |= dict.fromkeys(UNLABELLED, "kd")
     method = chosen.get(name, name)
     folder, seen = ROOT / "limbeck" / "methods", {}
     todo = [path for path in sorted(folder.glob("*.py")) if _defines(path, method)]

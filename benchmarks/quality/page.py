@@ -35,8 +35,9 @@ _INTRO = (
     "its `--page`. Figures are in per cent (correlations times 100) on the reported split, with the 95 % interval by "
     "bootstrap over its examples; retention is student / teacher and gap recovery (student − baseline) / (teacher − "
     "baseline), both paired. The baseline is the same student, cut from the same fine-tuned teacher, trained with as "
-    "many steps without a teacher. Every cell of a data set shares one teacher. † marks figures of an earlier version "
-    "of the method's code, ‡ a teacher whose weights are not those of the recorded one."
+    "many steps without a teacher. `kd-unlabelled` learns the teacher's answers to 32,000 further texts as well; its "
+    "baseline takes as many steps over the labelled ones. Every cell of a data set shares one teacher. † marks figures "
+    "of an earlier version of the method's code, ‡ a teacher whose weights are not those of the recorded one."
 )
 
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.datasets import data_hash, folder_of
-from benchmarks.quality.grid import Cell, teacher_of
+from benchmarks.quality.datasets import data_hash, folder_of, unlabelled_of
+from benchmarks.quality.grid import UNLABELLED, Cell, teacher_of
 from benchmarks.quality.store import Store, packed, unpacked
 from benchmarks.report import machine
 from limbeck import evaluate
 from limbeck.callbacks import Callbacks, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.engine import distill
-from limbeck.outcome import evaluate_model, write_folder
+from limbeck.exporting import write_folder
+from limbeck.outcome import evaluate_model
 from limbeck.phases import plan
 from limbeck.preparation import Prepared, prepare
 from limbeck.run import JOURNAL, Run
@@ -29,6 +30,7 @@ from limbeck.scorecard import Scorecard
 from limbeck.teaching import ready_teacher
 
 CACHE = Path(__file__).parent.parent / ".cache" / "quality"
+_START = "builtin:minilm-l6"
 _CHINESE = {"layers": 6, "width": 256, "heads": 4, "positions": 128}
 
 
@@ -75,7 +77,7 @@ class Bench:
 
     def teacher_config(self, cell: Cell) -> DistillConfig:
         """A job whose teacher is the data set's; its student, of all layers, is never trained."""
-        source = f"path:{self._chinese_start()}" if cell.data.chinese else "builtin:minilm-l6"
+        source = f"path:{self._chinese_start()}" if cell.data.chinese else _START
         return DistillConfig.parse(
             {
                 "teacher": {"source": source, "finetune": dict(cell.data.teacher)},
@@ -88,14 +90,21 @@ class Bench:
         )
 
     def teacher_folder(self, cell: Cell) -> Path:
-        config = self.teacher_config(teacher_of(cell.dataset))
-        identity = config.model_dump_json().replace(str(self.cache), "")
+        """Named by what a teacher hangs on, not by the whole configuration: a field that a later version adds does not
+        have every teacher trained again, which would make all cells before it those of another teacher."""
+        teacher = teacher_of(cell.dataset)
+        start: Any = _CHINESE if cell.data.chinese else _START
+        identity = json.dumps({"start": start, **teacher.document(), "data": self.hash_of(teacher)}, sort_keys=True)
         return self.cache / "teachers" / f"{cell.dataset}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
     def config(self, cell: Cell) -> DistillConfig:
         """The job of a student's cell."""
         document = cell.document()
         own = cell.method == "self"
+        training = dict(document["training"])
+        if cell.method in UNLABELLED:
+            texts = unlabelled_of(cell.data, self.data, self.cache)
+            training["augmentation"] = {**training["augmentation"], "source": f"path:{texts}"}
         method = "kd" if cell.is_peer else document["method"]  # a peer's data is prepared as that of its rival
         teacher = self.teacher_config(cell).teacher.model_dump() if own else f"path:{self.teacher_folder(cell)}"
         return DistillConfig.parse(
@@ -104,8 +113,8 @@ class Bench:
                 **self.dataset(cell),
                 "student": document["student"],
                 "method": method,
-                "training": document["training"],
-                "evaluation": {"baseline": own, "hard_samples": False},
+                "training": training,
+                "evaluation": {"baseline": cell.has_own_baseline, "hard_samples": False},
                 "export": ["onnx"] if cell.method == "fastbert" else [],
             }
         )

@@ -7,6 +7,7 @@ of them have to have the same losses over the first steps. The run is written to
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -19,13 +20,13 @@ from typing import Any
 
 from benchmarks.peers.asking import Worker
 from benchmarks.peers.venv import CONSTRAINTS, PeersUnavailable
-from benchmarks.report import ROOT, machine, write_json
+from benchmarks.report import RESULTS, ROOT, machine, write_json
 from benchmarks.training import accuracy, scaling
 from benchmarks.training.fairness import STEPS, Unfair, check
 from benchmarks.training.files import Files
 from benchmarks.training.goals import verdicts
 from benchmarks.training.measuring import CELLS, Cell, gemm_rate, measure, summary
-from benchmarks.training.page import generated, write_page
+from benchmarks.training.page import PAGE, generated, write_page
 from benchmarks.training.systems import Workers
 from benchmarks.training.workloads import WORKLOADS
 
@@ -34,6 +35,8 @@ _QUICK = {"limbeck": 4, "textbrewer-padded": 3}
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
+    if chosen.page:
+        return put_on_page(_result(chosen.gpu))
     data = Path(os.environ.get("LIMBECK_TEST_DATA", ROOT.parent / "shared" / "data")).absolute()
     cells = _cells(chosen)
     if not data.is_dir():
@@ -56,6 +59,20 @@ def main(arguments: list[str] | None = None) -> int:
     return _report(run, chosen)
 
 
+def _result(gpu: bool) -> Path:
+    """Where a run's figures are kept."""
+    return RESULTS / ("training-gpu.json" if gpu else "training.json")
+
+
+def put_on_page(result: Path, page: Path = PAGE) -> int:
+    """What ``--page`` does; the exit code."""
+    if not result.exists():
+        print(f"There is no run yet: {result} is written by one without --page", file=sys.stderr)
+        return 2
+    write_page(json.loads(result.read_text(encoding="utf-8")), page)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--only", metavar="GLOB", help="cells whose name matches, such as 'sst2/*'; no scaling then")
@@ -63,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one round of few steps: shows that it works, no figures")
     parser.add_argument("--goals", action="store_true", help="exit with 1 where a goal is missed or was not measured")
     parser.add_argument("--gpu", action="store_true", help="on a CUDA device in bfloat16: BERT-base's shape alone")
-    parser.add_argument("--page", action="store_true", help="put the tables into docs/performance.md")
+    page = f"measure nothing; put the last run's tables into {PAGE.relative_to(ROOT)}"
+    parser.add_argument("--page", action="store_true", help=page)
     return parser
 
 
@@ -145,9 +163,7 @@ def _say(text: str) -> None:
 def _report(run: dict[str, Any], chosen: argparse.Namespace) -> int:
     print(generated(run))
     if not chosen.quick:
-        write_json("training" if run["device"] == "cpu" else "training-gpu", run)
-        if chosen.page:
-            write_page(run)
+        print(f"written to {write_json(_result(chosen.gpu).stem, run)}", file=sys.stderr)
     missed = [one for one in verdicts(run) if not one.met]
     if chosen.goals and missed:
         print("\n".join(f"missed: {one.goal} ({one.found})" for one in missed), file=sys.stderr)

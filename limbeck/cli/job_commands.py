@@ -99,7 +99,7 @@ def pause(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 
 def resume(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Go on with a paused job."""
+    """Go on with a paused job, or with one that failed for want of disk, memory or workers."""
     _act(Client.resume, job, url, as_json)
 
 

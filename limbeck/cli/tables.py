@@ -94,11 +94,12 @@ def _speed(card: Scorecard) -> Table:
 def _sizes(card: Scorecard) -> Table:
     """What the network was trained at beside the student's size."""
     metric = card.main_metric
-    table = _table("neurons", "params", "operations", f"{metric.replace('_', ' ')} on validation")
+    table = _table("heads", "neurons", "params", "operations", f"{metric.replace('_', ' ')} on validation")
     for one in card.sub_networks:
         name = f"{one.layers} layers" + " (student)" * one.student
         shown = f"{one.validation:.3f}" if metric in NO_SHARES else f"{one.validation:.1%}"
-        table.add_row(name, f"{one.neurons}", f"{one.parameters / 1e6:.1f} M", f"{one.flops:.0%}", shown)
+        heads = "" if one.heads is None else f"{one.heads}"
+        table.add_row(name, heads, f"{one.neurons}", f"{one.parameters / 1e6:.1f} M", f"{one.flops:.0%}", shown)
     return table
 
 

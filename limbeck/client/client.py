@@ -125,6 +125,7 @@ class Client:
         return self._change(job_id, "pause")
 
     def resume(self, job_id: str) -> Job:
+        """Go on with a paused job, or with a failed one whose error is ``retryable`` and that has a checkpoint."""
         return self._change(job_id, "resume")
 
     def rerun(self, job_id: str) -> Job:

@@ -6,6 +6,7 @@ what was loaded is what the commit says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from limbeck.config import Dataset
 from limbeck.data.loading import wanted_splits
 from limbeck.data.table import Foreign, Table
 from limbeck.errors import InvalidInput
+from limbeck.full_disk import full_disk
 
 #: Tables and what describes them; ``*.py`` tells that a data set would need its own code. No images, sound or models.
 _FILES = [
@@ -35,14 +37,18 @@ _FILES = [
 ] + ["README.md"]
 
 
-def load_tables(spec: Dataset) -> tuple[dict[str, Table], str | None]:
+def load_tables(spec: Dataset, poll: Callable[[], None] = lambda: None) -> tuple[dict[str, Table], str | None]:
     """Fetch a data set's splits, and say which commit they are of.
+
+    Args:
+        poll: called while they come, by several threads; may raise to stop.
 
     Raises:
         InvalidDataset: there is no such data set, subset or split, or it needs code of its own to load.
         Unavailable: the hub does not answer and its local cache has no copy.
+        StorageFull: this machine's disk has no room for it.
     """
-    folder, revision = hub.snapshot("dataset", spec.source, spec.revision, _FILES)
+    folder, revision = hub.snapshot("dataset", spec.source, spec.revision, _FILES, poll)
     if (folder / f"{spec.source.rpartition('/')[2]}.py").exists():
         detail = (
             f"{spec.source!r} needs code of its own to load, which is not run; "
@@ -66,6 +72,8 @@ def _open(folder: str, spec: Dataset) -> Any:
             raise _fault("subset", f"{spec.source!r} has several, one has to be chosen: {', '.join(subsets)}")
         return datasets.load_dataset(folder, spec.subset)
     except (datasets.exceptions.DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
+        if (full := full_disk(error)) is not None:  # the data set is as good as before
+            raise full from error
         raise _fault("source", f"{spec.source!r} has no data that can be read: {error.__cause__ or error}") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,33 @@ from limbeck.errors import InvalidDataset, Problem
 from limbeck.image_files import image_splits, labelled_images
 
 
-def load(spec: Dataset, *, seed: int, sources: Mapping[str, Path] | None = None, task: str | None = None) -> Corpus:
+def load(
+    spec: Dataset,
+    *,
+    seed: int,
+    sources: Mapping[str, Path] | None = None,
+    task: str | None = None,
+    poll: Callable[[], None] = lambda: None,
+) -> Corpus:
     """Load a data set, checked and split.
 
     Args:
         seed: draws the training examples where ``spec.limit`` is set; the splits never depend on it.
         sources: where the service has put ``dataset:ds_…``: a folder of ``{train,validation,test}.parquet``.
         task: the ``type`` of the task; default: what the columns and their cells say.
+        poll: called while files come from the hub, by several threads; may raise to stop.
 
     Raises:
         InvalidDataset: it cannot be learned from; split, row and column are named.
         Unavailable: the hub does not answer.
     """
-    corpus = _whole(spec, sources or {}, task)
+    corpus = _whole(spec, sources or {}, task, poll)
     if spec.limit is None or len(corpus.train) <= spec.limit:
         return corpus
     return corpus.with_train(limited(corpus.train, spec.limit, seed, form=FORMS[corpus.task]))
 
 
-def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None) -> Corpus:
+def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None, poll: Callable[[], None]) -> Corpus:
     if spec.source == SOURCE:
         return _plain(load_docstrings()) if task == PLAIN else load_docstrings()
     if spec.source == DIGITS:
@@ -53,7 +61,7 @@ def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None) -> Corp
         raise _not_there(f"{spec.source} is known to the service that stores it, not to the library")
     from limbeck.data.hub import load_tables
 
-    tables, revision = load_tables(spec)
+    tables, revision = load_tables(spec, poll)
     return assemble(tables, columns=spec.columns, source=spec.source, revision=revision, task=task)[0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +17,28 @@ from limbeck.data.table import Table, listed
 from limbeck.errors import InvalidDataset, Problem
 
 
-def load_unlabelled(spec: Unlabelled, *, pair: bool, at: str, seed: int, sources: Mapping[str, Path]) -> Split:
+def load_unlabelled(
+    spec: Unlabelled,
+    *,
+    pair: bool,
+    at: str,
+    seed: int,
+    sources: Mapping[str, Path],
+    poll: Callable[[], None] = lambda: None,
+) -> Split:
     """The texts of a source, each once and none empty; every label is -1.
 
     Args:
         pair: whether an example is two texts.
         at: the JSON pointer of ``spec``.
         seed: draws the texts where ``spec.limit`` is set.
-        sources: as :func:`limbeck.data.load` has them.
+        sources, poll: as :func:`limbeck.data.load` has them.
 
     Raises:
         InvalidDataset: there is no such split or column, or no text in it.
         Unavailable: the hub does not answer.
     """
-    table = _table(spec, at, sources)
+    table = _table(spec, at, sources, poll)
     text, text_pair = choose_texts(table, spec.columns.text, spec.columns.text_pair, spec.split, at=f"{at}/columns")
     if pair and text_pair is None:
         raise _fault(f"{at}/columns/text_pair", f"the data set has pairs of texts; {spec.source} has {text!r} alone")
@@ -54,7 +62,7 @@ def _readable(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _table(spec: Unlabelled, at: str, sources: Mapping[str, Path]) -> Table:
+def _table(spec: Unlabelled, at: str, sources: Mapping[str, Path], poll: Callable[[], None]) -> Table:
     if spec.source == SOURCE:
         texts = load_docstrings().train.texts
         return Table({"text": list(texts)}, len(texts))
@@ -70,7 +78,7 @@ def _table(spec: Unlabelled, at: str, sources: Mapping[str, Path]) -> Table:
     splits = Splits(train=spec.split)
     wanted = Dataset(source=spec.source, subset=spec.subset, revision=spec.revision, splits=splits)
     try:
-        return load_tables(wanted)[0]["train"]
+        return load_tables(wanted, poll)[0]["train"]
     except InvalidDataset as error:
         # The hub's loader names the fields of the job's own data set.
         raise _fault(f"{at}/source", error.message) from error

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from limbeck.batches import Batch
     from limbeck.config import Student
     from limbeck.criterion import Criterion
+    from limbeck.pruning import Part as ModelPart
     from limbeck.tasks.base import Task
 
 
@@ -70,8 +71,8 @@ def _no_tokens() -> SpecialTokens:
     return SpecialTokens(None, ())
 
 
-def _not_measured() -> Tensor:
-    raise ValueError("the importance of the teacher's neurons was not measured: give Models(importance=…)")
+def _not_measured(part: str) -> Tensor:
+    raise ValueError(f"the importance of the teacher's {part} was not measured: give Models(importance=…)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,9 @@ class Models:
     layers: tuple[int, ...] = ()  #: of the teacher (from 0), that the student started from
     tokens: Callable[[], SpecialTokens] = _no_tokens  #: reads the tokenizer
     seed: int = 0  #: of the training, for draws that must not depend on where a run was interrupted
-    #: How much each of the teacher's neurons matters, (layers, neurons); measured once, on training texts.
-    importance: Callable[[], Tensor] = _not_measured
+    #: How much each of the teacher's ``neurons`` or ``heads`` matters, (layers, parts); measured once, on training
+    #: texts.
+    importance: Callable[[ModelPart], Tensor] = _not_measured
 
 
 @dataclass(frozen=True, slots=True)

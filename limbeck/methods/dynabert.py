@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -20,11 +21,12 @@ _KEPT = "_elastic"
 
 
 class DynaBERT(Method):
-    """Train the teacher's own network so that parts of it answer as the whole does: first with fewer neurons, taught by
-    the teacher; then with fewer layers as well, taught by the first stage's result at the same width. The student is
-    the part that ``student.layers`` and ``student.prune`` (or ``intermediate_size``) name.
+    """Train the teacher's own network so that parts of it answer as the whole does: first with fewer heads and neurons,
+    taught by the teacher; then with fewer layers as well, taught by the first stage's result at the same width. The
+    student is the part that ``student.layers`` and ``student.prune`` (or ``intermediate_size``) name.
 
-    A width is a share of the feed-forward neurons. The attention heads, elastic in the paper, all stay.
+    A width is a share of the attention heads and of the feed-forward neurons, of the latter alone in families from
+    which single heads cannot be taken.
     """
 
     paper: ClassVar[str | None] = (
@@ -40,7 +42,8 @@ class DynaBERT(Method):
 
     type: Literal["dynabert"] = "dynabert"
     widths: tuple[_Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), min_length=1, max_length=8)
-    """Shares of the neurons that are trained, the most important ones each; the student's own is always among them."""
+    """Shares of the heads and neurons that are trained, the most important ones each; the student's own numbers of both
+    are always among them."""
     depths: tuple[_Share, ...] = Field(default=(0.5, 0.75, 1.0), min_length=1, max_length=8)
     """Shares of the layers that are trained, evenly spread; the student's own layers are always among them."""
     width_share: float = Field(default=0.5, gt=0, lt=1)
@@ -64,6 +67,15 @@ class DynaBERT(Method):
         """The layers that the paper's authors keep: every other one, the first among them."""
         return student if student.init else student.model_copy(update={"init": "skip"})
 
+    def remarks(self, *, teacher: str, student: str) -> Iterable[str]:
+        from limbeck.families import family_of
+
+        if not family_of(teacher).loses_heads:
+            yield (
+                f"All attention heads stay: transformers' code of {teacher} has their number from the configuration, "
+                "so that none can be taken out. A width is a share of the neurons alone."
+            )
+
     def parts(self) -> tuple[Part, ...]:
         # The second stage asks the first one's network instead of the teacher, and reads no label either.
         return (
@@ -72,22 +84,23 @@ class DynaBERT(Method):
         )
 
     def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
-        from limbeck.elastic import Elastic, Size, neurons_of, sizes
+        from limbeck.elastic import Elastic, Size, heads_of, neurons_of, sizes
         from limbeck.sub_networks import Deeper, SubNetworks
 
         teacher, deep = Elastic(models.teacher()), part.name == "depths"
         elastic: Elastic | None = getattr(models.student, _KEPT, None) if deep else None
         if elastic is None:  # at the beginning, or where a run resumes: the weights come from its checkpoint then
-            elastic = teacher.trainable(models.importance())
+            elastic = teacher.trainable({part: models.importance(part) for part in teacher.inner})
             elastic.lend(models.student, models.layers)
             setattr(models.student, _KEPT, elastic)
-        own = Size(models.layers, neurons_of(models.student.config))
+        config, heads = models.student.config, "heads" in teacher.inner
+        own = Size(models.layers, neurons_of(config), heads_of(config))
         if not deep:
-            chosen = sizes(elastic.whole, own, self.widths, None)
+            chosen = sizes(elastic.whole, own, self.widths, None, heads=heads)
             return SubNetworks(
                 models.student, criterion, elastic, teacher, chosen, self.temperature, self.hidden_weight
             )
-        chosen = sizes(elastic.whole, own, self.widths, self.depths)
+        chosen = sizes(elastic.whole, own, self.widths, self.depths, heads=heads)
         taught = elastic.frozen()
         return Deeper(models.student, criterion, elastic, taught, chosen, self.temperature, self.depth_hidden_weight)
 

@@ -44,6 +44,8 @@ class Task(Spec, ABC):
     named: ClassVar[bool] = True
     #: Whether an answer is one of the vocabulary's tokens: logits as wide as that are never kept.
     of_words: ClassVar[bool] = False
+    #: Whether an answer is a place in the row's own text: each column of a row's logits is divided among its tokens.
+    of_places: ClassVar[bool] = False
     #: Methods that make no sense for it: what they do that does not fit.
     refused: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: The metric that selects weights and that retention is of; a name of ``limbeck.evaluate``.
@@ -126,6 +128,10 @@ class Task(Spec, ABC):
     def rows(self, values: Tensor, batch: Batch) -> Tensor:
         """Of logits in the task's shape those that have a label, (units, classes)."""
         return values
+
+    def choices(self, rows: Tensor) -> Tensor:
+        """Among how many answers each of :meth:`rows` chooses, (units,) in float32; between yes and no two."""
+        return rows.new_full(rows.shape[:1], rows.shape[-1] if self.kind == "categorical" else 2)
 
     def targets(self, batch: Batch) -> Tensor:
         """The labels of :meth:`rows`, (units,) or what the task has."""

@@ -30,6 +30,7 @@ class QuestionAnswering(Task):
 
     architecture: ClassVar[str] = "ForQuestionAnswering"
     named: ClassVar[bool] = False
+    of_places: ClassVar[bool] = True
     main_metric: ClassVar[str] = "answer_f1"
     metrics: ClassVar[tuple[str, ...]] = ("answer_f1", "exact_match")
 
@@ -67,6 +68,9 @@ class QuestionAnswering(Task):
         padding = batch.inputs["attention_mask"] == 0
         starts, ends = (values[..., one].float().masked_fill(padding, _NEVER) for one in (0, 1))
         return torch.cat([starts, ends])  # (2 · windows, tokens)
+
+    def choices(self, rows: Tensor) -> Tensor:
+        return (rows > _NEVER).sum(dim=-1).to(rows.dtype)  # the tokens of the window
 
     def targets(self, batch: Batch) -> Tensor:
         return batch.labels.T.reshape(-1)  # (2 · windows,)

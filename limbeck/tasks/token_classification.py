@@ -55,13 +55,16 @@ class TokenClassification(Task):
         return encode_words(tokenizer, split, labels, max_length, poll)
 
     def rows(self, values: Tensor, batch: Batch) -> Tensor:
-        return values[batch.labels != -100]  # (labelled, tags)
+        assert batch.tagged is not None
+        return values.flatten(0, 1).index_select(0, batch.tagged)  # (labelled, tags)
 
     def targets(self, batch: Batch) -> Tensor:
-        return batch.labels[batch.labels != -100]
+        assert batch.tagged is not None
+        return batch.labels.flatten().index_select(0, batch.tagged)
 
     def owners(self, batch: Batch) -> Tensor:
-        return (batch.labels != -100).nonzero()[:, 0]
+        assert batch.tagged is not None
+        return batch.tagged // batch.labels.shape[1]
 
     def hard_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         from limbeck.losses import hard_losses

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, insert, null, select, update
+from sqlalchemy import ColumnElement, case, insert, null, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Conflict, IdempotencyKeyReused, NotFound
+from models.attempt import Attempt
 from models.base import db_now, has_item, new_id
-from models.job import TERMINAL, Job, JobStatus
+from models.job import HELD, TERMINAL, Job, JobStatus
 from models.repository import pages, sources, telemetry
 from models.repository.catalogue import delete_model, models_of_job
 from models.repository.pages import Page
@@ -28,6 +29,7 @@ __all__ = [
     "queue_position",
     "request_cancel",
     "request_pause",
+    "requeue_all",
     "rerun",
     "resume",
     "submit",
@@ -36,8 +38,11 @@ __all__ = [
 
 _REPEATED = ("name", "owner", "priority", "method", "labels", "webhook_url", "request_hash", "gpus", "max_attempts")
 _SOURCES = ("teacher", "student", "dataset")
+_ENDED = tuple(state for state in JobStatus if state in TERMINAL)
 #: What the provenance tells of ``teacher.more``, in its order.
 _MORE = "more_teachers"
+#: In how large parts the old job computed its batches, where it had to find that out.
+_MICRO_BATCHES = "micro_batches"
 
 
 def submit(
@@ -148,12 +153,27 @@ def request_pause(session: Session, job_id: str) -> Job:
 
 
 def resume(session: Session, job_id: str) -> Job:
-    """Put a paused job back into the queue.
+    """Put a paused job back into the queue, or one that failed by a fault that may pass: that begins to count its
+    attempts anew.
 
     Raises:
-        NotFound, Conflict: the job is still pausing, is being cancelled, or has ended.
+        NotFound, Conflict: the job is still pausing, is being cancelled, or has ended without a checkpoint.
+        InvalidInput: its data set or teacher has been deleted since it failed.
     """
-    return _act(session, job_id, RESUME)
+    job = _act(session, job_id, RESUME)
+    if job.status is JobStatus.QUEUED:
+        sources.hold(session, job.config)
+    return job
+
+
+def requeue_all(session: Session, message: str) -> None:
+    """Put every job that a worker holds back into the queue, where all those workers are gone; no attempt is spent."""
+    for job in session.scalars(select(Job).where(Job.status == JobStatus.RUNNING)).all():
+        job.status, job.worker, job.lease_expires_at = JobStatus.QUEUED, None, None
+        job.attempt -= 1
+        mine = (Attempt.job_id == job.id, Attempt.ended_at.is_(None))
+        session.execute(update(Attempt).where(*mine).values(ended_at=db_now(), outcome="handed_back", message=message))
+        telemetry.append_event(session, job.id, "job.queued", message, {})
 
 
 def rerun(session: Session, job_id: str) -> Job:
@@ -165,11 +185,11 @@ def rerun(session: Session, job_id: str) -> Job:
     """
     old = get(session, job_id)
     if not old.status.terminal:
-        raise _refusal(old, "rerun", TERMINAL)
+        raise _refusal(old, "rerun", _ENDED)
     values = {field: getattr(old, field) for field in _REPEATED}
     values["config"] = _pinned(old)
     # Under a key of its own: the run writes what it finds under ``dataset`` and ``teacher``, to be compared with this.
-    known = {part: old.provenance[part] for part in (*_SOURCES, _MORE) if part in old.provenance}
+    known = {part: old.provenance[part] for part in (*_SOURCES, _MORE, _MICRO_BATCHES) if part in old.provenance}
     values["provenance"] = {"rerun_of": {"job": old.id, "teacher": None, "dataset": None} | known}
     return _create(session, values, f"The job is in the queue; it repeats {old.id}.")
 
@@ -185,7 +205,7 @@ def delete(session: Session, job_id: str, *, keep_models: bool = False) -> list[
     """
     job = get(session, job_id)
     if not job.status.terminal:
-        raise _refusal(job, "delete", TERMINAL)
+        raise _refusal(job, "delete", _ENDED)
     keys = checkpoint_keys(job.checkpoint)
     if not keep_models:
         for model in models_of_job(session, job_id):
@@ -224,13 +244,17 @@ def _create(session: Session, values: Mapping[str, Any], message: str) -> Job:
 
 def _act(session: Session, job_id: str, action: Action) -> Job:
     # One statement decides, so that a worker's write in between cannot be overwritten.
-    unheld = Job.status.in_((JobStatus.QUEUED, JobStatus.PAUSED))
+    unheld = Job.status.not_in(HELD)
+    ended = Job.status.in_(TERMINAL)
+    possible = or_(Job.status.not_in(action.from_checkpoint), Job.checkpoint.is_not(None))
     moved = session.scalar(
         update(Job)
-        .where(Job.id == job_id, Job.status.in_(action.moves))
+        .where(Job.id == job_id, Job.status.in_(action.moves), possible)
         .values(
             status=case(action.moves, value=Job.status),
-            finished_at=case((_ends(action), db_now()), else_=Job.finished_at),
+            finished_at=case((_ends(action), db_now()), (ended, null()), else_=Job.finished_at),
+            error=case((ended, null()), else_=Job.error),
+            attempt=case((ended, 0), else_=Job.attempt),
             checkpoint=case((_ends(action), null()), else_=Job.checkpoint),
             lease_expires_at=case((unheld, null()), else_=Job.lease_expires_at),
             version=Job.version + 1,
@@ -269,6 +293,5 @@ def _pinned(old: Job) -> dict[str, Any]:
     return config
 
 
-def _refusal(job: Job, action: str, allowed: Any) -> Conflict:
-    names = ", ".join(state for state in JobStatus if state in allowed)
-    return Conflict(f"{job.id} is {job.status}; {action} is possible while it is: {names}.")
+def _refusal(job: Job, action: str, allowed: Sequence[str]) -> Conflict:
+    return Conflict(f"{job.id} is {job.status}; {action} is possible while it is: {', '.join(allowed)}.")

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from models.attempt import Attempt
 from models.job import HELD, Job, JobStatus
 
 #: So many of the last jobs tell how long the next will take, and with fewer than the least nothing is said.
@@ -31,13 +32,14 @@ class Pace:
 
 def pace(session: Session) -> Pace | None:
     """The present pace; None before enough jobs have succeeded."""
-    took = (
-        select(Job.started_at, Job.finished_at)
-        .where(Job.status == JobStatus.SUCCEEDED, Job.started_at.is_not(None), Job.finished_at.is_not(None))
-        .order_by(Job.created_at.desc())
-        .limit(_PACE_OF_LAST)
-    )
-    seconds = sorted((end - start).total_seconds() for start, end in session.execute(took) if start and end)
+    last = select(Job.id).where(Job.status == JobStatus.SUCCEEDED).order_by(Job.created_at.desc()).limit(_PACE_OF_LAST)
+    # What its attempts took: between them a job may have been paused for a week.
+    took: dict[str, float] = {}
+    attempts = select(Attempt.job_id, Attempt.started_at, Attempt.ended_at).where(Attempt.job_id.in_(last))
+    for job_id, start, end in session.execute(attempts):
+        if end is not None:
+            took[job_id] = took.get(job_id, 0.0) + (end - start).total_seconds()
+    seconds = sorted(took.values())
     if len(seconds) < _PACE_OF_LEAST:
         return None
     held = session.scalar(select(func.count()).select_from(Job).where(Job.status.in_(HELD))) or 0

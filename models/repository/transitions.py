@@ -18,10 +18,13 @@ class Action:
     moves: Mapping[JobStatus, JobStatus]  #: from which state into which
     settled: frozenset[JobStatus]  #: states in which the call was granted already: the answer is the job as it is
     events: Mapping[JobStatus, tuple[str, str]]  #: the event's kind and message, by the new state
+    from_checkpoint: frozenset[JobStatus] = frozenset()  #: of those in ``moves``, where it takes a checkpoint
 
     @property
-    def allowed(self) -> tuple[JobStatus, ...]:
-        return tuple(state for state in JobStatus if state in self.moves or state in self.settled)
+    def allowed(self) -> tuple[str, ...]:
+        """The states in which it is granted, for people."""
+        states = [state for state in JobStatus if state in self.moves or state in self.settled]
+        return tuple(f"{state} with a checkpoint" if state in self.from_checkpoint else state for state in states)
 
 
 CANCEL = Action(
@@ -51,7 +54,9 @@ PAUSE = Action(
 
 RESUME = Action(
     "resume",
-    moves={_S.PAUSED: _S.QUEUED},
+    # A failed job keeps its checkpoint where the fault may pass, such as a full disk, and only there.
+    moves={_S.PAUSED: _S.QUEUED, _S.FAILED: _S.QUEUED},
+    from_checkpoint=frozenset({_S.FAILED}),
     settled=frozenset({_S.QUEUED, _S.RUNNING}),
     events={_S.QUEUED: ("job.resumed", "The job is in the queue again and goes on from its last checkpoint.")},
 )

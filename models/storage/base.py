@@ -6,7 +6,7 @@ import errno
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +14,15 @@ from pathlib import Path
 from limbeck.errors import InvalidInput, NotFound, StorageFull
 
 CHUNK = 1024 * 1024
+Watch = Callable[[], None]
 
 #: Kept to what every file system and bucket takes as it is.
 _PART = re.compile(r"[A-Za-z0-9._+=@, -]{1,255}")
 _LONGEST_KEY = 500
+
+
+def unwatched() -> None:
+    """Nobody wants to end the transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,12 @@ class Storage(ABC):
     """
 
     @abstractmethod
-    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
+    def put_file(self, path: Path, key: str, *, move: bool = False, watch: Watch = unwatched) -> Stored:
         """Store a file, hashed on the way. A reader sees all of it or nothing, also after a power failure.
 
         Args:
             move: the file at ``path`` is not needed any more; it is gone afterwards, and where it can be is renamed.
+            watch: called between pieces of the file. What it raises ends the transfer, and nothing is stored.
 
         Raises:
             StorageFull: there is no room; nothing is left behind.
@@ -95,8 +101,11 @@ class Storage(ABC):
             return False
         return True
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, watch: Watch = unwatched) -> None:
         """Copy an object to a file, which appears only once it is whole.
+
+        Args:
+            watch: called between pieces of the object. What it raises ends the transfer.
 
         Raises:
             NotFound, StorageFull: this machine's disk has no room.
@@ -106,6 +115,7 @@ class Storage(ABC):
         try:
             with part.open("wb") as file:
                 for piece in self.open(key):
+                    watch()
                     file.write(piece)
             part.replace(path)
         except OSError as error:
@@ -131,10 +141,11 @@ def checked(key: str) -> str:
     return key
 
 
-def read_hashed(path: Path, digest: hashlib._Hash) -> Iterator[bytes]:
-    """The file in pieces, each also fed to ``digest``."""
+def read_hashed(path: Path, digest: hashlib._Hash, watch: Watch = unwatched) -> Iterator[bytes]:
+    """The file in pieces, each also fed to ``digest``; ``watch`` is called before each."""
     with path.open("rb") as file:
         while piece := file.read(CHUNK):
+            watch()
             digest.update(piece)
             yield piece
 

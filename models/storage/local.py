@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from limbeck.errors import NotFound
-from models.storage.base import CHUNK, Entry, Storage, Stored, checked, out_of_room, read_hashed
+from models.storage.base import CHUNK, Entry, Storage, Stored, Watch, checked, out_of_room, read_hashed, unwatched
 
 _ASIDE = ".aside"
 
@@ -32,11 +32,11 @@ class LocalStorage(Storage):
         if not read_only:
             self._aside.mkdir(parents=True, exist_ok=True)
 
-    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
+    def put_file(self, path: Path, key: str, *, move: bool = False, watch: Watch = unwatched) -> Stored:
         target = self._path(key)
         try:
-            stored = self._moved(path, key, target) if move else None
-            return stored or self._copied(path, key, target, move=move)
+            stored = self._moved(path, key, target, watch) if move else None
+            return stored or self._copied(path, key, target, watch, move=move)
         except OSError as error:
             raise out_of_room(error, f"storing {key}") from error
 
@@ -85,23 +85,23 @@ class LocalStorage(Storage):
     def _path(self, key: str) -> Path:
         return self._root.joinpath(*checked(key).split("/"))
 
-    def _moved(self, path: Path, key: str, target: Path) -> Stored | None:
+    def _moved(self, path: Path, key: str, target: Path, watch: Watch) -> Stored | None:
         """Rename the file to its place; ``None`` where it is on another file system."""
         if path.stat().st_dev != self._root.stat().st_dev:
             return None
         digest = hashlib.sha256()
-        size = sum(len(piece) for piece in read_hashed(path, digest))
+        size = sum(len(piece) for piece in read_hashed(path, digest, watch))
         os.utime(path)  # its age is that of the object, not of the file's content: the sweep of orphans goes by it
         _sync(path)
         _place(path, target)
         return Stored(key, size, digest.hexdigest())
 
-    def _copied(self, path: Path, key: str, target: Path, *, move: bool) -> Stored:
+    def _copied(self, path: Path, key: str, target: Path, watch: Watch, *, move: bool) -> Stored:
         digest = hashlib.sha256()
         aside = self._aside / uuid.uuid4().hex
         try:
             with aside.open("xb") as file:
-                size = sum(file.write(piece) for piece in read_hashed(path, digest))
+                size = sum(file.write(piece) for piece in read_hashed(path, digest, watch))
                 file.flush()
                 os.fsync(file.fileno())
             _place(aside, target)

@@ -14,7 +14,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from limbeck.errors import NotFound, StorageFull, Unavailable
-from models.storage.base import Entry, Storage, Stored, checked, out_of_room, read_hashed
+from models.storage.base import Entry, Storage, Stored, Watch, checked, out_of_room, read_hashed, unwatched
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config
@@ -67,10 +67,10 @@ class S3Storage(Storage):
             retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
         )
 
-    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
+    def put_file(self, path: Path, key: str, *, move: bool = False, watch: Watch = unwatched) -> Stored:
         digest = hashlib.sha256()
         size = path.stat().st_size
-        pieces = read_hashed(path, digest)
+        pieces = read_hashed(path, digest, watch)
         with _translated(key):
             if size <= _PIECE:
                 obstore.put(self._store, checked(key), b"".join(pieces), use_multipart=False)

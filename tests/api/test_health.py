@@ -66,6 +66,7 @@ def test_metrics_count_jobs_by_status_and_requests_by_route(
     assert 'limbeck_jobs{status="queued"} 2.0' in lines
     assert 'limbeck_jobs{status="running"} 1.0' in lines
     assert 'limbeck_jobs{status="paused"} 0.0' in lines
+    assert 'limbeck_teacher_parts{state="free"} 0.0' in lines
     assert 'limbeck_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="200"} 3.0' in lines
     assert 'limbeck_http_requests_total{method="GET",route="none",status="404"} 1.0' in lines
     assert not any(job in answer.text for job in jobs)

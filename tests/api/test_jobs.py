@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.deps import Services
+from models.attempt import Attempt
 from models.job import JobStatus
 from models.repository import jobs
 from tests.api.conftest import SMALLEST, add_model, become
@@ -198,11 +199,11 @@ def test_a_waiting_job_says_when_it_is_likely_to_start(client: TestClient, house
     waiting = submit()
     assert waiting["starts_in_seconds"] is None
     for _ in range(3):
-        ended = submit()["id"]
+        ended, begun = submit()["id"], datetime(2026, 11, 24, 2, tzinfo=UTC)
+        become(house, ended, JobStatus.SUCCEEDED)
         with house.database.session() as session:
-            job = jobs.get(session, ended)
-            job.status, job.started_at = JobStatus.SUCCEEDED, datetime(2026, 11, 24, 2, tzinfo=UTC)
-            job.finished_at = job.started_at + timedelta(seconds=90)
+            facts = {"job_id": ended, "fence": 1, "number": 1, "worker": "w", "host": "h"}
+            session.add(Attempt(**facts, started_at=begun, ended_at=begun + timedelta(seconds=90)))
     second = submit()
     assert second["starts_in_seconds"] == {"least": 90, "most": 180}
 
@@ -276,6 +277,11 @@ def test_cancel_pause_and_resume_answer_by_the_state_they_lead_to(
     assert post(job, "cancel") == (200, "cancelled")
     waiting = submit()["id"]
     assert post(waiting, "cancel") == (200, "cancelled")
+    failed = submit()["id"]
+    error = {"code": "storage_full", "message": "The disk took no more bytes.", "retryable": True}
+    become(house, failed, JobStatus.FAILED, error=error, checkpoint={"step": 3, "files": {}})
+    assert post(failed, "resume") == (202, "queued")
+    assert client.get(f"/v1/jobs/{failed}").json()["error"] is None
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume"])

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from fastapi.testclient import TestClient
 
-from api import examples, schemas
+from api import examples, job_schemas, schemas
 from limbeck.config import TASKS, DistillConfig
 
 #: Where an answer has no body, or one that is no JSON.
@@ -78,7 +78,7 @@ def test_every_example_fits_its_schema(document: dict[str, Any]) -> None:
 def test_the_examples_of_bodies_are_taken_by_the_routes(client: TestClient) -> None:
     for name, example in examples.JOB_REQUESTS.items():
         DistillConfig.model_fields  # noqa: B018 - the models are complete
-        assert schemas.JobRequest.model_validate(example["value"]), name
+        assert job_schemas.JobRequest.model_validate(example["value"]), name
     for example in examples.PREDICT_REQUESTS.values():
         schemas.PredictRequest.model_validate(example["value"])
 

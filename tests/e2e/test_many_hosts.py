@@ -134,7 +134,7 @@ def _servers(address: str) -> Iterator[Settings]:
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     reason = why_not()
     if reason is not None:
-        pytest.skip(reason)
+        absent(reason)
     mark = uuid.uuid4().hex
     with joined_hosts(2) as network, _servers(network.gateway) as settings:
         database = Database(settings)

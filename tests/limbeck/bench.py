@@ -22,7 +22,7 @@ from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models, SpecialTokens
 from limbeck.methods.none import FineTuning
 from limbeck.progress import Item
-from limbeck.pruning import neuron_importance
+from limbeck.pruning import Part, head_importance, neuron_importance
 from limbeck.run import Run
 from limbeck.students import Blueprint
 from limbeck.tasks.sequence_classification import SequenceClassification
@@ -98,10 +98,10 @@ class Bench:
         places = {int(full): place for place, full in enumerate(self.blueprint.vocabulary.kept)}
         return SpecialTokens(places.get(4, 0), tuple(places[full] for full in range(5) if full in places))
 
-    def importance(self) -> torch.Tensor:
+    def importance(self, part: Part) -> torch.Tensor:
         model, criterion = self.teacher(), Criterion(TASK)
         batch = Collator(self.train, model.config.pad_token_id or 0, torch.device("cpu"))(np.arange(len(self.train)))
-        return neuron_importance(
+        return {"neurons": neuron_importance, "heads": head_importance}[part](
             model, [batch], lambda one, texts: criterion.hard(criterion.logits(one(**texts.inputs)), texts).value
         )
 

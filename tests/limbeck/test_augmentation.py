@@ -24,7 +24,7 @@ from limbeck.criterion import Criterion
 from limbeck.data import Split, load
 from limbeck.engine import distill
 from limbeck.errors import InvalidConfig, InvalidDataset
-from limbeck.loop import backward
+from limbeck.gradients import backward
 from limbeck.mask_replace import by_neighbours, filler, makes, replaced, whole_words
 from limbeck.methods.base import Part
 from limbeck.methods.kd import KnowledgeDistillation
@@ -248,7 +248,7 @@ def test_texts_without_labels_take_no_part_in_the_hard_loss(tmp_path: Path) -> N
 
 def test_a_batch_without_any_label_has_no_hard_loss_and_a_gradient_of_zero() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
-    labelled = torch.zeros(2, dtype=torch.bool)
+    labelled = torch.zeros(0, dtype=torch.int64)
     batch = Batch({}, torch.tensor([-1, -1]), None, {"examples": 2, "labelled": 0}, np.arange(2), labelled)
     term = Criterion(TASK).hard(logits, batch)
     torch.autograd.backward(term.value)

@@ -13,20 +13,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from limbeck import preflight
+from limbeck import fewer_heads, preflight
 from limbeck.batches import Batch, Collator
 from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
-from limbeck.elastic import Elastic, Size, evenly, neurons_of, sizes
+from limbeck.elastic import Elastic, Size, evenly, heads_of, neurons_of, sizes
 from limbeck.engine import distill
 from limbeck.errors import Interrupted, InvalidConfig
 from limbeck.families import family_of
-from limbeck.loop import backward, train
+from limbeck.gradients import backward
+from limbeck.loop import train
 from limbeck.methods.base import Models
 from limbeck.methods.dynabert import DynaBERT
-from limbeck.pruning import neuron_importance
+from limbeck.pruning import Part, most_important, neuron_importance
+from limbeck.runtime import Predictor
 from limbeck.sources import model_facts
 from limbeck.sub_networks import SubNetworks
 from tests.families import LABELS as NAMES
@@ -38,6 +40,7 @@ from tests.tiny import write_tiny_bert, write_tiny_dataset
 CPU = torch.device("cpu")
 SERVED = ("bert", "distilbert", "electra", "roberta", "xlm-roberta", "deberta-v2", "mpnet")
 WIDTHS, DEEP = DynaBERT().parts()
+TEXTS = ["Open a window with a button.", "Send an HTTP request.", "Close the socket."]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def batch_of(bench: Bench, rows: Any = range(8)) -> Batch:
     batch: Batch = Collator(bench.train, 0, CPU)(np.asarray(rows))
     return replace(batch, teacher_logits=None)
+
+
+def answers_to(model: Any, folder: Path, texts: list[str]) -> list[int]:
+    coded = AutoTokenizer.from_pretrained(folder)(texts, truncation=True, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        found: list[int] = model.eval()(**coded).logits.argmax(dim=1).tolist()
+    return found
 
 
 def stages(bench: Bench, method: DynaBERT | None = None) -> tuple[SubNetworks, SubNetworks]:
@@ -96,7 +106,7 @@ def test_neurons_are_sorted_by_what_the_loss_would_lose() -> None:
     )
     torch.testing.assert_close(found[0] / found[0, 3] * 2, torch.tensor([1.0, 3.0, 0.0, 2.0]), atol=5e-3, rtol=0)
     before, direction = model(**inputs).logits, layer.output.dense.weight.detach()[:, 0].clone()
-    network: Any = Elastic(model, found).network
+    network: Any = Elastic(model, {"neurons": found}).network
     sorted_layer = network.bert.encoder.layer[0]
     expected = direction[:, None] * torch.tensor([-3.0, 2.0, 1.0, 0.0])
     torch.testing.assert_close(sorted_layer.output.dense.weight.detach(), expected)
@@ -104,25 +114,64 @@ def test_neurons_are_sorted_by_what_the_loss_would_lose() -> None:
     torch.testing.assert_close(network(**inputs).logits, before)
 
 
+def test_heads_are_sorted_whole(bench: Bench) -> None:
+    """Guards rows of one head beside those of another: the first of two heads has to hold, in each layer, all that the
+    more important one is made of, and the network to answer as before."""
+    teacher: Any = bench.teacher()
+    importance = bench.importance("heads")
+    assert importance.shape == (4, 2)
+    assert len(set(importance.argmax(dim=1).tolist())) == 2, "one of the layers has to change"
+    network: Any = Elastic(bench.teacher(), {"heads": importance}).network
+    torch.testing.assert_close(answers(network, bench.train), answers(bench.teacher(), bench.train))
+    for old, new, head in zip(
+        teacher.bert.encoder.layer, network.bert.encoder.layer, importance.argmax(dim=1).tolist(), strict=True
+    ):
+        best = slice(16 * head, 16 * head + 16)
+        for name in ("query", "key", "value"):
+            one, other = (getattr(layer.attention.self, name) for layer in (old, new))
+            assert torch.equal(other.weight[:16], one.weight[best])
+            assert torch.equal(other.bias[:16], one.bias[best])
+        one, other = (layer.attention.output.dense.weight for layer in (old, new))
+        assert torch.equal(other[:, :16], one[:, best])
+
+
 def test_the_sub_networks_are_the_papers_and_the_students() -> None:
     """12 layers as the authors keep them at .75 and .5; the student's own in place of as many, and its width."""
     assert evenly(6, 12) == (0, 2, 4, 6, 8, 10)
     assert evenly(9, 12) == (0, 1, 2, 4, 5, 6, 8, 9, 10)
-    whole, every = Size(tuple(range(12)), 3072), tuple(range(12))
-    wide = sizes(whole, Size((0, 2, 4), 1000), (0.25, 0.5, 0.75, 1.0), None)
-    assert wide == [Size(every, neurons) for neurons in (3072, 2304, 1536, 1000, 768)]
-    deep = sizes(whole, Size((1, 3, 5, 7, 9, 11), 1536), (0.5, 1.0), (0.5, 0.75, 1.0))
+    whole, every = Size(tuple(range(12)), 3072, 12), tuple(range(12))
+    own = Size((0, 2, 4), 1000, 12)
+    wide = sizes(whole, own, (0.25, 0.5, 0.75, 1.0), None, heads=True)
+    assert wide == [Size(every, *width) for width in ((3072, 12), (2304, 9), (1536, 6), (1000, 12), (768, 3))]
+    alone = sizes(whole, own, (0.25, 0.5, 0.75, 1.0), None, heads=False)
+    assert alone == [Size(every, neurons, 12) for neurons in (3072, 2304, 1536, 1000, 768)]
+    deep = sizes(whole, Size((1, 3, 5, 7, 9, 11), 1536, 6), (0.5, 1.0), (0.5, 0.75, 1.0), heads=True)
     layers = (every, evenly(9, 12), (1, 3, 5, 7, 9, 11))
-    assert deep == [Size(chosen, neurons) for chosen in layers for neurons in (3072, 1536)]
-    assert {len(one.layers) for one in sizes(whole, Size((0, 4, 8), 768), (1.0,), (1.0,))} == {12, 3}
+    assert deep == [Size(chosen, *width) for chosen in layers for width in ((3072, 12), (1536, 6))]
+    few = sizes(whole, Size((0, 4, 8), 768, 4), (1.0,), (1.0,), heads=True)
+    assert {(len(one.layers), one.heads) for one in few} == {(12, 12), (12, 4), (3, 12), (3, 4)}
+    # A share of less than one head is one.
+    assert sizes(Size((0,), 64, 2), Size((0,), 64, 2), (0.1,), None, heads=True)[-1] == Size((0,), 6, 1)
 
 
-def reference(blueprint: Any, weights: dict[str, torch.Tensor], size: Size, chosen: list[torch.Tensor]) -> Any:
-    """By hand: the other layers taken out, and smaller linear layers in the places of the feed-forward ones."""
+def reference(
+    blueprint: Any,
+    weights: dict[str, torch.Tensor],
+    size: Size,
+    chosen: list[torch.Tensor],
+    heads: list[torch.Tensor],
+) -> Any:
+    """By hand: the other layers taken out, smaller linear layers in the places of the feed-forward ones, and the other
+    heads silenced."""
     model = blueprint.cut(weights, size.layers)
-    first, last = family_of(model.config.model_type).neurons
-    layers = model.base_model.get_submodule(family_of(model.config.model_type).layers)
+    family = family_of(model.config.model_type)
+    first, last = family.neurons
+    layers = model.base_model.get_submodule(family.layers)
     for layer, number in zip(layers, size.layers, strict=True):
+        silent = torch.ones(model.config.num_attention_heads, dtype=torch.bool)
+        silent[heads[number]] = False
+        width = model.config.hidden_size // model.config.num_attention_heads
+        layer.get_submodule(family.mixing).weight.data[:, silent.repeat_interleave(width)] = 0
         for name, rows in ((first, True), (last, False)):
             place, _, key = name.rpartition(".")
             full, kept = layer.get_submodule(name), chosen[number]
@@ -135,17 +184,32 @@ def reference(blueprint: Any, weights: dict[str, torch.Tensor], size: Size, chos
 
 @pytest.mark.parametrize("family", SERVED)
 def test_a_sub_network_is_the_network_that_is_really_cut(family: str, tmp_path: Path) -> None:
-    """Guards every family's names, and all three ways to a sub-network: computed, cut, and lent to a student."""
+    """Guards every family's names, and all three ways to a sub-network: computed, cut, and lent to a student. Heads go
+    where the family lets them, and a cut network has fewer of them instead of silent ones."""
     blueprint, data = prepared(write_tiny(family, tmp_path))
     teacher = blueprint.load_teacher(keep_head=True).eval()
-    weights, importance = teacher.state_dict(), torch.rand(4, 32, generator=torch.Generator().manual_seed(1))
+    weights, drawn = teacher.state_dict(), torch.Generator().manual_seed(1)
+    count, able = teacher.config.num_attention_heads, family_of(family).loses_heads
+    importance: dict[Part, torch.Tensor] = {"neurons": torch.rand(4, 32, generator=drawn)}
+    matters = torch.rand(4, count, generator=drawn)
+    if able:
+        importance["heads"] = matters
     expected_whole = answers(copy.deepcopy(teacher), data)
     elastic = Elastic(teacher).trainable(importance)
+    assert elastic.inner.keys() == importance.keys()
     torch.testing.assert_close(answers(elastic.network, data), expected_whole)
     batch = Collator(data, teacher.config.pad_token_id, CPU)(np.arange(len(data)))
-    for size in (Size((0, 2), 8), Size((1, 2, 3), 20), Size((0, 1, 2, 3), 1), Size((1, 3), 32)):
-        chosen = [values.sort(descending=True).indices[: size.neurons] for values in importance]
-        hand = reference(blueprint, weights, size, chosen).eval()
+    few = 1 if able else count
+    for size in (
+        Size((0, 2), 8, count),
+        Size((1, 2, 3), 20, few),
+        Size((0, 1, 2, 3), 1, few),
+        Size((1, 3), 32, few),
+        Size((1, 3), 32, count),
+    ):
+        chosen = [values.sort(descending=True).indices[: size.neurons] for values in importance["neurons"]]
+        heads = [values.sort(descending=True).indices[: size.heads] for values in matters]
+        hand = reference(blueprint, weights, size, chosen, heads).eval()
         expected = answers(hand, data)
         assert not torch.allclose(expected, expected_whole, atol=1e-3)
         with torch.no_grad():
@@ -156,14 +220,20 @@ def test_a_sub_network_is_the_network_that_is_really_cut(family: str, tmp_path: 
         for place in range(len(size.layers) + 1):
             torch.testing.assert_close(states.hidden(place) * mask, inside[place] * mask)
         cut = elastic.cut(size)
-        assert neurons_of(cut.config) == size.neurons
+        assert (neurons_of(cut.config), heads_of(cut.config)) == (size.neurons, size.heads)
+        queries = cut.base_model.get_submodule(f"{elastic.family.layers}.0.{elastic.family.projections[0]}")
+        assert queries.weight.shape[0] == size.heads * cut.config.hidden_size // count  # type: ignore[union-attr]
         torch.testing.assert_close(answers(cut, data), expected)
     torch.testing.assert_close(answers(elastic.network, data), expected_whole)  # whole again
 
 
-def test_the_student_is_a_part_of_the_network_until_it_is_finished(bench: Bench) -> None:
+@pytest.mark.parametrize("heads", [2, 1])
+def test_the_student_is_a_part_of_the_network_until_it_is_finished(bench: Bench, heads: int) -> None:
     """Guards against a student that is validated and saved as it was before the training."""
-    method, models = DynaBERT(), Models(bench.student(), bench.teacher, (1, 3), importance=bench.importance)
+    wanted = bench.student()
+    if heads == 1:
+        fewer_heads.remove(wanted, most_important(bench.importance("heads")[[1, 3]], 1))
+    method, models = DynaBERT(), Models(wanted, bench.teacher, (1, 3), importance=bench.importance)
     before = answers(models.student, bench.train)
     built = method.build(WIDTHS, models, Criterion(TASK))
     assert isinstance(built, SubNetworks)
@@ -175,7 +245,7 @@ def test_the_student_is_a_part_of_the_network_until_it_is_finished(bench: Bench)
     assert not torch.allclose(after, before, atol=1e-3)
     whole = built.elastic.network.eval()
     batch = batch_of(bench, range(len(bench.train)))
-    torch.testing.assert_close(built.elastic.run(batch.inputs, Size((1, 3), 64))[0].logits, after)
+    torch.testing.assert_close(built.elastic.run(batch.inputs, Size((1, 3), 64, heads))[0].logits, after)
     student = method.finish(built)
     with torch.no_grad():
         for parameter in whole.parameters():
@@ -194,8 +264,10 @@ def test_the_gradient_is_the_sum_over_the_sub_networks(bench: Bench) -> None:
         for size in every:
             objective.sizes = [size]
             alone = gradients(objective, batch)
-            beyond = [value for name, value in alone.items() if name.endswith("intermediate.dense.weight")]
-            assert all(not value[size.neurons :].any() for value in beyond)
+            for ending, length in (("intermediate.dense.weight", size.neurons), ("self.query.weight", 16 * size.heads)):
+                within = [value for name, value in alone.items() if name.endswith(ending)]
+                assert all(not value[length:].any() for value in within)
+                assert any(value[:length].any() for value in within)
             summed = {name: summed[name] + value for name, value in alone.items()}
         for name, value in together.items():
             torch.testing.assert_close(value, summed[name], rtol=1e-4, atol=1e-6, msg=name)
@@ -236,23 +308,23 @@ def test_what_each_stage_is_taught_by_whom_and_with_which_weight(bench: Bench) -
         wanted = theirs.logits.log_softmax(dim=1)
         return (wanted.exp() * (wanted - ours.logits.log_softmax(dim=1))).sum(dim=1).mean()
 
-    narrow = Size((0, 1, 2, 3), 16)
+    narrow = Size((0, 1, 2, 3), 16, 1)
     first.sizes = [narrow]
     terms = first.losses(batch, 0, 10)
     ours, theirs = seen(first.elastic.cut(narrow)), seen(bench.teacher())
     pairs = zip(ours.hidden_states, theirs.hidden_states, strict=True)
     torch.testing.assert_close(terms["hidden_loss"].value.detach(), sum(apart(*pair) for pair in pairs))
-    torch.testing.assert_close(terms["layers_4_neurons_16_loss"].value.detach(), answered(ours, theirs))
+    torch.testing.assert_close(terms["layers_4_heads_1_neurons_16_loss"].value.detach(), answered(ours, theirs))
     assert [term.weight for term in terms.values()] == [1.0, 0.1]
 
-    small = Size((1, 3), 16)
+    small = Size((1, 3), 16, 1)
     second.sizes = [small]
     terms = second.losses(batch, 0, 10)
     ours, theirs = seen(second.elastic.cut(small)), seen(first.elastic.cut(narrow))
     matched = ((0, 0), (1, 3), (2, 4))  # embeddings; what layer 3 reads; what the last layer gives
     distance = sum(apart(ours.hidden_states[s], theirs.hidden_states[t]) for s, t in matched)
     torch.testing.assert_close(terms["hidden_loss"].value.detach(), distance)
-    torch.testing.assert_close(terms["layers_2_neurons_16_loss"].value.detach(), answered(ours, theirs))
+    torch.testing.assert_close(terms["layers_2_heads_1_neurons_16_loss"].value.detach(), answered(ours, theirs))
     assert [term.weight for term in terms.values()] == [1.0, 1.0]
 
 
@@ -289,11 +361,12 @@ def test_every_sub_network_is_validated_once_for_the_events(bench: Bench, tmp_pa
     phase, recorder = bench.phase(DynaBERT()), Recorder()
     fitted = train(phase, bench.run(tmp_path, phase, recorder))
     ((message, data),) = [(text, data) for kind, text, data in recorder.events if kind == "variants.validated"]
-    expected = {f"layers {depth} neurons {width}" for depth in (2, 3, 4) for width in (16, 32, 48, 64)}
+    widths = ((1, 16), (1, 32), (2, 48), (2, 64))
+    expected = {f"layers {depth} heads {heads} neurons {width}" for depth in (2, 3, 4) for heads, width in widths}
     assert data["scores"].keys() == expected
     assert all(name in message for name in expected)
     # The student is the sub-network of its size; what it had after the last step was said before as well.
-    assert data["scores"]["layers 2 neurons 64"] == fitted.history[-1]["accuracy"]
+    assert data["scores"]["layers 2 heads 2 neurons 64"] == fitted.history[-1]["accuracy"]
 
 
 def test_a_job_cuts_the_size_that_it_names_and_resumes_exactly(tmp_path: Path) -> None:
@@ -304,28 +377,30 @@ def test_a_job_cuts_the_size_that_it_names_and_resumes_exactly(tmp_path: Path) -
         {
             "teacher": f"path:{tmp_path}/teacher",
             "dataset": f"path:{tmp_path}/data",
-            "student": {"layers": 3, "prune": 0.4},
+            "student": {"layers": 3, "prune": {"neurons": 0.4, "heads": 0.5}},
             "method": "dynabert",
             "training": {"epochs": 2, "batch_size": 16, "max_length": 32},
             "evaluation": {"hard_samples": False},
-            "export": [],
+            "export": ["onnx"],
         }
     )
     whole = distill(wanted, tmp_path / "whole")
-    loaded = AutoModelForSequenceClassification.from_pretrained(whole.student)
+    loaded = fewer_heads.load(whole.student)
     assert (loaded.config.intermediate_size, loaded.config.num_hidden_layers) == (38, 3)
+    assert loaded.base_model.get_submodule("encoder.layer.2.attention.self.key").weight.shape == (16, 32)
+    assert whole.scorecard.exports[0].label_agreement == 1
     assert whole.scorecard.student.parameters == sum(parameter.numel() for parameter in loaded.parameters())
     card = whole.scorecard
-    assert {(one.layers, one.neurons) for one in card.sub_networks} == {
-        (layers, neurons) for layers in (2, 3, 4) for neurons in (16, 32, 38, 48, 64)
+    assert {(one.layers, one.heads, one.neurons) for one in card.sub_networks} == {
+        (layers, *width) for layers in (2, 3, 4) for width in ((1, 16), (1, 32), (1, 38), (2, 48), (2, 64))
     }
     (own,) = (one for one in card.sub_networks if one.student)
-    assert (own.layers, own.neurons, own.width) == (3, 38, 38 / 64)
+    assert (own.layers, own.heads, own.neurons, own.width) == (3, 1, 38, 38 / 64)
     assert own.parameters == card.student.parameters
     (largest,) = (one for one in card.sub_networks if one.flops == 1)
     assert (largest.layers, largest.neurons, largest.parameters) == (4, 64, card.teacher.parameters)
-    # Per token and layer 2 · (4 · 32² + 2 · 32 · neurons), and attention, which is the same for both.
-    assert 3 / 4 * (4 * 32 + 2 * 38) / (4 * 32 + 2 * 64) < own.flops < 3 / 4
+    # Per token and layer 2 · 32 · (4 · 16 · heads + 2 · neurons), and attention, half of it with one head of two.
+    assert 3 / 4 * 1 / 2 < own.flops < 3 / 4 * (2 * 32 + 2 * 38) / (4 * 32 + 2 * 64)
     assert "## Other sizes" in (whole.student / "README.md").read_text(encoding="utf-8")
     assert card.baseline is not None
     attempts = 0
@@ -339,6 +414,37 @@ def test_a_job_cuts_the_size_that_it_names_and_resumes_exactly(tmp_path: Path) -
     assert again.scorecard.sub_networks == card.sub_networks
     one, other = (load_file(result.student / "model.safetensors") for result in (whole, again))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_student_with_all_heads_is_a_plain_one(tmp_path: Path) -> None:
+    """Guards the folder that plain transformers reads: other sizes have fewer heads, the student has not."""
+    write_tiny_bert(tmp_path / "teacher", labels=("gui", "networking"))
+    write_tiny_dataset(tmp_path / "data", rows=64)
+    document = {
+        "teacher": f"path:{tmp_path}/teacher",
+        "dataset": f"path:{tmp_path}/data",
+        "student": {"layers": 2, "prune": 0.5},
+        "method": {"type": "dynabert", "widths": [0.5, 1], "depths": [0.5]},
+        "training": {"epochs": 1, "batch_size": 16, "max_length": 32},
+        "evaluation": {"hard_samples": False, "baseline": False},
+        "export": ["onnx"],
+    }
+    said = Recorder()
+    result = distill(DistillConfig.parse(document), tmp_path / "job", callbacks=said)
+    assert not [message for kind, message, _ in said.events if kind == "method.adapted"]
+    found = {(one.layers, one.heads, one.neurons, one.student) for one in result.scorecard.sub_networks}
+    assert found == {(2, 2, 64, False), (2, 1, 32, False), (2, 2, 32, True)}
+    model = AutoModelForSequenceClassification.from_pretrained(result.student)
+    assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 32)
+    labels = [model.config.id2label[i] for i in answers_to(model, result.student, TEXTS)]
+    assert [one["label"] for one in Predictor.load(result.student, threads=1).predict(TEXTS)] == labels
+
+
+def test_a_family_whose_heads_stay_says_so() -> None:
+    """Guards against widths that are something else than a user was told."""
+    (remark,) = DynaBERT().remarks(teacher="mpnet", student="mpnet")
+    assert "All attention heads stay: transformers' code of mpnet" in remark
+    assert not list(DynaBERT().remarks(teacher="bert", student="bert"))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +465,7 @@ def test_what_cannot_be_a_part_of_the_teacher_is_refused(family: str, student: d
     wanted = DistillConfig.parse({**config, "training": {"max_length": LENGTH}})
     (found,) = preflight.check(wanted, teacher=facts, labels=NAMES)
     assert found.pointer == "/method"
-    assert "only student.layers and the number of neurons may differ" in found.detail
+    assert "only student.layers and the numbers of neurons and heads may differ" in found.detail
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,22 @@ def test_the_folder_says_how_it_pools(done: Done) -> None:
     assert "$" not in card
 
 
+def test_sentence_transformers_gives_the_same_vectors(done: Done) -> None:
+    """Guards what most users will do with the folder: the package's own files, its pooling, its length and the
+    normalisation, over texts that are cut and a batch that is padded."""
+    from sentence_transformers import SentenceTransformer
+
+    given = [row["sentence1" if done.scored else "text"] for row in done.test][:9]
+    given.append(" ".join(given))
+    model = SentenceTransformer(str(done.result.student), device="cpu", local_files_only=True)
+    found = model.encode(given, batch_size=4, convert_to_tensor=True)
+    torch.testing.assert_close(found, transformers_vectors(done.result.student, given), atol=1e-5, rtol=0)
+    predicted = torch.tensor(Predictor.load(done.result.student, threads=1).predict(given))
+    torch.testing.assert_close(found, predicted, atol=1e-4, rtol=0)
+    assert model.max_seq_length == LENGTH
+    assert model.similarity_fn_name == "cosine"
+
+
 def test_an_interrupted_job_ends_with_the_same_weights(done: Done, tmp_path: Path) -> None:
     """Guards the teacher's kept vectors and the pairs' rows on their way through a checkpoint."""
     config, stops = DistillConfig.parse(done.config), 0
@@ -307,6 +323,56 @@ def test_neurons_are_judged_by_whole_pairs(tmp_path: Path) -> None:
         lambda model, texts: criterion.hard(criterion.answer(model, texts), texts).value,
     )
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scored", [True, False], ids=["scores", "texts"])
+def test_several_teachers_vectors_have_a_mean(tmp_path: Path, scored: bool) -> None:
+    """Guards the teachers together where scores judge them and where they are the judge; from the folders, by plain
+    transformers: the mean of the vectors is what the scorecard is about."""
+    places = [write_tiny_bert(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "other"))]
+    teacher = {"source": f"path:{places[0]}", "more": [f"path:{places[1]}"]}
+    given = document(places[0], write(tmp_path / "data", scored), export=[]) | {"teacher": teacher}
+    said = Recorder()
+    result = distill(DistillConfig.parse(given), tmp_path / "work", callbacks=said)
+    card, test = result.scorecard, rows(scored, 160)[128:]
+
+    def mean(texts: list[str]) -> torch.Tensor:
+        both = [transformers_vectors(place, texts) for place in places]
+        return torch.nn.functional.normalize(both[0] + both[1], dim=-1)
+
+    (message,) = (message for kind, message, _ in said.events if kind == "teachers.combined")
+    assert "The 2 teachers together (as their mean)" in message
+    if scored:
+        one, other = (mean([row[key] for row in test]) for key in ("sentence1", "sentence2"))
+        expected = spearmanr((one * other).sum(dim=-1), [row["score"] for row in test]).statistic
+        assert card.teacher.metrics["spearman"].value == pytest.approx(expected, abs=1e-4)
+        return
+    texts_ = [row["text"] for row in test]
+    expected = float((transformers_vectors(result.student, texts_) * mean(texts_)).sum(dim=-1).mean())
+    assert card.student.metrics["teacher_cosine"].value == pytest.approx(expected, abs=1e-4)
+    assert card.teacher.metrics["teacher_cosine"].value == pytest.approx(1, abs=1e-5)
+    alone = [float((transformers_vectors(place, texts_) * mean(texts_)).sum(dim=-1).mean()) for place in places]
+    assert [one.metrics["teacher_cosine"].value for one in card.teachers] == pytest.approx(alone, abs=1e-4)
+
+
+def test_several_teachers_without_a_mean_are_refused(tmp_path: Path) -> None:
+    """Guards against vectors of two widths, and of two ways of pooling, before anything is trained."""
+    first, wide = write_tiny_bert(tmp_path / "first"), write_tiny_bert(tmp_path / "wide", hidden=48)
+    (wide / "1_Pooling").mkdir()
+    (wide / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    teacher = {"source": f"path:{first}", "more": [f"path:{wide}"], "combine": "confidence"}
+    wanted = DistillConfig.parse(document(first, tmp_path) | {"teacher": teacher})
+    found = preflight.check(
+        wanted, teacher=model_facts(first), labels=(), task="embeddings", more=(model_facts(wide),), pair=False
+    )
+    assert {one.pointer: one.detail for one in found}.keys() == {
+        "/teacher/combine",
+        "/teacher/more/0/source",
+        "/task/pooling",
+    }
+    details = " ".join(one.detail for one in found)
+    for said in ("a vector, sure or not", "vectors are 48 wide", "the folder of /teacher/more/0 says 'cls'"):
+        assert said in details
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,23 @@ def test_a_bilstm_learns_and_tells_how_it_is_read(place: Path, tmp_path: Path) -
     assert Predictor.load(result.student, threads=1).predict(texts(place)[:2])
 
 
+class Asked(Recorder):
+    """Notes how often it had been asked whether to stop when an event came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.until: dict[str, int] = {}
+
+    def on_event(self, kind: str, message: str, data: Mapping[str, Any]) -> None:
+        self.until[kind] = self.asked
+
+
 def test_a_pruned_student_ends_the_same_when_it_is_stopped_on_the_way(place: Path, tmp_path: Path) -> None:
-    """Guards the start of a resumed run: other neurons, or another draw, would make the baseline another model."""
-    wanted = config(place, {"layers": [1, 3], "prune": 0.25})
-    whole = distill(wanted, tmp_path / "whole")
+    """Guards the start of a resumed run: other neurons, or another draw, would make the baseline another model. And a
+    stop while it is measured which neurons matter."""
+    wanted, said = config(place, {"layers": [1, 3], "prune": 0.25}), Asked()
+    whole = distill(wanted, tmp_path / "whole", callbacks=said)
+    assert said.until["student.pruned"] >= said.until["cache.built"] + 2
     card, _ = check(place, whole)
     assert AutoModelForSequenceClassification.from_pretrained(whole.student).config.intermediate_size == 48
     with pytest.raises(Interrupted):

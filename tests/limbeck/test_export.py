@@ -21,6 +21,7 @@ from limbeck.runtime.encoding import Row, pad
 from limbeck.runtime.session import Session
 from limbeck.scorecard import ExportCard
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.tasks.token_classification import TokenClassification
 from tests.exported import encoded, export_student, write_student
 
 Exported = tuple[Path, tuple[ExportCard, ...]]
@@ -59,6 +60,28 @@ def test_attention_is_one_operator(exported_student: Path) -> None:
     assert small["MatMulInteger"] > 0
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
+def test_the_last_layer_answers_from_the_first_token(family: str, tmp_path: Path) -> None:
+    """Guards the gain, a fifth of a student's time, which no comparison of answers would miss; and tags of tokens,
+    which need all of them."""
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    for auto, task, expected in (
+        (AutoModelForSequenceClassification, TASK, "1"),
+        (AutoModelForTokenClassification, TokenClassification(), "sequence"),
+    ):
+        write_graph(auto.from_config(config_of(family)), task, tmp_path / "model.onnx")
+        assert fed_forward(tmp_path / "model.onnx") == ["sequence", expected]
+
+
+def fed_forward(path: Path) -> list[str]:
+    """How many tokens of a text each layer's feed-forward part sees."""
+    graph = onnx.load(path).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    seen = [shapes[node.output[0]] for node in graph.node if node.op_type == "Gelu"]
+    return [shape[1].dim_param or str(shape[1].dim_value) for shape in seen if shape[-1].dim_value == 32]
+
+
 def test_nothing_of_the_machine_is_in_the_file(exported_student: Path) -> None:
     """Guards against stack traces, which the exporter writes into every node, going out with a student."""
     for name in ("model.onnx", "model_int8.onnx"):
@@ -68,7 +91,7 @@ def test_nothing_of_the_machine_is_in_the_file(exported_student: Path) -> None:
 
 
 def config_of(family: str) -> Any:
-    from transformers import DistilBertConfig, ElectraConfig, RobertaConfig
+    from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 
     common = {"vocab_size": 100, "max_position_embeddings": 42, "num_labels": 3, "initializer_range": 0.2}
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -77,11 +100,13 @@ def config_of(family: str) -> Any:
             return RobertaConfig(**common, **sizes, type_vocab_size=1, pad_token_id=1)
         case "electra":
             return ElectraConfig(**common, **sizes, embedding_size=8)
+        case "bert":
+            return BertConfig(**common, **sizes)
         case _:
             return DistilBertConfig(**common, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
 
 
-@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
 def test_every_family_answers_as_in_torch(family: str, tmp_path: Path) -> None:
     """Guards against padding, positions behind the padding's, or token types that only BERT has, and against the
     attention modules being replaced in the caller's model."""

@@ -195,6 +195,14 @@ def test_every_method_trains_every_family_that_it_serves(folder: Path, tmp_path:
     torch.testing.assert_close(answers_of_plain_transformers(tmp_path / "student"), answers(student, data))
 
 
+def test_a_folder_without_a_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Guards against a training on unknown tokens alone: transformers makes a tokenizer of special tokens of it."""
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(InvalidModel, match=r"tokenizer knows no word|no tokenizer that") as caught:
+        load_tokenizer(tmp_path, read_config(tmp_path))
+    assert [one.pointer for one in caught.value.problems] == ["/teacher/source"]
+
+
 def test_an_albert_of_several_groups_is_refused(tmp_path: Path) -> None:
     """Guards against a cut that would apply the first group's layer in the place of the second's."""
     write_tiny("albert", tmp_path, num_hidden_groups=2)

@@ -209,7 +209,7 @@ def test_what_cannot_be_pruned_is_refused(place: Path, tmp_path: Path) -> None:
 
     assert "0.1 of 4 heads, which is none" in refused({"heads": 0.1})["/student/prune/heads"]
     assert "neurons, of heads, or of both" in refused({})["/student/prune"]
-    for method in ("fastbert", "dynabert", "theseus", "tinybert"):
+    for method in ("fastbert", "theseus", "tinybert"):
         assert "needs of the student" in refused({"heads": 0.5}, method=method)["/method"]
     albert = write_tiny("albert", tmp_path / "albert")
     assert "type 'albert'" in refused({"heads": 0.5}, teacher=f"path:{albert}")["/student/prune/heads"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,23 @@ def test_a_subset_of_a_hub_data_set_is_chosen_by_name(tmp_path: Path) -> None:
     assert "found 'three'; 'someone/two' has one, two" in wrong
 
 
+LIMITED = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are a POSIX thing")
+def test_a_full_disk_is_not_the_data_sets_fault(tmp_path: Path) -> None:
+    """Guards against a job that is failed for good, and told that its data cannot be read. A limit on file sizes stands
+    in for the full disk."""
+    path = _cached(tmp_path, "datasets", "someone/large") / "train.csv"
+    path.write_text("text,label\n" + "\n".join(f"text number {number},a" for number in range(9_000)))
+    (found,) = json.loads(_offline(tmp_path, LIMITED + LOAD.format(specs=[{"source": "someone/large"}])))
+    assert found.startswith("StorageFull")
+
+
 def test_a_data_set_that_needs_code_is_refused_plainly(tmp_path: Path) -> None:
     snapshot = _cached(tmp_path, "datasets", "someone/scripted")
     (snapshot / "scripted.py").write_text("raise SystemExit('this was run')")
@@ -185,14 +203,69 @@ class _Refusing(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def hub() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+class _Endless(BaseHTTPRequestHandler):
+    """A hub with one large file, which comes for as long as somebody takes it."""
+
+    def do_GET(self) -> None:
+        if "/resolve/" in self.path:
+            self._begin({"ETag": '"e"', "X-Repo-Commit": SHA, "Content-Length": str(10**9)})
+            with suppress(OSError):
+                while self.command == "GET":
+                    self.wfile.write(bytes(1_000_000))
+            return
+        info: Any = {"id": "x/large", "sha": SHA, "siblings": []}
+        body = json.dumps(
+            [{"type": "file", "path": "a.csv", "size": 10**9, "oid": "e"}] if "tree" in self.path else info
+        )
+        self._begin({"Content-Type": "application/json", "Content-Length": str(len(body))})
+        self.wfile.write(body.encode())
+
+    do_HEAD = do_GET
+
+    def _begin(self, headers: dict[str, str]) -> None:
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    with _serving(_Refusing) as url:
+        yield url
+
+
+def test_a_download_can_be_stopped_in_its_middle(tmp_path: Path) -> None:
+    """Guards a cancel, and the worker's belief that the process is not stuck: a large model comes for an hour."""
+    code = """
+from limbeck.hub import snapshot
+from limbeck.errors import Interrupted
+polled = 0
+def poll():
+    global polled
+    polled += 1
+    if polled > 5: raise Interrupted("enough")
+try: snapshot("dataset", "x/large", None, ["*.csv"], poll)
+except Interrupted as error: print(error.message)
+"""
+    with _serving(_Endless) as url:
+        env = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": url, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        env.pop("HF_HUB_OFFLINE", None)
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "enough\n", ran.stderr
 
 
 def test_what_the_hub_refuses_is_told_from_a_hub_that_is_away(tmp_path: Path, hub: str) -> None:

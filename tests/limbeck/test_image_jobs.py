@@ -320,6 +320,7 @@ def test_a_student_of_another_kind_reads_the_images_in_its_own_size(tmp_path: Pa
         ("resnet", {"student": {"layers": 3, "hidden_size": 16}}, "/student/hidden_size"),
         ("resnet", {"export": ["onnx-int8"]}, "/export"),
         ("resnet", {"training": {"gradient_accumulation": 2}}, "/training/gradient_accumulation"),
+        ("resnet", {"training": {"gradient_accumulation": "auto"}}, "/training/gradient_accumulation"),
         ("resnet", {"training": {"batch_size": 2}}, "/training/batch_size"),
         ("bert", {}, "/teacher/source"),
     ],

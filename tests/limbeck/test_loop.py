@@ -17,7 +17,8 @@ from limbeck.batches import Batch, Collator
 from limbeck.checkpoint import CheckpointStore
 from limbeck.criterion import Criterion
 from limbeck.errors import Conflict, Diverged, Interrupted
-from limbeck.loop import backward, schedule, train
+from limbeck.gradients import backward
+from limbeck.loop import schedule, train
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Models, Objective, Part, Term
 from limbeck.methods.distilbert import DistilBERT

@@ -14,7 +14,7 @@ from limbeck.batches import Batch, Collator
 from limbeck.capture import captured
 from limbeck.criterion import Criterion
 from limbeck.errors import InvalidConfig
-from limbeck.loop import backward
+from limbeck.gradients import backward
 from limbeck.matching import (
     attention_distance,
     cosine_distance,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.quality.__main__ import main
-from benchmarks.quality.datasets import DATASETS, DataSet, data_hash, folder_of
+from benchmarks.quality.datasets import DATASETS, DataSet, data_hash, folder_of, unlabelled_of
 from benchmarks.quality.grid import PEERS, WIDE, Cell, cells, content_key, method_version, methods, teacher_of
 from benchmarks.quality.page import generated, interval, write_page
 from benchmarks.quality.papers import papers
@@ -94,6 +94,32 @@ def test_a_baseline_starts_from_the_layers_that_its_student_starts_from() -> Non
         assert (student.init or "uniform") == (plain.student.init or "uniform"), cell.name
         assert plain.method.type == "none"
         assert (plain.student.layers, plain.training) == (student.layers, chosen.training)
+
+
+def test_further_texts_are_in_no_split(tmp_path: Path) -> None:
+    """A text of the reported split among the unlabelled ones would have the teacher tell its answer beforehand."""
+    one = DataSet("toy", "toy", tokens=5, student={"epochs": 1}, teacher={"epochs": 1}, train=3, held=2)
+    rows = [{"text": f" text {number % 9} ", "label": "yes"} for number in range(12)]
+    _pack(tmp_path / "toy" / "train.jsonl.gz", rows)
+    _pack(tmp_path / "toy" / "test.jsonl.gz", [{"text": "text 3", "label": "yes"}])
+    splits = folder_of(one, tmp_path, tmp_path)
+    used = {row["text"].strip() for name in ("train", "validation", "test") for row in _rows(splits, name)}
+    others = _rows(unlabelled_of(one, tmp_path, tmp_path), "train")
+    texts = [row["text"] for row in others]
+    assert others == [{"text": text} for text in dict.fromkeys(texts)]
+    assert used.isdisjoint(texts)
+    assert used | set(texts) == {f"text {number}" for number in range(9)}
+
+
+def _pack(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _rows(folder: Path, split: str) -> list[dict[str, str]]:
+    with gzip.open(folder / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _config(cell: Cell) -> DistillConfig:

@@ -20,14 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from limbeck.batches import Collator
+from limbeck.callbacks import Progress
 from limbeck.checkpoint import CheckpointStore
 from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.draws import drawn
 from limbeck.engine import distill
 from limbeck.errors import Diverged, Interrupted, InvalidConfig, RankLost
+from limbeck.gradients import backward
 from limbeck.launching import RESTARTS
-from limbeck.loop import backward
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.ranks import Ranks
 from limbeck.result import DistillResult
@@ -152,9 +153,9 @@ def ranks_of(pid: int) -> dict[int, psutil.Process]:
     [
         ("kd", {"sample_weighting": "focal", "batch_size": 24}, True),
         ("theseus", {"gradient_accumulation": 2}, False),
-        ("distilbert", {"sample_weighting": "curriculum"}, False),
+        ("distilbert", {"sample_weighting": "curriculum", "gradient_accumulation": "auto"}, False),
     ],
-    ids=["weights by the student, two teachers", "theseus", "masked words, weights by the teacher"],
+    ids=["weights by the student, two teachers", "theseus", "masked words, weights by the teacher, parts by a probe"],
 )
 def test_two_ranks_learn_what_one_does(
     house: House, tmp_path: Path, method: str, training: Mapping[str, Any], several: bool
@@ -173,6 +174,8 @@ def test_two_ranks_learn_what_one_does(
     for (step, found), (_, expected) in zip(told[2].points, told[1].points, strict=True):
         assert found == pytest.approx(expected, rel=5e-3, abs=1e-5), step
     assert told[2].stages == told[1].stages
+    probed = {sum(kind == "batch.probed" for kind, _, _ in said.events) for said in told.values()}
+    assert probed == {2 if training.get("gradient_accumulation") == "auto" else 0}
 
 
 #: Long enough that ranks are still at it when what they told at its beginning is heard.
@@ -267,6 +270,50 @@ def test_a_stopped_run_goes_on_with_as_many_ranks_or_others(
     steps = [step for step, values in alone.points if "distilling/loss" in values]
     last = max(step for step, values in stopped.points if "distilling/loss" in values)
     assert steps == list(range(last + 1, TEACHER_STEPS + 80 + 1))
+
+
+class Stopped(Recorder):
+    """Stops rank 1 in the student's training, notes what still says that the run gets on, and after a while ends it."""
+
+    ASKED = 30  #: times by the launcher, a tenth of a second apart
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = 0
+        self.waited: int | None = None  #: how often since rank 1 stands still
+        self.last_sign = 0
+
+    def on_alive(self) -> None:
+        self.alive += 1
+        self.last_sign = self.waited or 0
+
+    def on_progress(self, progress: Progress) -> None:
+        super().on_progress(progress)
+        self.last_sign = self.waited or 0
+
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        super().on_metrics(step, values)
+        self.last_sign = self.waited or 0
+        if self.waited is None and "distilling/loss" in values:
+            self.waited = 0
+            ranks_of(os.getpid())[1].suspend()
+
+    def should_stop(self) -> bool:
+        if self.waited is None:
+            return False
+        self.waited += 1
+        if self.waited == self.ASKED:
+            ranks_of(os.getpid())[1].kill()
+        return self.waited >= self.ASKED
+
+
+def test_a_rank_that_stands_still_is_not_told_as_alive(house: House, tmp_path: Path) -> None:
+    """Guards what ends a hanging job: the launcher lives on and asks, and that must not count as getting on."""
+    said = Stopped()
+    with pytest.raises(Interrupted):
+        distill(house.config(2, training=LONG), tmp_path, callbacks=said)
+    assert said.alive > 0
+    assert said.last_sign < Stopped.ASKED // 2
 
 
 class Terminated(Recorder):

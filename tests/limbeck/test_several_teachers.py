@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
+from limbeck.batches import Collator, Encoded
 from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.engine import DistillResult, distill
@@ -24,7 +25,9 @@ from limbeck.latency import one_after_the_other
 from limbeck.scorecard import Latency
 from limbeck.soft_loss import BaseLoss, Correlation, DecoupledDistillation, JensenShannon, KullbackLeibler, ReverseKL
 from limbeck.tasks.base import Task
+from limbeck.tasks.embeddings import Embeddings
 from limbeck.tasks.multi_label import MultiLabel
+from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tasks.regression import Regression
 from limbeck.tasks.sequence_classification import SequenceClassification
 from tests.limbeck.bench import Bench, Recorder
@@ -37,7 +40,7 @@ LN3 = float(np.log(3))
 
 
 def together(members: list[Tensor], temperature: float = 1.0, combine: Any = "mean", task: Task = ONE) -> Tensor:
-    return Ensemble(len(members), combine).logits(task, torch.cat(members, dim=-1), temperature)
+    return Ensemble(len(members), combine).logits(task, members, temperature)
 
 
 def test_the_mean_is_of_softened_distributions() -> None:
@@ -79,6 +82,63 @@ def test_yes_or_no_and_numbers_have_means_of_their_own() -> None:
     assert together([torch.tensor([[1.0]]), torch.tensor([[4.0]])], task=Regression()).tolist() == [[2.5]]
 
 
+def test_of_vectors_it_is_their_mean_at_length_1() -> None:
+    """Guards the loss of vectors, 2 - 2 · cosine, which a mean that is shorter than 1 would not be."""
+    members = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])]
+    assert together(members, task=Embeddings()).tolist() == [pytest.approx([2 / 5**0.5, 1 / 5**0.5])]
+
+
+def _windows() -> Encoded:
+    """One question in two windows, of 3 and of 5 tokens."""
+    return Encoded(
+        np.arange(8, dtype=np.int32),
+        None,
+        np.array([0, 3, 8]),
+        np.array([[0, 0], [2, 3]]),
+        per_token=True,
+        owners=np.array([0, 0]),
+        places=np.tile(np.array([[0, 1]], np.int32), (8, 1)),
+    )
+
+
+def test_start_and_end_have_the_mean_of_their_windows_tokens() -> None:
+    """Guards against a softmax over start and end, and over the tokens of all windows; and against windows that are no
+    longer comparable, of which the best span would be a matter of chance."""
+    drawn = torch.Generator().manual_seed(0)
+    one, other = (3 * torch.randn(8, 2, generator=drawn) for _ in range(2))
+    ensemble, data, task = Ensemble(2), _windows(), QuestionAnswering()
+    found = ensemble.over(task, torch.cat([one, other], dim=1), data)
+    assert found.shape == (8, 2)
+    for window in (slice(0, 3), slice(3, 8)):
+        wanted = (one[window].softmax(dim=0) + other[window].softmax(dim=0)) / 2
+        torch.testing.assert_close(found[window].softmax(dim=0), wanted)
+        heights = (one[window].logsumexp(dim=0) + other[window].logsumexp(dim=0)) / 2
+        torch.testing.assert_close(found[window].logsumexp(dim=0), heights)
+    torch.testing.assert_close(ensemble.over(task, torch.cat([one, one], dim=1), data), one)
+
+
+@pytest.mark.parametrize("combine", ["mean", "confidence"])
+def test_padding_takes_no_part_in_what_windows_answer(combine: Any) -> None:
+    """Guards a confidence that hangs on the longest window of a batch; by hand, the weights of a window's starts are
+    by entropy over the logarithm of its own tokens."""
+    drawn = torch.Generator().manual_seed(1)
+    answers = torch.cat([4 * torch.randn(8, 2, generator=drawn), torch.randn(8, 2, generator=drawn)], dim=1)
+    ensemble, data, task = Ensemble(2, combine), _windows(), QuestionAnswering()
+    batch = Collator(data, 0, torch.device("cpu"), answers)(np.array([0, 1]))
+    assert batch.teacher_logits is not None
+    rows = Criterion(task, ensemble=ensemble).teacher_rows(batch)  # starts of both windows, then ends
+    whole = ensemble.over(task, answers, data)
+    for row, (window, column) in enumerate(((slice(0, 3), 0), (slice(3, 8), 0), (slice(0, 3), 1), (slice(3, 8), 1))):
+        length = window.stop - window.start
+        torch.testing.assert_close(rows[row, :length].softmax(dim=0), whole[window, column].softmax(dim=0))
+        assert not rows[row].softmax(dim=0)[length:].any()
+    if combine == "confidence":
+        chances = [answers[:3, column].softmax(dim=0) for column in (0, 2)]
+        sure = [1 + float((one * one.log()).sum()) / LN3 for one in chances]
+        wanted = (sure[0] * chances[0] + sure[1] * chances[1]) / sum(sure)
+        torch.testing.assert_close(rows[0, :3].softmax(dim=0), wanted, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "loss", [KullbackLeibler(), ReverseKL(), JensenShannon(), DecoupledDistillation(), Correlation()]
 )
@@ -88,7 +148,6 @@ def test_equal_teachers_teach_as_one(tmp_path: Path, loss: BaseLoss, combine: An
     bench = Bench.make(tmp_path, rows=24)
     logits = torch.randn(len(bench.train), 3, generator=torch.Generator().manual_seed(1))
     student = torch.randn(8, 3, generator=torch.Generator().manual_seed(2))
-    from limbeck.batches import Collator
 
     def value(teachers: Tensor, ensemble: Ensemble | None) -> float:
         batch = Collator(bench.train, 0, torch.device("cpu"), teachers)(np.arange(8))
@@ -328,6 +387,38 @@ def test_a_teacher_whose_tokenizer_is_no_good_is_named(place: Place, tmp_path: P
     assert "pads with the token 0" in _refused(place, tmp_path, teacher=teacher)["/teacher/more/0/source"]
 
 
+def _without_tokenizer(folder: Path, copy: Path) -> Path:
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tokenizer*", "vocab*", "special_tokens*"))
+    return copy
+
+
+def test_a_model_without_a_vocabulary_is_named(place: Place, tmp_path: Path) -> None:
+    """Guards against hours of training on nothing but unknown tokens: transformers makes a tokenizer of no words."""
+    bare = _without_tokenizer(place.second, tmp_path / "bare")
+    for changes, pointer in (
+        ({"teacher": f"path:{bare}", "student": 1}, "/teacher/source"),
+        ({"teacher": {"source": f"path:{place.first}", "more": [f"path:{bare}"]}}, "/teacher/more/0/source"),
+        ({"teacher": f"path:{place.first}", "student": {"source": f"path:{bare}"}}, "/student/source"),
+    ):
+        problems = _refused(place, tmp_path, **changes)
+        assert list(problems) == [pointer]
+        assert "tokenizer knows no word" in problems[pointer]
+        assert "tokenizer.json or vocab.txt" in problems[pointer]
+
+
+def test_weights_that_do_not_load_are_named_before_any_teacher_is_tuned(place: Place, tmp_path: Path) -> None:
+    """Guards against the first teacher's hours of fine-tuning for a second one that was never any good."""
+    file = shutil.copytree(place.second, tmp_path / "broken") / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] + 8}))
+    encoder, said = write_tiny_bert(tmp_path / "encoder"), Recorder()
+    teacher = {"source": f"path:{encoder}", "more": [f"path:{file.parent}"]}
+    with pytest.raises(InvalidModel, match="weights could not be loaded") as caught:
+        distill(place.config(teacher=teacher), tmp_path / "job", callbacks=said)
+    assert [one.pointer for one in caught.value.problems] == ["/teacher/more/0/source"]
+    assert not any(kind == "epoch.finished" for kind, _, _ in said.events)
+
+
 def test_two_ranks_ask_all_teachers(place: Place, finished: tuple[DistillResult, Recorder], tmp_path: Path) -> None:
     """Guards against ranks that wait for each other for ever: each model's answers are shared work, in one order."""
     training = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32, "devices": 2}
@@ -353,7 +444,7 @@ def test_each_teacher_has_to_have_the_labels_and_to_be_fit(place: Place, tmp_pat
 
 @pytest.mark.parametrize("task", ["multi_label", "regression", "token_classification", "question_answering"])
 def test_tasks_whose_answers_have_a_mean_are_served(tmp_path: Path, task: str) -> None:
-    """Guards each task's rows of logits beside those of another teacher; the rest are refused by name."""
+    """Guards each task's rows of logits beside those of another teacher, in training and in the hard samples."""
     data = write(task, tmp_path / "data")
     tune = {"epochs": 12, "learning_rate": 5e-3}
     more = {"source": f"path:{write_tiny_bert(tmp_path / 'more', seed=1)}", "finetune": tune}
@@ -366,10 +457,6 @@ def test_tasks_whose_answers_have_a_mean_are_served(tmp_path: Path, task: str) -
         "evaluation": {"baseline": False},
         "export": [],
     }
-    if task == "question_answering":
-        with pytest.raises(InvalidConfig, match="several teachers for question_answering; allowed tasks"):
-            distill(DistillConfig.parse(document), tmp_path / "job")
-        return
     result = distill(DistillConfig.parse(document), tmp_path / "job")
     assert len(result.scorecard.teachers) == 2
     assert result.scorecard.teacher.metrics != result.scorecard.teachers[0].metrics

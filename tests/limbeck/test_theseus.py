@@ -17,7 +17,8 @@ from limbeck.config import DistillConfig, Student, Teacher
 from limbeck.criterion import Criterion
 from limbeck.errors import InvalidConfig
 from limbeck.families import FAMILIES, family_of
-from limbeck.loop import backward, train
+from limbeck.gradients import backward
+from limbeck.loop import train
 from limbeck.methods.base import Models, Part
 from limbeck.methods.none import FineTuning
 from limbeck.methods.theseus import Replacing, Theseus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from benchmarks.differences import paired_difference
 from benchmarks.peers.asking import OrderFailed, Worker
 from benchmarks.peers.order import PeerOrder, Training, write_tokens
 from benchmarks.report import ROOT
-from benchmarks.training.__main__ import main
+from benchmarks.training.__main__ import main, put_on_page
 from benchmarks.training.fairness import Unfair, compared, require_equal
 from benchmarks.training.files import spread
 from benchmarks.training.goals import verdicts
@@ -216,6 +217,16 @@ def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert main([]) == 2
     monkeypatch.setenv("LIMBECK_TEST_DATA", str(tmp_path))
     assert main(["--only", "no-such/*"]) == 2
+
+
+def test_the_page_is_written_from_the_last_run_and_nothing_is_measured(tmp_path: Path) -> None:
+    """Guards against an hour of training that was asked for as a page."""
+    result, page = tmp_path / "training.json", tmp_path / "page.md"
+    page.write_text("before <!-- training:begin -->\nold\n<!-- training:end --> after")
+    assert put_on_page(result, page) == 2
+    result.write_text(json.dumps(run()))
+    assert put_on_page(result, page) == 0
+    assert page.read_text() == f"before <!-- training:begin -->\n{generated(run())}\n<!-- training:end --> after"
 
 
 def test_gpu_is_refused_without_a_card(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from limbeck.batches import Batch, Collator
 from limbeck.config import Training
 from limbeck.criterion import Criterion
 from limbeck.difficulty import entropies, ranks
-from limbeck.loop import backward, train
+from limbeck.gradients import backward
+from limbeck.loop import train
 from limbeck.methods.base import Part
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.none import FineTuning

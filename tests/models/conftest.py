@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +58,25 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 def submit(database: Database) -> Submit:
     """Submit a job in a transaction of its own; keywords replace the defaults."""
 
-    def make(**changes: Any) -> Job:
-        values: dict[str, Any] = {
-            "name": "a job",
-            "owner": "default",
-            "priority": 0,
-            "config": config(),
-            "method": "kd",
-            "labels": {},
-            "webhook_url": None,
-            "idempotency_key": None,
-            "request_hash": "h",
-            "gpus": 0,
-            "max_attempts": 3,
-        }
-        with database.session() as session:
-            return jobs.submit(session, **(values | changes))[0]
+    return partial(submit_to, database)
 
-    return make
+
+def submit_to(database: Database, **changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "name": "a job",
+        "owner": "default",
+        "priority": 0,
+        "config": config(),
+        "method": "kd",
+        "labels": {},
+        "webhook_url": None,
+        "idempotency_key": None,
+        "request_hash": "h",
+        "gpus": 0,
+        "max_attempts": 3,
+    }
+    with database.session() as session:
+        return jobs.submit(session, **(values | changes))[0]
 
 
 def config(*, teacher: str = "builtin:minilm-l6", dataset: str = "builtin:stdlib-docstrings") -> dict[str, Any]:

@@ -7,18 +7,22 @@ import json
 import tarfile
 import threading
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from limbeck.errors import Conflict, InvalidArchive, InvalidInput, NotFound
+from models.attempt import Attempt
 from models.backup import backup, restore
 from models.db import Database
+from models.job import JobStatus
 from models.model import ModelKind
-from models.repository import catalogue
+from models.repository import catalogue, jobs, telemetry
 from models.repository.catalogue import StoredFile
 from models.settings import Settings
 from models.storage import open_storage
+from tests.models.conftest import set_status, submit_to
 
 
 @pytest.fixture
@@ -93,6 +97,56 @@ def test_a_backup_of_a_busy_folder_is_of_one_moment(live: Settings, tmp_path: Pa
         fresh = Settings(data_dir=tmp_path / f"fresh{index}")
         restore(fresh, tmp_path / f"{index}.tar")
         assert len(_models(fresh)) == report.objects
+
+
+def test_a_checkpoint_that_goes_while_the_backup_is_written_is_in_it(live: Settings, tmp_path: Path) -> None:
+    """Guards backups while jobs run: their checkpoints are replaced every minute, and one that had gone when the
+    archive came to it, behind all data sets, used to end the backup."""
+    storage, out = open_storage(live), tmp_path / "out"
+    large = storage.put_file(_file(tmp_path, bytes(100_000_000)), "datasets/d/train.parquet")
+    state = storage.put_file(_file(tmp_path, b"state"), "jobs/x/checkpoints/1/a")
+    files = {"a": {"sha256": state.sha256, "bytes": 5, "key": state.key}}
+    with closing(_Open(live)) as house:
+        job = submit_to(house.database)
+        set_status(house.database, job.id, JobStatus.PAUSED, checkpoint={"step": 1, "files": files})
+        with house.database.session() as session:
+            splits = {"train": {"rows": 1, "bytes": large.bytes, "sha256": large.sha256, "key": large.key}}
+            catalogue.add_dataset(session, name="d", splits=splits, profile={}, sha256="h")
+
+    def replace() -> None:
+        while not any(part.stat().st_size > 1_000_000 for part in out.glob(".*/backup.tar")):
+            pass
+        storage.delete([state.key])
+
+    courier = threading.Thread(target=replace)
+    courier.start()
+    report = backup(live, out / "b.tar")
+    courier.join()
+    assert not storage.exists(state.key)
+    assert (report.objects, report.missing) == (3, ())
+    fresh = Settings(data_dir=tmp_path / "fresh")
+    restore(fresh, out / "b.tar")
+    assert b"".join(open_storage(fresh).open(state.key)) == b"state"
+    assert [path.name for path in live.data_dir.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_job_that_ran_when_it_was_saved_has_lost_no_attempt(live: Settings, tmp_path: Path) -> None:
+    """Guards a job in its last attempt: restored, it was failed as `worker_lost` before anybody went on with it."""
+    with closing(_Open(live)) as house:
+        job = submit_to(house.database)
+        long_ago = datetime(2026, 11, 24, tzinfo=UTC)
+        held = {"attempt": 3, "fence": 3, "worker": "w", "lease_expires_at": long_ago}
+        set_status(house.database, job.id, JobStatus.RUNNING, **held)
+        with house.database.session() as session:
+            session.add(Attempt(job_id=job.id, fence=3, number=3, worker="w", host="h", started_at=long_ago))
+        backup(live, tmp_path / "b.tar")
+    fresh = Settings(data_dir=tmp_path / "fresh")
+    restore(fresh, tmp_path / "b.tar")
+    with closing(_Open(fresh)) as house, house.database.reading() as session:
+        again = jobs.get(session, job.id)
+        assert (again.status, again.attempt, again.worker, again.lease_expires_at) == (JobStatus.QUEUED, 2, None, None)
+        assert [one.outcome for one in telemetry.attempts(session, job.id)] == ["handed_back"]
+        assert telemetry.events_after(session, job.id, 1, 10)[0].message == "The job was restored from a backup."
 
 
 def test_a_file_that_is_lost_is_named_and_the_rest_is_saved(live: Settings, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Conflict, IdempotencyKeyReused, InvalidInput, NotFound
+from models.attempt import Attempt
 from models.db import Database
 from models.job import Job, JobStatus
 from models.model import ModelKind
@@ -82,6 +83,36 @@ def test_each_call_does_in_each_state_what_the_table_says(database: Database, su
         assert found.last_event == len(events)
         assert (found.version > job.version) is (after is not before)
         assert (found.finished_at is not None) is (after is S.CANCELLED and before is not S.CANCELLED)
+
+
+def test_a_failed_job_that_has_kept_its_checkpoint_goes_on_from_it(database: Database, submit: Submit) -> None:
+    """Guards what a full disk leaves: the last good state was kept, and nobody could use it."""
+    job = submit()
+    checkpoint = {"step": 3, "files": {"a": {"sha256": "0", "bytes": 1, "key": "jobs/x/checkpoints/1/0"}}}
+    error = {"code": "storage_full", "message": "The disk took no more bytes.", "retryable": True}
+    failed = {"error": error, "attempt": 3, "fence": 7, "finished_at": job.created_at}
+    set_status(database, job.id, S.FAILED, **failed)
+    with pytest.raises(Conflict, match="paused, failed with a checkpoint"), database.session() as session:
+        jobs.resume(session, job.id)
+    set_status(database, job.id, S.FAILED, **failed, checkpoint=checkpoint)
+    with database.session() as session:
+        again = jobs.resume(session, job.id)
+    assert (again.status, again.attempt, again.fence, again.checkpoint) == (S.QUEUED, 0, 7, checkpoint)
+    assert (again.error, again.finished_at, again.lease_expires_at) == (None, None, None)
+
+
+def test_a_failed_job_whose_teacher_was_deleted_is_not_resumed(database: Database, submit: Submit) -> None:
+    """Guards against a job that waits its turn and then fails again: what an ended job names may be deleted."""
+    with database.session() as session:
+        model = catalogue.add_model(session, kind=ModelKind.TEACHER, name="t", files=[]).id
+    job = submit(config=config(teacher=f"model:{model}"))
+    set_status(database, job.id, S.FAILED, checkpoint={"step": 3, "files": {}})
+    with database.session() as session:
+        catalogue.delete_model(session, model)
+    with pytest.raises(InvalidInput, match="/teacher/source"), database.session() as session:
+        jobs.resume(session, job.id)
+    with database.reading() as session:
+        assert jobs.get(session, job.id).status is S.FAILED
 
 
 def test_a_job_that_is_not_there_is_said_to_be_not_there(database: Database) -> None:
@@ -218,6 +249,7 @@ def test_a_rerun_is_pinned_to_what_the_first_run_resolved(database: Database, su
     with pytest.raises(Conflict, match="is queued; rerun"), database.session() as session:
         jobs.rerun(session, old.id)
     found = {"teacher": {"revision": "abc", "sha256": "1"}, "dataset": {"revision": None, "sha256": "2"}, "seed": 7}
+    found["micro_batches"] = {"distilling/main": 8}
     set_status(database, old.id, S.FAILED, provenance=found, attempt=3)
     with database.session() as session:
         new = jobs.rerun(session, old.id)
@@ -227,7 +259,8 @@ def test_a_rerun_is_pinned_to_what_the_first_run_resolved(database: Database, su
     assert new.config["dataset"] == old.config["dataset"]
     assert new.config["training"] == {"seed": 7}
     assert new.labels == {"a": "b"}
-    rerun_of = {"job": old.id, "teacher": found["teacher"], "dataset": found["dataset"]}
+    kept = ("teacher", "dataset", "micro_batches")
+    rerun_of = {"job": old.id} | {part: found[part] for part in kept}
     assert new.provenance == {"rerun_of": rerun_of}
 
 
@@ -297,10 +330,13 @@ def test_the_time_until_a_job_starts_is_measured_on_those_that_ended(database: D
         assert pace(session) is None
     for minutes in (1, 10, 10, 20, 20, 30, 30, 900):
         job_id = submit().id
-        with database.session() as session:
-            job = jobs.get(session, job_id)
-            job.status, job.started_at = S.SUCCEEDED, datetime(2026, 11, 24, 2, tzinfo=UTC)
-            job.finished_at = job.started_at + timedelta(minutes=minutes)
+        set_status(database, job_id, S.SUCCEEDED)
+        begun = datetime(2026, 11, 24, 2, tzinfo=UTC)
+        with database.session() as session:  # two attempts, with a week's pause between them
+            for fence, start in enumerate((begun, begun + timedelta(days=7))):
+                end = start + timedelta(minutes=minutes) / 2
+                facts = {"job_id": job_id, "fence": fence, "number": fence, "worker": "w", "host": "h"}
+                session.add(Attempt(**facts, started_at=start, ended_at=end))
     for _ in range(2):
         set_status(database, submit().id, S.RUNNING)
     with database.reading() as session:

@@ -78,10 +78,13 @@ def test_nothing_that_a_row_names_or_a_worker_uses_is_an_orphan(
 ) -> None:
     """One forgotten kind of reference, and the sweep deletes a user's model."""
     student = f"jobs/{ended(days_ago=9).id}/attempts/1/student"
-    running, paused = submit(), submit()
+    running, paused, failed = submit(), submit(), submit()
     state = put(f"jobs/{paused.id}/checkpoints/1")
     saved = {"step": 5, "files": {"a": {"sha256": "1", "bytes": 10, "key": state}}}
     set_status(database, paused.id, JobStatus.PAUSED, checkpoint=saved)
+    resumable = put(f"jobs/{failed.id}/checkpoints/1")
+    saved = {"step": 5, "files": {"a": {"sha256": "1", "bytes": 10, "key": resumable}}}
+    set_status(database, failed.id, JobStatus.FAILED, checkpoint=saved, finished_at=OLD)
     set_status(database, running.id, JobStatus.RUNNING, fence=2)
     with database.session() as session:
         splits = {"train": {"rows": 1, "bytes": 10, "sha256": "s", "key": put("datasets/d/train.parquet")}}
@@ -90,6 +93,7 @@ def test_nothing_that_a_row_names_or_a_worker_uses_is_an_orphan(
         student,
         "datasets/d/train.parquet",
         state,
+        resumable,
         put(f"jobs/{running.id}/checkpoints/2"),
         put(f"jobs/{running.id}/attempts/2/student"),
         put("models/new/upload", age=timedelta(minutes=59)),
@@ -181,3 +185,14 @@ def test_without_a_policy_ended_jobs_stay(
 ) -> None:
     ended(days_ago=4000)
     assert gc(database, storage, _settings(tmp_path)).jobs == ()
+
+
+def test_parts_of_a_pass_go_when_no_job_fetched_them(
+    database: Database, storage: LocalStorage, put: Put, tmp_path: Path
+) -> None:
+    """Guards the storage from parts of jobs that were cancelled, and a pass that goes on from losing its parts."""
+    old = put("cache/teacher-parts/k/0-8.safetensors", age=timedelta(hours=2))
+    young = put("cache/teacher-parts/k/8-16.safetensors", age=timedelta(minutes=30))
+    done = gc(database, storage, _settings(tmp_path), NOW)
+    assert (done.orphans, done.answers) == (1, 0)
+    assert [storage.exists(key) for key in (old, young)] == [False, True]

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
@@ -70,6 +71,20 @@ def test_migrating_twice_changes_nothing(database: Database) -> None:
     """``limbeck up`` migrates at every start."""
     database.migrate()
     database.ping()
+
+
+def test_every_migration_can_be_undone(database_url: str) -> None:
+    """Guards the way back to an older version."""
+    database = Database(Settings(database_url=database_url))
+    database.migrate()
+    with database.engine.begin() as connection:
+        config = schema.alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        assert inspect(connection).get_table_names() == ["alembic_version"]
+    database.migrate()
+    database.ping()
+    database.dispose()
 
 
 def test_foreign_keys_are_enforced(database: Database) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from limbeck.errors import InvalidInput, NotFound, StorageFull, Unavailable
+from limbeck.errors import Interrupted, InvalidInput, NotFound, StorageFull, Unavailable
 from models.settings import Settings
 from models.storage import LocalStorage, Storage, open_storage
 from tests.services import free_port
@@ -68,6 +68,30 @@ def test_what_comes_out_is_what_went_in(storage: Storage, tmp_path: Path, size: 
     storage.get_file(stored.key, tmp_path / "new" / "copy")
     assert (tmp_path / "new" / "copy").read_bytes() == content
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy"]
+
+
+def test_a_transfer_that_nobody_wants_any_more_ends_and_leaves_nothing(storage: Storage, tmp_path: Path) -> None:
+    """Guards a cancel in the middle of gigabytes; half an object would be taken for one."""
+    source = _file(tmp_path, os.urandom(MB) * 30)
+    left = 20
+
+    def watch() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Interrupted("enough")
+
+    for move in (False, True):
+        left = 20
+        with pytest.raises(Interrupted, match="enough"):
+            storage.put_file(source, "models/m/f", move=move, watch=watch)
+        assert not storage.exists("models/m/f")
+        assert source.exists()
+    storage.put_file(source, "models/m/f")
+    left = 2
+    with pytest.raises(Interrupted, match="enough"):
+        storage.get_file("models/m/f", tmp_path / "new" / "copy", watch=watch)
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,23 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from limbeck.offer import Offer, Part
 from models.db import Database
 from models.job import Job
-from models.repository import jobs
+from models.repository import jobs, telemetry
 from models.settings import Settings
 from models.storage import Storage, open_storage
-from worker.lease import Claim, Holder, claim
+from worker import parts
+from worker.lease import Claim, Holder, claim, commit_checkpoint
 from worker.queue import Bell
 from worker.service import Worker
 from worker.slots import Slots
 
 STAND_IN = (sys.executable, str(Path(__file__).parent / "stand_in_trainer.py"))
+STAND_IN_ANSWERER = (sys.executable, str(Path(__file__).parent / "stand_in_answerer.py"))
 HOLDER = Holder("test:1", "test", 1)
+LIKE = "a processor, torch 2"
+OFFER = Offer("a" * 64, "teacher", LIKE, 2, tuple(Part(number, number + 1) for number in range(4)))
 
 Submit = Callable[..., Job]
 
@@ -104,9 +109,11 @@ def read(database: Database, job_id: str) -> Job:
         return jobs.get(session, job_id)
 
 
-def claim_one(database: Database, *, lease_seconds: float = 60, gpus: int = 0, holder: Holder = HOLDER) -> Claim | None:
+def claim_one(
+    database: Database, *, lease_seconds: float = 60, gpus: int = 0, most: int | None = None, holder: Holder = HOLDER
+) -> Claim | None:
     with database.session() as session:
-        return claim(session, holder, lease_seconds=lease_seconds, gpus=gpus)
+        return claim(session, holder, lease_seconds=lease_seconds, gpus=gpus, most=most)
 
 
 def expire(database: Database, job_id: str) -> None:
@@ -123,6 +130,30 @@ def steal(database: Database, job_id: str) -> Claim:
     assert stolen is not None
     assert stolen.job.id == job_id
     return stolen
+
+
+def worker_on(storage: Storage, settings: Settings, database: Database) -> Worker:
+    """A worker of another storage, or of other settings, than the fixtures'."""
+    return Worker(settings, database, storage, Bell(settings), Slots(1), command=STAND_IN)
+
+
+def events(database: Database, job_id: str) -> list[str]:
+    """The kinds of what a job has told."""
+    with database.reading() as session:
+        return [event.kind for event in telemetry.events_after(session, job_id, 0, 1000)]
+
+
+def offered(database: Database, offer: Offer = OFFER) -> Claim:
+    """A job that runs and offers these parts of its teacher's pass."""
+    job = submit(database)
+    running = claim_one(database)
+    assert running is not None
+    assert running.job.id == job.id
+    files = {f"{role}.0.safetensors": {"sha256": "0", "bytes": 1, "key": role} for role in ("data", "teacher")}
+    with database.session() as session:
+        commit_checkpoint(session, running.lease, {"version": 1, "step": 0, "files": files})
+        assert parts.offer(session, running.lease, offer)
+    return running
 
 
 @pytest.fixture

@@ -47,13 +47,18 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def trainers(pid: int | None = None) -> list[psutil.Process]:
+def trainers(pid: int | None = None, kind: str = "trainer") -> list[psutil.Process]:
     """The trainers below a process, by default this one; not the servers that tests start beside them."""
     try:
         below = alive(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
         return []
-    return [one for one in below if "trainer" in " ".join(_command(one))]
+    return [one for one in below if kind in " ".join(_command(one))]
+
+
+def answerers(pid: int | None = None) -> list[psutil.Process]:
+    """Likewise those that help with another job's pass."""
+    return trainers(pid, "answerer")
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -73,7 +78,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 @contextmanager
 def worker_process(settings: Settings) -> Iterator[psutil.Popen]:
-    """A worker with the stand-in trainer; killed at the end, with everything that it started."""
+    """A worker with the stand-ins; killed at the end, with everything that it started."""
     log = settings.data_dir / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:

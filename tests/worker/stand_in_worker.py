@@ -1,4 +1,4 @@
-"""``python -m worker``, whole, with the stand-in trainer."""
+"""``python -m worker``, whole, with the stand-ins for what computes."""
 
 from __future__ import annotations
 
@@ -12,4 +12,5 @@ from worker.__main__ import serve
 if __name__ == "__main__":
     settings = Settings()
     logs.configure(settings)
-    sys.exit(serve(settings, [sys.executable, str(Path(__file__).with_name("stand_in_trainer.py"))]))
+    trainer, answerer = (Path(__file__).with_name(f"stand_in_{name}.py") for name in ("trainer", "answerer"))
+    sys.exit(serve(settings, [sys.executable, str(trainer)], [sys.executable, str(answerer)]))

@@ -8,84 +8,19 @@ from typing import Any
 
 import pytest
 
-from limbeck.errors import StorageFull, Unavailable
+from limbeck.errors import Unavailable
 from models.db import Database
 from models.job import JobStatus
-from models.repository import jobs, telemetry
+from models.repository import jobs
 from models.settings import Settings
-from models.storage import Stored
 from models.storage.local import LocalStorage
-from tests.worker.conftest import STAND_IN, claim_one, read, steal, submit
+from tests.worker.conftest import claim_one, events, read, steal, submit, worker_on
 from tests.worker.processes import in_background, until
 from tests.worker.stand_in_trainer import save
+from tests.worker.storages import failing
 from worker.checkpoints import Courier
 from worker.lease import Claim
-from worker.queue import Bell
 from worker.service import Worker
-from worker.slots import Slots
-
-
-class Failing(LocalStorage):
-    """A storage that takes so many checkpoints or students, and then fails as it is told."""
-
-    def __init__(self, root: Path, error: Exception, *, prefix: str, after: int) -> None:
-        super().__init__(root)
-        self._error, self._prefix, self._left = error, prefix, after
-
-    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
-        if key.startswith(self._prefix):
-            self._left -= 1
-            if self._left < 0:
-                raise self._error
-        return super().put_file(path, key, move=move)
-
-
-def failing(settings: Settings, error: Exception, *, prefix: str, after: int) -> Failing:
-    return Failing(settings.data_dir / "storage", error, prefix=prefix, after=after)
-
-
-def worker_on(storage: LocalStorage, settings: Settings, database: Database) -> Worker:
-    return Worker(settings, database, storage, Bell(settings), Slots(1), command=STAND_IN)
-
-
-def events(database: Database, job_id: str) -> list[str]:
-    with database.reading() as session:
-        return [event.kind for event in telemetry.events_after(session, job_id, 0, 1000)]
-
-
-def test_a_full_storage_fails_the_job_cleanly_and_keeps_the_last_good_checkpoint(
-    settings: Settings, database: Database
-) -> None:
-    """Guards against a job that trains for hours without a checkpoint, and against one that loses its last."""
-    storage = failing(settings, StorageFull("The bucket takes no more bytes."), prefix="jobs/", after=2)
-    job = submit(database, max_attempts=1, does={"steps": 10_000})
-    worker_on(storage, settings, database).drain()
-    ended = read(database, job.id)
-    assert ended.status is JobStatus.FAILED
-    assert ended.error == {"code": "storage_full", "message": "The bucket takes no more bytes.", "retryable": True}
-    assert ended.checkpoint is not None
-    assert all(storage.exists(key) for key in jobs.checkpoint_keys(ended.checkpoint))
-    assert events(database, job.id).count("checkpoint.saved") == 2
-
-
-def test_a_student_that_could_not_be_stored_is_stored_by_the_next_attempt(
-    settings: Settings, database: Database
-) -> None:
-    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="models/", after=1)
-    job = submit(database, does={"steps": 3})
-    running = in_background(worker_on(storage, settings, database))
-    until(lambda: "job.retrying" in events(database, job.id))
-    storage._left = 100
-    running.join()
-    assert read(database, job.id).status is JobStatus.SUCCEEDED
-
-
-def test_a_storage_that_is_away_does_not_stop_the_training(settings: Settings, database: Database) -> None:
-    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
-    job = submit(database, does={"steps": 40})
-    worker_on(storage, settings, database).drain()
-    assert read(database, job.id).status is JobStatus.SUCCEEDED
-    assert "checkpoint.saved" not in events(database, job.id)
 
 
 def test_a_damaged_checkpoint_is_not_gone_on_from(worker: Worker, database: Database, storage: LocalStorage) -> None:
@@ -107,6 +42,38 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(worker: Worker, database: Data
     worker.drain()
     assert read(database, job.id).status is JobStatus.SUCCEEDED
     assert "checkpoint.damaged" in events(database, job.id)
+
+
+def test_a_fresh_start_does_not_name_the_damaged_file_again(
+    settings: Settings, database: Database, storage: LocalStorage
+) -> None:
+    """Guards against a job that starts over in every attempt: done again from the beginning, the same step has the same
+    bytes, and they were taken for stored already."""
+    once = settings.model_copy(update={"checkpoint_seconds": 600})
+    job = submit(database, does={"steps": 100, "saves": 5, "at": 5, "hang": 600})
+
+    def run_to_step_5(but_not: dict[str, Any] | None) -> dict[str, Any]:
+        worker = worker_on(storage, once, database)
+        running = in_background(worker)
+
+        def saved() -> dict[str, Any] | None:
+            found = read(database, job.id).checkpoint
+            return found if found and found["step"] == 5 and found != but_not else None
+
+        checkpoint: dict[str, Any] = until(saved)
+        worker.stop()
+        worker.stop()
+        running.join(10)
+        return checkpoint
+
+    first = run_to_step_5(None)
+    (key,) = jobs.checkpoint_keys(first)
+    damaged = storage.local_path(key)
+    assert damaged is not None
+    damaged.write_bytes(b"1")
+    second = run_to_step_5(first)
+    assert "checkpoint.damaged" in events(database, job.id)
+    assert [b"".join(storage.open(key)) for key in jobs.checkpoint_keys(second)] == [b"5"]
 
 
 @pytest.fixture
@@ -139,7 +106,7 @@ def test_a_checkpoint_that_could_not_be_stored_does_not_wait_for_the_next_one(
     settings: Settings, database: Database, held: Claim, tmp_path: Path
 ) -> None:
     """Guards against a short absence of the bucket or the database that costs a second interval of steps."""
-    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
+    storage = failing(settings, Unavailable("The bucket does not answer."), of="checkpoints", after=0)
     carrier = courier(storage, database, held, tmp_path)
     save(tmp_path, 1)
     carrier.start()
@@ -169,52 +136,6 @@ def test_a_late_worker_neither_replaces_nor_deletes_its_successors_checkpoint(
     assert checkpoint is not None
     assert checkpoint["step"] == 1
     assert all(storage.exists(key) for key in jobs.checkpoint_keys(checkpoint))
-
-
-class Once(LocalStorage):
-    """A storage that is away for the next checkpoint, when told so, and then there again."""
-
-    away = 0
-
-    def put_file(self, path: Path, key: str, *, move: bool = False) -> Stored:
-        if key.startswith("jobs/") and self.away:
-            self.away -= 1
-            raise Unavailable("The bucket does not answer.")
-        return super().put_file(path, key, move=move)
-
-
-def test_a_short_absence_at_an_attempts_end_costs_no_step(settings: Settings, database: Database) -> None:
-    """Guards against steps that are trained again though they lay on the worker's disk: the last checkpoint of a
-    paused attempt used to be tried once, and given up."""
-    storage = Once(settings.data_dir / "storage")
-    job = submit(database, does={"steps": 10_000, "seconds": 0.02})
-    running = in_background(worker_on(storage, settings, database))
-    until(lambda: "checkpoint.saved" in events(database, job.id))
-    storage.away = 1_000_000
-    with database.session() as session:
-        jobs.request_pause(session, job.id)
-    until(lambda: storage.away < 999_998)
-    storage.away = 0
-    running.join()
-    with database.reading() as session:
-        (attempt,) = telemetry.attempts(session, job.id)
-    paused = read(database, job.id)
-    assert paused.status is JobStatus.PAUSED
-    assert paused.checkpoint is not None
-    assert paused.checkpoint["step"] == attempt.last_step
-
-
-def test_a_storage_that_stays_away_does_not_hold_a_pause_up_for_ever(settings: Settings, database: Database) -> None:
-    """Guards against a slot that is never free again because the bucket does not come back."""
-    settings = settings.model_copy(update={"lease_seconds": 1.5, "heartbeat_seconds": 0.3})
-    storage = failing(settings, Unavailable("The bucket does not answer."), prefix="jobs/", after=0)
-    job = submit(database, does={"steps": 10_000, "seconds": 0.02})
-    running = in_background(worker_on(storage, settings, database))
-    until(lambda: storage._left < 0)
-    with database.session() as session:
-        jobs.request_pause(session, job.id)
-    running.join()
-    assert read(database, job.id).status is JobStatus.PAUSED
 
 
 def test_a_step_is_said_to_be_saved_once(

@@ -77,6 +77,18 @@ def test_a_worker_claims_only_what_its_gpus_serve(either: Database) -> None:
     assert taken(either, gpus=2).job.id == large.id
 
 
+def test_freed_gpus_are_kept_for_the_next_job_that_needs_several(either: Database) -> None:
+    """Guards against a job on two GPUs that never begins: whenever one is free, a later job for one GPU takes it."""
+    larger = submit(either, gpus=3, priority=9)
+    ranks = submit(either, config={"training": {"devices": 2}}, priority=5)
+    small = submit(either)
+    assert claim_one(either, gpus=1, most=2) is None
+    assert taken(either, gpus=2, most=2).job.id == ranks.id
+    # What no GPUs of this worker's could serve holds nothing up.
+    assert taken(either, gpus=1, most=2).job.id == small.id
+    assert taken(either, gpus=3, most=4).job.id == larger.id
+
+
 def test_where_there_are_gpus_each_device_is_one(either: Database) -> None:
     """Guards against ranks that share a GPU, which NCCL refuses, because the job left the GPUs open."""
     ranks = submit(either, config={"training": {"devices": 2}})
@@ -192,6 +204,19 @@ def test_success_writes_the_models_and_the_end_at_once(either: Database) -> None
     with either.reading() as session:
         assert catalogue.get_model(session, "mdl_1").job_id == job.id
         assert [(one.outcome, one.last_step) for one in telemetry.attempts(session, job.id)] == [("succeeded", 9)]
+
+
+def test_a_job_with_the_longest_name_gets_its_student_and_its_baseline(either: Database) -> None:
+    """Guards against an end that PostgreSQL refuses, and so against a job that is trained three times and then lost."""
+    submit(either, name="n" * 200)
+    held = taken(either)
+    facts = {"task": "sequence_classification", "labels": ["a", "b"], "layers": 2}
+    models = [NewModel("mdl_1", ModelKind.STUDENT, (), facts), NewModel("mdl_2", ModelKind.BASELINE, (), facts)]
+    with either.session() as session:
+        endings.succeed(session, held.lease, Outcome(models, OUTCOME.result, {}))
+    with either.reading() as session:
+        names = {model.kind: model.name for model in catalogue.models_of_job(session, held.job.id)}
+    assert names == {ModelKind.STUDENT: "n" * 200, ModelKind.BASELINE: "n" * 189 + " (baseline)"}
 
 
 def test_a_retryable_fault_goes_back_to_the_queue_until_the_attempts_are_used_up(either: Database) -> None:

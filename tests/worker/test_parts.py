@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import signal
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 
@@ -12,7 +15,7 @@ from worker.endings import Fault
 from worker.faults import fault_of
 from worker.slots import Slots, find_gpus
 from worker.telemetry import MAX_EVENTS, MAX_POINTS, Batch, Note, Telemetry
-from worker.trainer import EXIT_LEASE_OVER
+from worker.trainer import EXIT_ERROR, EXIT_LEASE_OVER, Pipe, train
 
 
 def code(fault: Fault) -> tuple[str, bool]:
@@ -34,6 +37,28 @@ def code(fault: Fault) -> tuple[str, bool]:
 )
 def test_the_end_of_a_process_has_a_code(exit_code: int, oom_killed: bool, expected: str) -> None:
     assert code(fault_of(exit_code, oom_killed=oom_killed)) == (expected, True)
+
+
+class FullDisk(PosixPath):
+    """A folder on a disk that takes no more."""
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+
+def test_a_full_disk_is_named_before_the_ranks_begin(tmp_path: Path) -> None:
+    """Guards the checkpoint: taken for a fault of Limbeck's own, a disk that was full for a moment failed the job for
+    good, and what it had learned was deleted."""
+    config = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings", "training": {"devices": 2}}
+    order = {"config": config, "sources": {}, "checkpoint_seconds": 60, "expected": {}}
+    lines, theirs = os.pipe()
+    try:
+        assert train(FullDisk(tmp_path), order, Pipe(theirs)) == EXIT_ERROR
+        said = json.loads(os.read(lines, 65_536))
+    finally:
+        os.close(lines)
+        os.close(theirs)
+    assert (said["type"], said["code"], said["retryable"]) == ("error", "storage_full", True)
 
 
 def test_each_slot_has_a_gpu_of_its_own() -> None:

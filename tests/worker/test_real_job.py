@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import update
 
 from limbeck.config import DistillConfig
+from limbeck.offer import OFFERED, PARTS
 from models.db import Database
 from models.job import Job, JobStatus
 from models.model import ModelKind
@@ -29,12 +31,15 @@ from worker.runner import TRAINER
 from worker.service import Worker
 from worker.slots import Slots
 
+HELD = (sys.executable, str(Path(__file__).parent / "held_trainer.py"))
 
-@pytest.fixture
-def config(database: Database, storage: Storage, tmp_path: Path) -> dict[str, Any]:
+
+def uploaded(
+    database: Database, storage: Storage, tmp_path: Path, *, rows: int = 120, hidden: int = 32
+) -> dict[str, Any]:
     """A config over an uploaded teacher and data set."""
-    teacher = write_tiny_bert(tmp_path / "teacher")
-    data = write_tiny_dataset(tmp_path / "data", rows=120)
+    teacher = write_tiny_bert(tmp_path / "teacher", hidden=hidden)
+    data = write_tiny_dataset(tmp_path / "data", rows=rows)
     files = [storage.put_file(path, f"models/t/{path.name}") for path in sorted(teacher.iterdir())]
     splits = {path.stem: storage.put_file(path, f"datasets/d/{path.name}") for path in data.glob("*.parquet")}
     with database.session() as session:
@@ -63,6 +68,11 @@ def config(database: Database, storage: Storage, tmp_path: Path) -> dict[str, An
         "export": [],
     }
     return DistillConfig.parse(document).model_dump(mode="json")
+
+
+@pytest.fixture
+def config(database: Database, storage: Storage, tmp_path: Path) -> dict[str, Any]:
+    return uploaded(database, storage, tmp_path)
 
 
 @pytest.fixture
@@ -118,6 +128,10 @@ def test_a_students_own_model_is_fetched_as_the_teacher_is(
     assert len(needed) == len(before[1]) + 1
     first = {"teacher": {"sha256": "a"}, "dataset": None, "more_teachers": [{"sha256": "b"}, {"revision": "c"}]}
     assert materials.expected_of({"rerun_of": first}) == {"teacher": "a", "teacher/more/0": "b"}
+    assert materials.micro_batches_of({"rerun_of": first, "micro_batches": {"distilling/main": 4}}) == {}
+    assert materials.micro_batches_of({"rerun_of": first | {"micro_batches": {"distilling/main": 8}}}) == {
+        "distilling/main": 8
+    }
 
 
 def test_a_killed_job_ends_with_the_same_student_as_an_undisturbed_one(
@@ -172,6 +186,42 @@ def test_another_machine_takes_the_teachers_answers_from_the_storage(
     assert [("cache.built" in kinds, "cache.used" in kinds) for kinds in said] == [(1, 0), (0, 1)]
     assert len(list(storage.list("cache/teacher"))) == 1
     assert weights(database, done[0]) == weights(database, done[1])
+
+
+def test_a_pass_that_another_worker_helps_with_gives_the_same_student(
+    settings: Settings, database: Database, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the whole way from an offer to a student, bit for bit, with real processes: a helper that computes
+    something else, or nothing, shows here. The job stands still meanwhile, so that help meets it at any speed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = uploaded(database, storage, tmp_path, rows=600, hidden=128)
+    config["teacher"]["finetune"] = {"epochs": 2, "learning_rate": 1e-3}
+    config["training"]["epochs"] = 1
+
+    def worker(name: str, share: float) -> Worker:
+        own = {"teacher_share_seconds": share, "scratch_dir": tmp_path / name, "lease_seconds": 60}
+        return Worker(settings.model_copy(update=own), database, storage, Bell(settings), Slots(1), command=TRAINER)
+
+    alone = submit(database, config=config)
+    worker("alone", 0).drain()
+    assert read(database, alone.id).status is JobStatus.SUCCEEDED, read(database, alone.id).error
+    storage.delete([entry.key for entry in storage.list("cache/teacher")])
+
+    job, helper = submit(database, config=config), worker("helper", 0)
+    running = in_background(worker("helped", 1e-3))
+    parts = tmp_path / "helped" / f"{job.id}-1" / "work" / PARTS
+    until(lambda: (parts / OFFERED).exists(), 120)
+    (trainer,) = trainers()
+    trainer.suspend()
+    until(lambda: helper.drain() or list(parts.glob("*/*.safetensors")), 60)
+    trainer.resume()
+    running.join(120)
+    assert read(database, job.id).status is JobStatus.SUCCEEDED, read(database, job.id).error
+    with database.reading() as session:
+        events = {event.kind: event.data for event in telemetry.events_after(session, job.id, 0, 1000)}
+    assert set(events["cache.helped"]["parts"]) == {helper.holder.worker}
+    assert events["cache.helped"]["examples"] > 0
+    assert weights(database, job.id) == weights(database, alone.id)
 
 
 def test_a_rerun_whose_data_set_has_changed_says_so_and_trains_nothing(
@@ -241,3 +291,34 @@ def test_a_job_on_two_devices_outlives_its_ranks_its_pause_and_its_trainer(
     with database.reading() as session:
         assert [one.outcome for one in telemetry.attempts(session, job.id)] == ["paused", "failed", "succeeded"]
     assert weights(database, job.id) == weights(database, undisturbed.id)
+
+
+@pytest.mark.parametrize(("stage", "devices"), [("preparing", 1), ("preparing", 2), ("evaluating", 1)])
+def test_a_cancel_is_obeyed_where_nothing_is_trained(
+    settings: Settings,
+    database: Database,
+    storage: Storage,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    devices: int,
+) -> None:
+    """Guards the stop button in the engine's own stages, which the stand-in of other tests does not have."""
+    mark = tmp_path / "mark"
+    for name, value in {"OMP_NUM_THREADS": "1", "HELD_STAGE": stage, "HELD_MARK": str(mark)}.items():
+        monkeypatch.setenv(name, value)
+    config["training"] |= {"devices": devices, "epochs": 1}
+    job = submit(database, config=config)
+    patient = settings.model_copy(update={"lease_seconds": 20, "heartbeat_seconds": 5})
+    running = in_background(Worker(patient, database, storage, Bell(settings), Slots(1), command=HELD))
+    until(lambda: mark.exists() or read(database, job.id).status.terminal, 120)
+    assert mark.exists(), read(database, job.id).error
+    with database.session() as session:
+        jobs.request_cancel(session, job.id)
+    running.join(60)
+    ended = read(database, job.id)
+    assert (ended.status, ended.checkpoint) == (JobStatus.CANCELLED, None)
+    assert trainers() == []
+    with database.reading() as session:
+        assert catalogue.models_of_job(session, job.id) == []

@@ -12,7 +12,7 @@ from models.job import Job, JobStatus
 from models.repository import jobs
 from models.settings import Settings
 from models.storage import Storage
-from tests.worker.conftest import STAND_IN, claim_one, expire, read, submit
+from tests.worker.conftest import STAND_IN, claim_one, expire, offered, read, submit
 from tests.worker.processes import until
 from worker import lease
 from worker.queue import Bell
@@ -54,6 +54,15 @@ def test_a_look_counts_what_is_due_and_when_to_look_again(deaf: Reconciler, data
     assert 20 < found.soonest <= 30
     expire(database, held.job.id)
     assert deaf.look().due == 2
+
+
+def test_parts_that_nobody_is_at_are_found(deaf: Reconciler, database: Database) -> None:
+    """Guards against help that depends on a bell."""
+    running = offered(database)
+    assert (deaf.look().due, deaf.look().parts) == (0, 4)
+    with database.session() as session:
+        jobs.request_pause(session, running.job.id)
+    assert deaf.look().parts == 0
 
 
 def test_checkpoints_go_when_a_job_ends_without_a_worker(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from models.db import Database
 from models.job import Job, JobStatus
 from models.repository import catalogue, jobs, telemetry
+from models.retention import attempt_prefix
 from models.settings import Settings
 from models.storage import Storage
-from tests.worker.conftest import read, steal, submit
+from tests.worker.conftest import STAND_IN, read, steal, submit
 from tests.worker.processes import in_background, trainers, until
-from worker.runner import sweep_scratch
+from worker.queue import Bell
+from worker.scratch import sweep_scratch
 from worker.service import Worker
+from worker.slots import Slots
 
 
 def ledger(database: Database, job: Job) -> list[tuple[str | None, str | None]]:
@@ -60,7 +65,10 @@ def test_a_job_ends_with_its_student_in_the_storage_and_nothing_else_left(
     ]
     assert (model.layers, model.labels, model.task, model.parameters) == (2, ["a", "b"], "sequence_classification", 1)
     assert [point["step"] for point in loss] == list(range(1, 31))
-    assert [entry.key for entry in storage.list("jobs")] == []
+    assert {entry.key for entry in storage.list()} == {file.key for file in files}
+    assert all(file.key.startswith(attempt_prefix(job.id, 1)) for file in files), (
+        "a sweep would not know whose they are"
+    )
     assert list(settings.scratch_dir.iterdir()) == []  # type: ignore[union-attr]
     assert trainers() == []
 
@@ -135,6 +143,18 @@ def test_cancel_and_pause_take_effect_within_5_seconds(
     assert bool(list(storage.list("jobs"))) == paused
 
 
+def test_no_thread_of_an_attempt_outlives_it(worker: Worker, database: Database) -> None:
+    """Guards a worker that lives for months: the courier of each cancelled job waited on."""
+    job = submit(database, does={"steps": 10_000})
+    running = in_background(worker)
+    until(step_reached(database, job, 5))
+    with database.session() as session:
+        jobs.request_cancel(session, job.id)
+    running.join(10)
+    assert read(database, job.id).status is JobStatus.CANCELLED
+    until(lambda: not [one.name for one in threading.enumerate() if job.id in one.name], 5)
+
+
 def test_a_trainer_that_does_not_listen_is_killed_when_cancelled(worker: Worker, database: Database) -> None:
     """Guards against the stop button that does nothing."""
     job = submit(database, does={"steps": 100, "deaf": True, "at": 5, "hang": 600})
@@ -145,6 +165,32 @@ def test_a_trainer_that_does_not_listen_is_killed_when_cancelled(worker: Worker,
     until(lambda: read(database, job.id).status is JobStatus.CANCELLED, 6)
     running.join(5)
     assert trainers() == []
+
+
+@pytest.mark.parametrize("happens", [{"hang": 600}, {"signal": int(signal.SIGSTOP)}], ids=["hangs", "stopped"])
+def test_a_trainer_that_lives_but_does_not_get_on_is_ended(
+    settings: Settings, database: Database, storage: Storage, happens: dict[str, Any]
+) -> None:
+    """Guards against a job that stands at "running" for ever, because its worker says for it that it is alive."""
+    impatient = settings.model_copy(update={"stall_seconds": 3})
+    job = submit(database, max_attempts=1, does={"steps": 100, "at": 5, **happens})
+    Worker(impatient, database, storage, Bell(settings), Slots(1), command=STAND_IN).drain()
+    ended = read(database, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert (ended.error["code"], ended.error["retryable"]) == ("stalled", True)
+    assert "LIMBECK_STALL_SECONDS" in ended.error["message"]
+    assert trainers() == []
+
+
+def test_a_trainer_with_nothing_to_tell_is_not_taken_for_stuck(
+    settings: Settings, database: Database, storage: Storage
+) -> None:
+    """Guards the long stages that have no progress: they poll, and that is enough."""
+    impatient = settings.model_copy(update={"stall_seconds": 3})
+    job = submit(database, max_attempts=1, does={"steps": 100, "at": 5, "polls": 4})
+    Worker(impatient, database, storage, Bell(settings), Slots(1), command=STAND_IN).drain()
+    assert read(database, job.id).status is JobStatus.SUCCEEDED
 
 
 def test_a_paused_job_goes_on_where_it_was(worker: Worker, database: Database, tmp_path: Path) -> None:
@@ -243,12 +289,28 @@ def test_a_database_that_stays_away_stops_the_trainer_before_the_lease_ends(
     assert read(database, job.id).status is JobStatus.RUNNING, "its lease runs out, then it is due again"
 
 
+def test_an_end_that_the_database_refuses_becomes_a_fault(worker: Worker, database: Database) -> None:
+    """Guards against a row that no worker ends: its lease ran out three times, and it was the workers' fault."""
+    job = submit(database, max_attempts=1)
+    refuse = "CREATE TRIGGER refuse BEFORE INSERT ON models BEGIN SELECT RAISE(ABORT, 'too long for its column'); END"
+    with database.session() as session:
+        session.execute(text(refuse))
+    worker.drain()
+    ended = read(database, job.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert ended.error["code"] == "internal_error"
+    assert "too long for its column" in ended.error["message"]
+    assert "INSERT" not in ended.error["message"]
+    assert ledger(database, job) == [("failed", "internal_error")]
+
+
 def test_a_log_is_cut_at_its_limit_and_says_so(settings: Settings, worker: Worker, database: Database) -> None:
     job = submit(database, does={"steps": 3, "at": 1, "say": "x" * 1024, "times": 6 * 1024})
     worker.drain()
-    text = log(database, job)
-    assert len(text) < settings.max_log_bytes + 1000
-    assert "[The log is full" in text
+    found = log(database, job)
+    assert len(found) < settings.max_log_bytes + 1000
+    assert "[The log is full" in found
 
 
 def test_temporary_files_go_with_the_attempt(worker: Worker, database: Database, tmp_path: Path) -> None:
