@@ -50,7 +50,7 @@ def test_a_full_disk_is_named_before_the_ranks_begin(tmp_path: Path) -> None:
     """Guards the checkpoint: taken for a fault of Limbeck's own, a disk that was full for a moment failed the job for
     good, and what it had learned was deleted."""
     config = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings", "training": {"devices": 2}}
-    order = {"config": config, "sources": {}, "checkpoint_seconds": 60, "expected": {}}
+    order = {"config": config, "sources": {}, "checkpoint_seconds": 60, "expected": {}, "micro_batches": {}}
     lines, theirs = os.pipe()
     try:
         assert train(FullDisk(tmp_path), order, Pipe(theirs)) == EXIT_ERROR
