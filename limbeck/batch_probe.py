@@ -201,6 +201,7 @@ def _timed(setting: _Setting, groups: NDArray[np.int64], steps: Sequence[int]) -
 
 def _pass(setting: _Setting, groups: NDArray[np.int64], step: int) -> None:
     """Forwards and backwards. Nothing is exchanged with other ranks, one of which may run out of memory meanwhile."""
+    setting.run.say_alive()
     batch = setting.collate(setting.collate.data.rows_in(groups))
     if setting.phase.weighting is not None:
         batch = replace(batch, weights=torch.ones(batch.counts["examples"], device=batch.labels.device))

@@ -40,6 +40,7 @@ def backward(
     whole = collate.counts(rows)
     sums: dict[str, Tensor] = {}
     for part in parts:
+        run.say_alive()
         for name, value in add_gradient(objective, part, whole, step, steps, run).items():
             sums[name] = sums[name] + value if name in sums else value
     run.ranks.sum_gradients(trainable(objective.module))

@@ -106,12 +106,16 @@ class Run:
         Raises:
             Interrupted: somebody wants the run to stop.
         """
+        self.say_alive()
+        if self.callbacks.should_stop():
+            raise Interrupted("The run was asked to stop; its state is saved.")
+
+    def say_alive(self) -> None:
+        """Where the state cannot be saved, and what lies between two :meth:`poll` may take long."""
         now = time.monotonic()
         if now - self._alive >= _ALIVE_SECONDS:
             self._alive = now
             self.callbacks.on_alive()
-        if self.callbacks.should_stop():
-            raise Interrupted("The run was asked to stop; its state is saved.")
 
     def save_due(self) -> bool:
         return self.ranks.leads and time.monotonic() - self._saved >= self._interval

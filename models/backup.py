@@ -59,7 +59,7 @@ def backup(settings: Settings, target: Path) -> BackupReport:
     if not source.is_file():
         raise NotFound(f"There is no database {source}.")
     storage = LocalStorage(folder)
-    with _beside(target) as work, _beside(folder) as held:
+    with _beside(target) as work, storage.unlisted() as held:
         copy = work / _DATABASE
         # A running job's checkpoint is replaced every minute, perhaps while its row is being copied.
         _hold(storage, (entry.key for entry in storage.list("jobs")), held)

@@ -141,8 +141,9 @@ class _Sweep:
 
     def delete_orphans(self, before: datetime) -> None:
         with self.database.reading() as session:
-            named = referenced_keys(session)
+            # In this order: an attempt that succeeds in between is in one of the two.
             under_way = tuple(_under_way(session))
+            named = referenced_keys(session)
         orphans = [
             entry.key
             for entry in self.listed.values()

@@ -28,6 +28,8 @@ _WATCH_SECONDS = 0.2
 class PartPipe(Pipe):
     """Hears of parts as well."""
 
+    oom_score = 1000  # a job's own process is not to end for want of what its help takes
+
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor)
         self._parts: SimpleQueue[Part] = SimpleQueue()

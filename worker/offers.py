@@ -121,8 +121,10 @@ class Offers:
     def _clear(self, offer: Offer) -> None:
         """The pass is whole: nobody needs its parts any more."""
         with self._database.session() as session:
-            parts.withdraw(session, self._lease.job_id)
+            held = parts.clear(session, self._lease)
         self._offered, self._fetched = None, set()
+        if not held:  # another attempt may be at the same pass
+            return
         self._storage.delete([entry.key for entry in self._storage.list(stored_pass(offer.key))])
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from limbeck.offer import Offer, Part
-from models.job import Job
+from models.job import HELD, Job
 from models.part import TeacherPart
 from models.repository.teacher_parts import free, stands
 from worker.lease import Holder, Lease, due, in_seconds, wish
@@ -89,6 +89,13 @@ def narrow(session: Session, lease: Lease, offered: Offer) -> None:
 def withdraw(session: Session, job_id: str) -> None:
     """The job offers nothing any more."""
     _execute(session, delete(TeacherPart).where(TeacherPart.job_id == job_id))
+
+
+def clear(session: Session, lease: Lease) -> bool:
+    """This attempt offers nothing any more; whether it still has the job."""
+    _execute(session, delete(TeacherPart).where(TeacherPart.job_id == lease.job_id, TeacherPart.fence == lease.fence))
+    mine = (Job.id == lease.job_id, Job.fence == lease.fence, Job.status.in_(HELD))
+    return session.scalar(select(Job.id).where(*mine)) is not None
 
 
 def held(session: Session, lease: Lease) -> list[int]:

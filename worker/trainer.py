@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
@@ -50,6 +50,9 @@ _ANSWERS_SECONDS = 60.0
 
 class Pipe(Callbacks):
     """The engine's callbacks as lines on the pipe."""
+
+    #: How readily the kernel ends this process when memory runs out, of at most 1,000.
+    oom_score: ClassVar[int] = 500
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -232,10 +235,10 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _offer_to_the_oom_killer() -> None:
+def _offer_to_the_oom_killer(eagerness: int) -> None:
     # When memory runs out the kernel ends one process: it should be this one, and not the worker or the database.
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+        Path("/proc/self/oom_score_adj").write_text(str(eagerness), encoding="ascii")
 
 
 P = TypeVar("P", bound=Pipe)
@@ -247,7 +250,7 @@ def main(arguments: Sequence[str] | None = None, train: Train[Pipe] = train) -> 
     return run(train, Pipe, arguments)
 
 
-def run(work: Train[P], kind: Callable[[int], P], arguments: Sequence[str] | None = None) -> int:
+def run(work: Train[P], kind: type[P], arguments: Sequence[str] | None = None) -> int:
     """Set the process up for ``work``, which talks with the worker through a pipe of this kind; the exit code."""
     parser = argparse.ArgumentParser(prog="worker.trainer")
     parser.add_argument("workdir", type=Path)
@@ -256,7 +259,7 @@ def run(work: Train[P], kind: Callable[[int], P], arguments: Sequence[str] | Non
     given = parser.parse_args(arguments)
     die_with_parent(given.parent)
     faulthandler.enable()
-    _offer_to_the_oom_killer()
+    _offer_to_the_oom_killer(kind.oom_score)
     order = read_order(given.workdir)
     pipe = kind(given.pipe)
     Leash(pipe, order["lease_seconds"]).start()

@@ -109,6 +109,8 @@ class Batcher:
             self._closed = True
             left = [one for line in self._lines.values() for one in line.waiting]
             left += [one for line in self._under_way.values() if line.layered for one in line.layered.refuse()]
+            for line in self._lines.values():
+                line.waiting.clear()
             self._lines.clear()
             self._texts = 0
             self._turn.notify_all()
@@ -198,8 +200,9 @@ class Batcher:
             complete, failed = layered.put(found)
             if found.left:
                 self._finished.append((time.monotonic(), len(found.left)))
-            if not layered.texts:
-                self._under_way.pop(id(line.student), None)
+            # Another line of the student may be there by now, where all questions of this one had expired.
+            if not layered.texts and self._under_way.get(id(line.student)) is line:
+                del self._under_way[id(line.student)]
             self._line_up(line)
         self._deliver([*unreadable, *failed, *layered.shaped(complete)])
 

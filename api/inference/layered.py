@@ -151,7 +151,10 @@ class Layered:
 
     def _shaped(self, asked: Asked) -> Any:
         question = asked.waiting.question
-        return self._student.shaped(question, np.stack([asked.logits[place] for place in range(len(question))]))
+        try:
+            return self._student.shaped(question, np.stack([asked.logits[place] for place in range(len(question))]))
+        except Exception as error:  # belongs to who asked, not to this thread
+            return error
 
     def refuse(self) -> list[Waiting]:
         """Give everything up; gives back the questions that will not be answered."""

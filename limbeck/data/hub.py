@@ -6,7 +6,8 @@ what was loaded is what the commit says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from limbeck.data.table import Foreign, Table
 from limbeck.errors import InvalidInput
 from limbeck.full_disk import full_disk
 
+#: Bytes of images that a data set's archives may unpack to: they are all in memory before the first is prepared.
+_UNPACKED = 4 * 1024**3
 #: Tables and what describes them; ``*.py`` tells that a data set would need its own code. No images, sound or models.
 _FILES = [
     f"*{suffix}"
@@ -57,8 +60,11 @@ def load_tables(spec: Dataset, poll: Callable[[], None] = lambda: None) -> tuple
         )
         raise _fault("source", detail)
     if spec.subset is None and (archived := archived_splits(folder)):
+        with _readable(spec):
+            _require_subset(str(folder), spec)
         wanted = wanted_splits(spec.splits, archived.keys())
-        return {where: archive_table(archived[name], where) for where, name in wanted.items()}, revision
+        share = _UNPACKED // len(wanted)
+        return {where: archive_table(archived[name], where, share) for where, name in wanted.items()}, revision
     splits = _open(str(folder), spec)
     tables = {where: _table(splits[name], folder) for where, name in wanted_splits(spec.splits, splits.keys()).items()}
     return tables, revision
@@ -67,14 +73,29 @@ def load_tables(spec: Dataset, poll: Callable[[], None] = lambda: None) -> tuple
 def _open(folder: str, spec: Dataset) -> Any:
     import datasets
 
+    with _readable(spec):
+        _require_subset(folder, spec)
+        return datasets.load_dataset(folder, spec.subset)
+
+
+def _require_subset(folder: str, spec: Dataset) -> None:
+    """That there is the one that is asked for, or no choice."""
+    import datasets
+
+    subsets = datasets.get_dataset_config_names(folder)
+    if spec.subset not in (None, *subsets):
+        raise _fault("subset", f"found {spec.subset!r}; {spec.source!r} has {', '.join(subsets)}")
+    if spec.subset is None and len(subsets) > 1 and "default" not in subsets:
+        raise _fault("subset", f"{spec.source!r} has several, one has to be chosen: {', '.join(subsets)}")
+
+
+@contextmanager
+def _readable(spec: Dataset) -> Iterator[None]:
+    import datasets
+
     datasets.disable_progress_bars()
     try:
-        subsets = datasets.get_dataset_config_names(folder)
-        if spec.subset not in (None, *subsets):
-            raise _fault("subset", f"found {spec.subset!r}; {spec.source!r} has {', '.join(subsets)}")
-        if spec.subset is None and len(subsets) > 1 and "default" not in subsets:
-            raise _fault("subset", f"{spec.source!r} has several, one has to be chosen: {', '.join(subsets)}")
-        return datasets.load_dataset(folder, spec.subset)
+        yield
     except (datasets.exceptions.DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
         if (full := full_disk(error)) is not None:  # the data set is as good as before
             raise full from error

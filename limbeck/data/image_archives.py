@@ -62,6 +62,8 @@ def archived_splits(folder: Path) -> dict[str, list[Member]]:
         for member in _members(path, named or "train"):
             split = named or _split_of(member.place.parts[:-2]) or "train"
             found.setdefault(split, []).append(member)
+    if any(member.place.suffix in _TABLES for members in found.values() for member in members):
+        return {}  # labelled by a table in the archive, as datasets reads it
     images = any(_is_image(member) for members in found.values() for member in members)
     return found if images else {}
 

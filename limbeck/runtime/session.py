@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -87,8 +88,16 @@ class Session:
         return found
 
 
-@cache
+_sharing = threading.Lock()
+
+
 def _share_memory() -> None:
+    with _sharing:  # a second registration is an error
+        _registered()
+
+
+@cache
+def _registered() -> None:
     """One pool for what the sessions of this process compute with; each of its own keeps as much as its largest call
     took, which is as much again as the weights of a small student in eight bits."""
     place = onnxruntime.OrtMemoryInfo(

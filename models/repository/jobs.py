@@ -204,6 +204,8 @@ def delete(session: Session, job_id: str, *, keep_models: bool = False) -> list[
         NotFound, Conflict: the job has not ended, or a job that has not ended learns from one of its models.
     """
     job = get(session, job_id)
+    # Held until the commit, so that nobody resumes it meanwhile.
+    session.refresh(job, with_for_update=True)
     if not job.status.terminal:
         raise _refusal(job, "delete", _ENDED)
     keys = checkpoint_keys(job.checkpoint)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,12 +74,21 @@ class LocalStorage(Storage):
     def signed_url(self, key: str, seconds: float) -> str | None:
         return None
 
+    @contextmanager
+    def unlisted(self) -> Iterator[Path]:
+        """A folder on the storage's file system that :meth:`list` does not see; removed at the end."""
+        folder = Path(tempfile.mkdtemp(dir=self._aside))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def discard_unfinished(self, before: datetime) -> int:
         freed = 0
         for file in self._aside.iterdir():
             with suppress(FileNotFoundError):
                 facts = file.stat()
-                if facts.st_mtime < before.timestamp():
+                if facts.st_mtime < before.timestamp() and not file.is_dir():
                     file.unlink()
                     freed += facts.st_size
         return freed

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from api.inference import Batcher
+from api.inference.batcher import _Line
+from api.inference.layered import Layered
 from limbeck.errors import Busy, InvalidModel, TooSlow
 from limbeck.runtime import Predictor
 from limbeck.runtime.encoding import Encoder
@@ -121,6 +123,28 @@ def test_rows_of_two_windows_go_on_together(student: Predictor, layers: Watched,
     with batcher() as made:
         run(script(made))
     assert layers.calls == [(0, [first]), (0, [second, third]), (1, [first, second]), (2, [first, second])]
+
+
+def test_questions_that_came_too_late_take_no_other_with_them(
+    student: Predictor, layers: Watched, alone: Predictor
+) -> None:
+    """Guards a question that would never be answered: a thread had taken a line in which all had expired, and at its
+    end took the student's next line, by then under way, off the list."""
+    layers.gates[1].clear()
+
+    async def script(made: Batcher) -> None:
+        one = ask(made, student, WORDS, 0)
+        await until(layers.reached[1].is_set)
+        expired = Layered(student)
+        made._bring_on(_Line(student, expired), expired, [])
+        other = ask(made, student, WORDS, 0)
+        await until(lambda: made.waiting == 2)
+        layers.gates[1].set()
+        for found in (one, other):
+            same(await found, alone.predict(WORDS, speed=0))
+
+    with batcher() as made:
+        run(script(made))
 
 
 def test_a_free_thread_takes_what_there_is(student: Predictor, layers: Watched, alone: Predictor) -> None:

@@ -66,9 +66,22 @@ def test_an_archive_that_names_no_split_has_its_own_inside(tmp_path: Path) -> No
     assert loaded(tmp_path) == {"train": [("train/1.png", "train"), ("car/2.png", "car")]}
 
 
+def test_what_others_call_a_split_is_none_of_train(tmp_path: Path) -> None:
+    """Guards published test images that would be trained on."""
+    for number, name in enumerate(("train", "dev", "eval"), start=1):
+        write(tmp_path / f"{name}.zip", f"a/{number}.png")
+    assert {split: [name for name, _ in rows] for split, rows in loaded(tmp_path).items()} == {
+        "train": ["a/1.png"],
+        "validation": ["a/2.png"],
+        "test": ["a/3.png"],
+    }
+
+
 def test_tables_and_archives_of_something_else_are_left_to_datasets(tmp_path: Path) -> None:
     """Guards zipped tables, and images that a table beside them gives its labels."""
     write(tmp_path / "train.zip", "train.csv", content=b"text,label")
+    assert archived_splits(tmp_path) == {}
+    write(tmp_path / "train.zip", "a/1.png", "metadata.csv")
     assert archived_splits(tmp_path) == {}
     write(tmp_path / "train.zip", "a/1.png")
     (tmp_path / "metadata.csv").write_text("file_name,label")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Conflict, IdempotencyKeyReused, InvalidInput, NotFound
@@ -19,7 +19,8 @@ from models.model import ModelKind
 from models.repository import catalogue, jobs, overview, telemetry
 from models.repository.catalogue import StoredFile
 from models.repository.queue import pace
-from tests.models.conftest import Submit, config, set_status
+from tests.models.conftest import Submit, config, set_status, submit_to
+from tests.worker.processes import until
 
 S = JobStatus
 
@@ -99,6 +100,32 @@ def test_a_failed_job_that_has_kept_its_checkpoint_goes_on_from_it(database: Dat
         again = jobs.resume(session, job.id)
     assert (again.status, again.attempt, again.fence, again.checkpoint) == (S.QUEUED, 0, 7, checkpoint)
     assert (again.error, again.finished_at, again.lease_expires_at) == (None, None, None)
+
+
+def test_a_job_that_is_just_being_resumed_is_not_deleted(migrated_postgres: Database) -> None:
+    """Guards a job that was answered with 202 and then swept away, by one who had read that it had failed.
+
+    SQLite has one writer at a time.
+    """
+    database = migrated_postgres
+    job = submit_to(database)
+    set_status(database, job.id, S.FAILED, checkpoint={"step": 3, "files": {}})
+
+    def delete() -> None:
+        with database.session() as session:
+            jobs.delete(session, job.id)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.session() as session:
+            jobs.resume(session, job.id)
+            session.flush()
+            deleting = pool.submit(delete)
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            until(lambda: session.scalar(text(waits)) == 1)
+        with pytest.raises(Conflict, match="is queued"):
+            deleting.result(timeout=30)
+    with database.reading() as session:
+        assert jobs.get(session, job.id).status is S.QUEUED
 
 
 def test_a_failed_job_whose_teacher_was_deleted_is_not_resumed(database: Database, submit: Submit) -> None:
