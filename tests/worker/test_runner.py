@@ -172,7 +172,7 @@ def test_a_trainer_that_lives_but_does_not_get_on_is_ended(
     settings: Settings, database: Database, storage: Storage, happens: dict[str, Any]
 ) -> None:
     """Guards against a job that stands at "running" for ever, because its worker says for it that it is alive."""
-    impatient = settings.model_copy(update={"stall_seconds": 3})
+    impatient = settings.model_copy(update={"stall_seconds": 3, "lease_seconds": 30})  # it is the stall that counts
     job = submit(database, max_attempts=1, does={"steps": 100, "at": 5, **happens})
     Worker(impatient, database, storage, Bell(settings), Slots(1), command=STAND_IN).drain()
     ended = read(database, job.id)
@@ -187,7 +187,7 @@ def test_a_trainer_with_nothing_to_tell_is_not_taken_for_stuck(
     settings: Settings, database: Database, storage: Storage
 ) -> None:
     """Guards the long stages that have no progress: they poll, and that is enough."""
-    impatient = settings.model_copy(update={"stall_seconds": 3})
+    impatient = settings.model_copy(update={"stall_seconds": 3, "lease_seconds": 30})  # it is the stall that counts
     job = submit(database, max_attempts=1, does={"steps": 100, "at": 5, "polls": 4})
     Worker(impatient, database, storage, Bell(settings), Slots(1), command=STAND_IN).drain()
     assert read(database, job.id).status is JobStatus.SUCCEEDED
