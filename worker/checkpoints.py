@@ -71,12 +71,14 @@ class Courier:
         """
         self._stopping.set()
         self._wanted.set()
-        while self._thread.is_alive():
-            if overdue():
-                return
-            self._thread.join(_LOOK_SECONDS)
-        while self.full is None and not self._bring() and go_on():
-            time.sleep(_LAST_AGAIN_SECONDS)
+        last = threading.Thread(target=self._bring_last, args=(go_on,), name=f"{self._thread.name}-last", daemon=True)
+        for thread in (self._thread, last):
+            if thread is last:
+                last.start()
+            while thread.is_alive():
+                if overdue():
+                    return
+                thread.join(_LOOK_SECONDS)
 
     def abandon(self) -> None:
         """Bring nothing more: the attempt is over, and so is the thread."""
@@ -91,6 +93,10 @@ class Courier:
             if self._stopping.is_set():
                 return
             pause = None if self._bring() else _AGAIN_SECONDS
+
+    def _bring_last(self, go_on: Callable[[], bool]) -> None:
+        while self.full is None and not self._bring() and go_on():
+            time.sleep(_LAST_AGAIN_SECONDS)
 
     def _bring(self) -> bool:
         """Bring the newest checkpoint; False where it is worth another try."""

@@ -17,7 +17,7 @@ from models.storage.local import LocalStorage
 from tests.worker.conftest import claim_one, events, read, steal, submit, worker_on
 from tests.worker.processes import in_background, until
 from tests.worker.stand_in_trainer import save
-from tests.worker.storages import failing
+from tests.worker.storages import Stuck, failing
 from worker.checkpoints import Courier
 from worker.lease import Claim
 from worker.service import Worker
@@ -115,6 +115,19 @@ def test_a_checkpoint_that_could_not_be_stored_does_not_wait_for_the_next_one(
     storage._left = 100
     until(lambda: read(database, held.job.id).checkpoint)
     carrier.finish()
+
+
+def test_an_upload_that_hangs_is_left_to_itself_when_the_time_is_over(
+    settings: Settings, database: Database, held: Claim, tmp_path: Path
+) -> None:
+    """Guards a shutdown that waits for a bucket which takes the last checkpoint's bytes and does not answer."""
+    storage = Stuck(settings.data_dir / "storage")
+    carrier = courier(storage, database, held, tmp_path)
+    save(tmp_path, 1)
+    carrier.finish(overdue=storage.begun.is_set)
+    assert read(database, held.job.id).checkpoint is None
+    storage.released.set()
+    until(lambda: read(database, held.job.id).checkpoint)
 
 
 def test_a_late_worker_neither_replaces_nor_deletes_its_successors_checkpoint(
