@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
+from limbeck.begun import Begun
 from limbeck.errors import DamagedFile, LimbeckError
 from limbeck.families import pad_id_of
 from limbeck.losses import require_finite
@@ -40,19 +41,27 @@ def predict(
     task: Task,
     run: Run,
     done: Callable[[int], None] = lambda examples: None,
+    keep: str | None = None,
 ) -> NDArray[np.float32]:  # (rows, classes), in the split's order; where each token is answered (tokens, classes)
     """What the task keeps of the model's logits for every row of the split, on every rank; leaves the model in
-    ``eval()``."""
+    ``eval()``.
+
+    Args:
+        done: told how many examples more are answered.
+        keep: where the state keeps the answers, so that an interrupted pass goes on; the caller drops them.
+    """
     model.train(False)
     collate = Collator(data, pad_id_of(model.config), run.device.torch)
-    logits = np.zeros((data.answers, task.width(model.config)), dtype=np.float32)
-    for number, rows in enumerate(forward_batches(data.lengths)):
-        run.poll()
+    begun, batches = Begun(run, keep), forward_batches(data.lengths)
+    logits = begun.tensors.setdefault("logits", torch.zeros(data.answers, task.width(model.config))).numpy()
+    for number, rows in enumerate(batches[begun.batches :], start=begun.batches):
+        begun.between(number)
         if number % run.ranks.count == run.ranks.number:
             with run.device.autocast():
                 places, answers = answer(model, collate, rows, task)
                 logits[places] = answers.numpy()
         done(len(rows))
+    begun.finish(len(batches))
     whole: NDArray[np.float32] = run.ranks.sum(torch.from_numpy(logits)).numpy()
     return whole
 

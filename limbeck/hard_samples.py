@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.batches import Collator, Encoded, forward_batches
+from limbeck.begun import Begun
 from limbeck.cache import cache_role, kept_logits, predict
 from limbeck.difficulty import entropies, example_means, right_rows
 from limbeck.families import pad_id_of
@@ -52,12 +53,14 @@ def measure(
     run: Run,
     logits: Tensor | None = None,
     done: Callable[[int], None] = lambda examples: None,
+    keep: str | None = None,
 ) -> Measured:
     """How hard the first ``examples`` of a split are.
 
     Args:
         teacher: loads it; not called where its ``logits`` are known.
         done: told how many examples more are done.
+        keep: where the state keeps what is measured, so that an interrupted pass goes on; the caller drops it.
 
     Returns:
         ``loss``, ``teacher_loss`` (against the labels), ``disagreement`` (the divergence at temperature 1); where the
@@ -67,10 +70,11 @@ def measure(
     student.train(False)
     collate = Collator(data, pad_id_of(student.config), run.device.torch, logits)
     answering = teacher().train(False) if logits is None else None
-    found: Measured = {}
     count = examples if data.owners is None else int((data.owners < examples).sum())
-    for rows in forward_batches(data.lengths[:count]):
-        run.poll()
+    begun, batches = Begun(run, keep), forward_batches(data.lengths[:count])
+    found: Measured = begun.tensors
+    for number, rows in enumerate(batches[begun.batches :], start=begun.batches):
+        begun.between(number)
         batch = collate(rows)
         with run.device.autocast():
             own = task.rows(task.answer(student, batch).float(), batch)
@@ -81,6 +85,7 @@ def measure(
             column = found.setdefault(name, torch.zeros(count))
             column[torch.from_numpy(rows)] = example_means(values, owners, len(rows)).cpu()
         done(len(rows))
+    begun.finish(len(batches))
     if data.owners is not None:
         owners = torch.from_numpy(data.owners[:count])
         found = {name: example_means(column, owners, examples) for name, column in found.items()}
@@ -243,9 +248,12 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
             run,
             logits,
             done=lambda more: run.meter.advance(more / examples, examples=more),
+            keep=f"difficulty-{name}",
         )
         tensors |= {f"{name}.{column}": values for column, values in columns.items()}
     run.store.write_tensors("difficulty", tensors, {})
+    for name in splits:
+        run.store.drop(f"difficulty-{name}")
     for member in job.members:
         run.store.drop(cache_role(member))
     run.meter.finish("difficulty")

@@ -51,7 +51,8 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     Raises:
         Diverged: a logit is NaN or infinite.
     """
-    answers = job.task.predictions(predict(model, job.validation, job.task, run), job.validation)
+    kept = [f"answers-{name}-{split}" for split in ("validation", "test")]
+    answers = job.task.predictions(predict(model, job.validation, job.task, run, keep=kept[0]), job.validation)
     # Last, so that an interruption never makes a model answer the test split again.
     logits = predict(
         model,
@@ -59,7 +60,10 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
         job.task,
         run,
         done=lambda rows: run.meter.advance(rows / len(job.test), examples=rows),
+        keep=kept[1],
     )
+    for role in kept:  # what follows takes no time, and is committed with it
+        run.store.drop(role)
     if not np.isfinite(logits).all():
         raise Diverged(f"The {name}'s logits hold NaN or infinite values on the test split.")
     predictions = job.task.predictions(logits, job.test)

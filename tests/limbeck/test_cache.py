@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from limbeck.batches import Encoded, forward_batches
@@ -33,8 +34,8 @@ def many(bench: Bench) -> Encoded:
     return replace(train, ids=np.tile(train.ids, 10), starts=starts, labels=np.tile(train.labels, 10))
 
 
-def open_run(bench: Bench, workdir: Path, said: Recorder) -> Run:
-    run = bench.run(workdir, bench.phase(), said)
+def open_run(bench: Bench, workdir: Path, said: Recorder, *, every: float = 60) -> Run:
+    run = bench.run(workdir, bench.phase(), said, every=every)
     run.meter.plan({"cache": Item(Stage.DISTILLING, 1e9)}, 0)
     return run
 
@@ -60,6 +61,42 @@ def test_a_pass_that_is_stopped_again_and_again_gives_the_same_answers(
     (event,) = (data for kind, _, data in said.events if kind == "cache.built")
     assert event["hits"] + event["misses"] == len(many)
     assert event["hits"] > 0
+
+
+def test_a_pass_over_a_split_that_is_judged_goes_on_where_it_was_cut_off(
+    bench: Bench, many: Encoded, tmp_path: Path
+) -> None:
+    """Guards hours over a large test split, answered again after each fault: by an order to stop, and by a kill."""
+    batches = len(forward_batches(many.lengths))
+    expected = predict(bench.teacher(), many, TASK, open_run(bench, tmp_path / "whole", Recorder()))
+    answered: list[int] = []
+
+    def attempt(stop_after: int, *, killed_after: int = 1_000_000) -> NDArray[np.float32]:
+        run = open_run(bench, tmp_path / "pieces", Recorder(stop_after=stop_after), every=0)
+        before = len(answered)
+
+        def done(examples: int) -> None:
+            answered.append(examples)
+            if len(answered) - before == killed_after:
+                raise KeyboardInterrupt  # nothing of the state is brought in order
+
+        try:
+            return predict(bench.teacher(), many, TASK, run, done, keep="judged")
+        except Interrupted:
+            run.commit()
+            raise
+
+    with pytest.raises(Interrupted):
+        attempt(stop_after=1)
+    assert 1 <= len(answered) < batches - 2
+    with pytest.raises(KeyboardInterrupt):
+        attempt(stop_after=1_000_000, killed_after=2)
+    again = len(answered)
+    found = attempt(stop_after=1_000_000)
+    assert np.array_equal(found, expected)
+    # Only the last batch before the kill, after which nothing had been committed, is answered twice.
+    assert len(answered) == batches + 1
+    assert sum(answered[: again - 1] + answered[again:]) == len(many)
 
 
 def test_known_answers_need_no_teacher(bench: Bench, many: Encoded, tmp_path: Path) -> None:
