@@ -137,12 +137,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         seed_everything(phase.seed)
     best = run.store.read_tensors(f"{phase.name}-best")[0] if run.store.has(f"{phase.name}-best") else None
     objective: Objective | None = None
-    answers = phase.teacher_logits
-    if answers is not None:
-        # Each teacher's on its own: what is drawn for an example is then the same for all of them.
-        each = answers.chunk(phase.ensemble.members, dim=-1) if phase.ensemble else (answers,)
-        spoilt = [phase.method.soft_labels(one, phase.seed) for one in each]
-        answers = spoilt[0] if len(spoilt) == 1 else torch.cat(spoilt, dim=-1)
+    answers = _soft_labels(phase)
     for index, (part, steps) in enumerate(zip(phase.method.parts(), phase.part_steps(), strict=True)):
         if index < position.part:
             continue
@@ -190,16 +185,12 @@ def train(phase: Phase, run: Run) -> Fitted:
                     batches = phase.train.batches(phase.batch_size, seed=phase.seed, epoch=epoch)
                     collate = replace(collate, data=phase.task.in_epoch(phase.train, phase.seed, epoch))
 
-                objective.train_mode()
                 rate = phase.learning_rate * part.learning_rate * schedule(position.step, steps, phase.warmup_ratio)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
                 rows = batches[place]
+                objective.train_mode()
                 run.ranks.seed_step(phase.seed, index, position.step)
                 values = backward(objective, collate, rows, accumulation, position.step, steps, run, criterion.weigh)
-                values["gradient_norm"] = nn.utils.clip_grad_norm_(trainable(objective.module), _GRADIENT_NORM)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                values["gradient_norm"] = _update(objective, optimizer, rate)
                 position.step += 1
                 losses.append((position.step, values))
 
@@ -216,6 +207,27 @@ def train(phase: Phase, run: Run) -> Fitted:
     model = phase.method.finish(objective)
     run.meter.finish(phase.name)
     return Fitted(model, position.best_score, position.best_epoch, position.history)
+
+
+def _soft_labels(phase: Phase) -> Tensor | None:
+    """The teachers' answers as the method has them learned, side by side as they came."""
+    answers = phase.teacher_logits
+    if answers is None:
+        return None
+    # Each teacher's on its own: what is drawn for an example is then the same for all of them.
+    each = answers.chunk(phase.ensemble.members, dim=-1) if phase.ensemble else (answers,)
+    learned = [phase.method.soft_labels(one, phase.seed) for one in each]
+    return learned[0] if len(learned) == 1 else torch.cat(learned, dim=-1)
+
+
+def _update(objective: Objective, optimizer: torch.optim.Optimizer, rate: float) -> Tensor:
+    """One optimizer step along the gradient that has been added up; its norm before it was clipped."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = nn.utils.clip_grad_norm_(trainable(objective.module), _GRADIENT_NORM)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def schedule(step: int, steps: int, warmup_ratio: float) -> float:
