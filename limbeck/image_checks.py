@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from limbeck.errors import Problem
@@ -52,8 +52,13 @@ def alone(config: DistillConfig) -> Iterator[Problem]:
                 )
 
 
-def against_models(config: DistillConfig, teacher: ModelFacts | None, student: ModelFacts | None) -> Iterator[Problem]:
-    """What does not fit the teacher, or the student that is a model of its own."""
+def against_models(
+    config: DistillConfig,
+    teacher: ModelFacts | None,
+    student: ModelFacts | None,
+    more: Sequence[ModelFacts | None] = (),
+) -> Iterator[Problem]:
+    """What does not fit the teacher, the student that is a model of its own, or one of several teachers."""
     models = {"teacher": teacher, "student": student or teacher}
     families = {part: FAMILIES.get(facts.model_type) for part, facts in models.items() if facts is not None}
     needs = config.method.needs - {"own_layers", "teacher_layers"}
@@ -65,7 +70,8 @@ def against_models(config: DistillConfig, teacher: ModelFacts | None, student: M
         )
     if student is None and teacher is not None and teacher.stages:
         yield from _of_stages(config)
-    if any(family is not None and family.normalises_batches for family in families.values()):
+    trained = [*families.values(), *(FAMILIES.get(facts.model_type) for facts in more if facts is not None)]
+    if any(family is not None and family.normalises_batches for family in trained):
         yield from _whole_batches(config)
 
 

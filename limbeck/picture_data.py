@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,27 +17,35 @@ if TYPE_CHECKING:
     from limbeck.run import Run
     from limbeck.sources import LocalModel
     from limbeck.tasks.base import Task
+    from limbeck.teachers import TeacherFolder
 
 _SPLITS = ("train", "validation", "test")
 
 
-def keep_pictures(run: Run, corpus: Corpus, task: Task, teacher: Path, source: LocalModel | None) -> None:
-    """Decode the splits in the teacher's size and range, and stage them; where a student that is a model of its own has
-    others, in those as well.
+def keep_pictures(
+    run: Run, corpus: Corpus, task: Task, teachers: Sequence[TeacherFolder], source: LocalModel | None
+) -> None:
+    """Decode the splits in the first teacher's size and range, and stage them; where another teacher, or a student that
+    is a model of its own, has others, in those as well.
 
     Raises:
         InvalidDataset: an image cannot be decoded.
         InvalidModel: a model prepares images in a way that is not known.
         InvalidConfig: student and teacher would have to read the same pixels.
     """
-    readings = {"": Preparation.read(teacher)}
-    if source is not None and (other := Preparation.read(source.path)) != readings[""]:
-        require_answers_alone(run.config)
-        readings = {"teacher.": readings[""], "": other}
+    first = Preparation.read(teachers[0].path)
+    readings, none = {"": first}, torch.empty(0, dtype=torch.int64)
     readable = {name: shown(task, getattr(corpus, name), corpus.labels) for name in ("train", "validation")}
-    none = torch.empty(0, dtype=torch.int64)
     tensors = {"vocabulary": none, "texts": texts.pack(readable)}
-    tensors |= {"student_vocabulary": none} if len(readings) > 1 else {}
+    if source is not None and (own := Preparation.read(source.path)) != first:
+        require_answers_alone(run.config)
+        readings = {"teacher.": first, "": own}
+        tensors["student_vocabulary"] = none
+    for teacher in teachers[1:]:
+        if (further := Preparation.read(teacher.path)) != first:
+            name = teacher.pointer.strip("/")
+            readings[f"{name}/"] = further
+            tensors[f"{name}/vocabulary"] = none
     for prefix, reading in readings.items():
         for name in _SPLITS:
             split = task.encode(reading, getattr(corpus, name), corpus.labels, 0, run.poll)
@@ -48,7 +56,7 @@ def keep_pictures(run: Run, corpus: Corpus, task: Task, teacher: Path, source: L
     run.event(
         "data.loaded",
         f"{card.train:,} training, {card.validation:,} validation and {card.test:,} test images of "
-        f"{len(card.labels)} labels, read as {reading.height} × {reading.width} pixels",
+        f"{len(card.labels)} labels, read as {readings[''].height} × {readings[''].width} pixels",
         train=card.train,
         validation=card.validation,
         test=card.test,

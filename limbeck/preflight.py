@@ -55,7 +55,7 @@ def check(
     origin = teacher if config.student.source is None else student
     reads = "text" if chosen is None else chosen.reads
     if reads == "image":
-        found += image_checks.against_models(config, teacher, student)
+        found += image_checks.against_models(config, teacher, student, more)
     if student is not None:
         found += _family(student, "student", None if chosen is None else reads)
         found += _length(config, student, "the student")

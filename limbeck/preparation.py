@@ -157,9 +157,11 @@ def _further(job: Prepared, teacher: TeacherFolder, sha256: str, tensors: Mappin
     """The job as a further teacher has it: in the first one's tokens, or in its own where those are others."""
     view, name = job.for_teacher, teacher.pointer.strip("/")
     kept = tensors.get(f"{name}/vocabulary")
-    whole = _read_splits(Encoded, tensors, f"{name}/") if kept is not None else (view.train, view.validation, view.test)
-    full_size = int(read_config(teacher.path).vocab_size)
-    vocabulary = Vocabulary(view.blueprint.vocabulary.kept if kept is None else kept.numpy(), full_size)
+    whole = (view.train, view.validation, view.test)
+    if kept is not None:
+        whole = _read_splits(type(view.train), tensors, f"{name}/")
+    own = view.blueprint.vocabulary.kept if kept is None else kept.numpy()
+    vocabulary = Vocabulary(own, _full_size(teacher.path))
     train, validation, test = whole
     return replace(
         view,

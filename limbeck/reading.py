@@ -82,7 +82,7 @@ def read_data(
     require_fit(run, teachers, about, corpus.labels, corpus.task, pair)
     task: Task = (wanted or TASKS[corpus.task]()).for_data(pair=pair)
     if task.reads == "image":
-        keep_pictures(run, corpus, task, teachers[0].path, source)
+        keep_pictures(run, corpus, task, teachers, source)
         return
     _read_texts(_Reader(run, corpus, task), teachers, given, source, about)
 

@@ -11,6 +11,7 @@ from limbeck.tasks.base import Task
 #: Tasks whose answers have a mean: distributions, numbers, vectors.
 _TASKS = (
     "sequence_classification",
+    "image_classification",
     "multi_label",
     "regression",
     "token_classification",

@@ -18,6 +18,7 @@ import limbeck.config
 from limbeck import shapes, stages
 from limbeck.batches import Collator
 from limbeck.callbacks import Callbacks, Stage
+from limbeck.checkpoint import CheckpointStore
 from limbeck.config import DistillConfig, Student
 from limbeck.data import load
 from limbeck.device import seed_everything
@@ -303,6 +304,42 @@ def test_a_student_of_another_kind_reads_the_images_in_its_own_size(tmp_path: Pa
         distill(refused, tmp_path / "refused")
 
 
+def test_several_teachers_read_the_images_in_their_own_sizes(tmp_path: Path) -> None:
+    """Guards a ViT of 8 × 8 pixels and a ResNet of 16 × 16 that teach together: each is tuned on its own pixels and
+    answers to the same images, and a job that is stopped ends with the same weights."""
+    write_image_model("vit", tmp_path / "teacher")
+    write_image_model("resnet", tmp_path / "other", seed=1)
+    write_digits(tmp_path / "data", 160)
+    tune = {"epochs": 8, "learning_rate": 3e-3}
+    both = {
+        "source": f"path:{tmp_path / 'teacher'}",
+        "finetune": tune,
+        "more": [{"source": f"path:{tmp_path / 'other'}", "finetune": tune}],
+        "combine": "confidence",
+    }
+    config = DistillConfig.parse(_document(tmp_path, "vit", teacher=both, evaluation={"baseline": False}))
+    result = distill(config, tmp_path / "work")
+    state = CheckpointStore(tmp_path / "work" / "state")
+    kept = state.read_tensors("data")[0]
+    assert tuple(kept["train.pixels"].shape[1:]) == (3, 8, 8)
+    assert tuple(kept["teacher/more/0/train.pixels"].shape[1:]) == (3, 16, 16)
+    teachers = result.scorecard.teacher
+    assert teachers.metrics["accuracy"].value > 2 * result.scorecard.dataset.majority
+    assert [one.architecture for one in result.scorecard.teachers] == [
+        "ViTForImageClassification",
+        "ResNetForImageClassification",
+    ]
+    assert Preparation.read(result.student).height == 8
+    for attempt in range(100):
+        try:
+            again = distill(config, tmp_path / "again", callbacks=Recorder(stop_after=5 + 9 * (attempt % 3)))
+            break
+        except Interrupted:
+            torch.rand(3)
+    assert attempt >= 3
+    assert (again.student / "model.safetensors").read_bytes() == (result.student / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("family", "change", "pointer"),
     [
@@ -339,6 +376,16 @@ def test_what_makes_no_sense_for_images_is_refused_with_its_field(
     found = check(DistillConfig.parse(document), teacher=facts, labels=LABELS, task="image_classification")
     assert pointer in [one.pointer for one in found], found
     assert all(one.detail for one in found)
+
+
+def test_a_further_teacher_that_normalises_batches_asks_for_whole_ones(tmp_path: Path) -> None:
+    """Guards a ResNet that is tuned in the job beside a ViT: parts of a batch would be another thing to it."""
+    first, other = (model_facts(write_image_model(name, tmp_path / name)) for name in ("vit", "resnet"))
+    document = {"teacher": {"source": "org/a", "more": ["org/c"]}, "dataset": "org/b", "method": "kd"}
+    config = DistillConfig.parse({**document, "training": {"gradient_accumulation": 2}})
+    found = check(config, teacher=first, more=[other], labels=LABELS, task="image_classification")
+    assert [one.pointer for one in found] == ["/training/gradient_accumulation"]
+    assert not check(config, teacher=first, more=[first], labels=LABELS, task="image_classification")
 
 
 def test_an_image_teacher_is_refused_for_texts(tmp_path: Path) -> None:
