@@ -83,6 +83,15 @@ class Phase:
         """How the steps are shared among the method's parts."""
         return share_steps(self.method, self.steps)
 
+    def steps_done(self, position: Position) -> int:
+        """Of all parts. A part goes on in the data where the one before it ended: one that began anew with them would
+        leave the end of a short training's data to nobody."""
+        return sum(self.part_steps()[: position.part]) + position.step
+
+    def epoch_at(self, position: Position) -> int:
+        """From 1."""
+        return math.ceil(self.steps_done(position) / self.steps_per_epoch)
+
 
 def share_steps(method: Method, steps: int) -> list[int]:
     """How many of ``steps`` each part of the method gets: by its share, and one at least; where there are fewer steps
@@ -165,7 +174,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         try:
             accumulation = accumulation_of(phase, part.name, objective, optimizer, collate, steps, run)
             while True:
-                epoch, place = divmod(position.step, phase.steps_per_epoch)
+                epoch, place = divmod(phase.steps_done(position), phase.steps_per_epoch)
                 ended = position.step == steps
                 if position.validated < position.step and (place == 0 or ended):
                     _check(losses, position, phase, run)
@@ -251,7 +260,8 @@ def _adamw(module: nn.Module, student: PreTrainedModel, weight_decay: float) -> 
 def _score(model: PreTrainedModel, phase: Phase, position: Position, run: Run) -> float:
     logits = predict(model, phase.validation, phase.task, run)
     if not np.isfinite(logits).all():
-        raise Diverged(f"After step {position.step} of {phase.name} the model's logits hold NaN or infinite values.")
+        at = phase.steps_done(position)
+        raise Diverged(f"After step {at} of {phase.name} the model's logits hold NaN or infinite values.")
     truth = phase.task.truth(phase.validation)
     return evaluate.score(phase.task.main_metric, phase.task.predictions(logits, phase.validation), truth)
 
@@ -275,9 +285,9 @@ def _validate_variants(objective: Objective, phase: Phase, position: Position, r
 def _validate(objective: Objective, phase: Phase, position: Position, run: Run) -> float:
     name = phase.task.main_metric
     score = _score(objective.student, phase, position, run)
-    position.history.append({"step": position.step, name: score})
+    position.history.append({"step": phase.steps_done(position), name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
-    epoch = math.ceil(position.step / phase.steps_per_epoch)
+    epoch = phase.epoch_at(position)
     run.event(
         "epoch.finished",
         f"{phase.title}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
@@ -291,7 +301,7 @@ def _validate(objective: Objective, phase: Phase, position: Position, run: Run) 
 def _keep_best(objective: Objective, score: float, phase: Phase, position: Position, run: Run) -> dict[str, Tensor]:
     """Note these weights as the best so far; they count from the next commit on, together with the position."""
     position.best_score = score
-    position.best_epoch = math.ceil(position.step / phase.steps_per_epoch)
+    position.best_epoch = phase.epoch_at(position)
     best = {name: value.detach().cpu().clone() for name, value in objective.student.state_dict().items()}
     run.store.write_tensors(f"{phase.name}-best", best, {"step": position.step, "score": score})
     return best
@@ -307,8 +317,9 @@ def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phas
         numbers = {name: float(value) for name, value in values.items()}
         broken = [name for name, number in numbers.items() if not math.isfinite(number)]
         if broken:
+            at = phase.steps_done(position) - position.step + step
             raise Diverged(
-                f"At step {step} of {phase.name} the {broken[0].replace('_', ' ')} became {numbers[broken[0]]}. "
+                f"At step {at} of {phase.name} the {broken[0].replace('_', ' ')} became {numbers[broken[0]]}. "
                 f"A lower learning rate than {phase.learning_rate:g} may help."
             )
         for name, number in numbers.items():

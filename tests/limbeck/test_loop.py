@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -225,7 +225,7 @@ def test_a_method_of_two_parts_with_a_module_of_its_own_resumes_exactly(bench: B
     phase = bench.phase(_TwoParts(), epochs=3)
     assert phase.part_steps() == [6, 12]
     undisturbed = train(phase, bench.run(tmp_path / "whole", phase))
-    assert [point["step"] for point in undisturbed.history] == [6, 6, 12]
+    assert [point["step"] for point in undisturbed.history] == [6, 12, 18]
     for stop in (2, 5, 9, None):
         phase = bench.phase(_TwoParts(), epochs=3)
         run = bench.run(tmp_path / "pieces", phase, Recorder(stop_after=stop))
@@ -234,6 +234,34 @@ def test_a_method_of_two_parts_with_a_module_of_its_own_resumes_exactly(bench: B
         except Interrupted:
             run.commit()
     assert_equal(resumed.model.state_dict(), undisturbed.model.state_dict())
+
+
+class _Watched(_TwoParts):
+    """Notes which examples each part learns from."""
+
+    seen: ClassVar[dict[str, list[int]]] = {}
+
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        objective, noted = super().build(part, models, criterion), self.seen.setdefault(part.name, [])
+        losses = objective.losses
+
+        def watched(batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+            assert batch.places is not None
+            noted.extend(batch.places.tolist())
+            return losses(batch, step, steps)
+
+        objective.losses = watched  # type: ignore[method-assign]
+        return objective
+
+
+def test_parts_share_an_epoch_without_leaving_an_example_out(bench: Bench, tmp_path: Path) -> None:
+    """Guards short trainings: a part that began with the data anew would leave their end to nobody."""
+    _Watched.seen.clear()
+    phase = bench.phase(_Watched(), epochs=1)
+    train(phase, bench.run(tmp_path, phase))
+    seen = _Watched.seen
+    assert len(seen["projection"]) + len(seen["labels"]) == len(phase.train)
+    assert sorted(seen["projection"] + seen["labels"]) == list(range(len(phase.train)))
 
 
 def test_a_journal_of_an_earlier_version_is_gone_on_from(bench: Bench, tmp_path: Path) -> None:
