@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
-from api.limits import allow_many_connections, encode_in_one_thread
+from api.limits import allow_many_connections, encode_in_one_thread, leave_lasting_objects_alone
 from api.logs import configure_logging
 from models.settings import Settings
 
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     allow_many_connections()
     encode_in_one_thread()
     app = create_app(settings)
+    leave_lasting_objects_alone()
     config = uvicorn.Config(
         app,
         host=options.host,

@@ -13,7 +13,7 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
-from api.limits import allow_many_connections, encode_in_one_thread
+from api.limits import allow_many_connections, encode_in_one_thread, leave_lasting_objects_alone
 from api.logs import configure_logging
 from api.serve.app import create_app
 from api.serve.folder import FolderShelf
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     allow_many_connections()
     encode_in_one_thread()
     service = create_app(settings)
+    leave_lasting_objects_alone()
     running = server(service, host=options.host, port=options.port, drain=settings.serve_drain_seconds)
     log.info(said)
     # uvicorn raises the signal that ended it once more when all is closed; being told to end is no failure.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.deps import Services
+from models.db import Database
 from models.job import JobStatus
 from models.settings import Settings
 from tests.api.conftest import SMALLEST, add_model, become, sha256
@@ -271,3 +273,34 @@ def test_logs_are_one_short_line_a_request_and_carry_no_bodies(served: Served) -
     assert len(lines) == 1
     assert "POST /v1/jobs 202" in lines[0]
     assert "s3cr3t" not in served.log.read_text()
+
+
+_COUNTED = """
+import gc, runpy, sys, uvicorn
+def run(self, sockets=None): print("lasting and others:", gc.get_freeze_count(), len(gc.get_objects()))
+uvicorn.Server.run = run
+sys.argv = ["-"]
+runpy.run_module(MODULE, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["api", "api.serve"])
+def test_lasting_objects_are_left_to_no_collection(tmp_path: Path, module: str) -> None:
+    """Guards the slowest answers under load: a full collection that goes through everything that was imported holds up
+    all threads at once, for 100 ms."""
+    database = Database(Settings(data_dir=tmp_path))
+    database.migrate()
+    database.dispose()
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNTED.replace("MODULE", repr(module))],
+        cwd=ROOT,
+        env={**os.environ, "LIMBECK_DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r"lasting and others: (\d+) (\d+)", done.stdout)
+    assert found is not None, done.stderr
+    lasting, others = int(found[1]), int(found[2])
+    assert lasting > 100_000
+    assert others < lasting / 20
