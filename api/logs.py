@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import logging
 import sys
 import threading
+from collections.abc import Sequence
+from typing import ClassVar
 
 import structlog
 
@@ -12,19 +16,45 @@ from models.settings import Settings
 
 
 class Lines:
-    """What structlog hands its lines to; one that cannot be written must not cost the answer that it tells of."""
+    """What structlog hands its lines to; one that cannot be written must not cost the answer that it tells of.
+
+    Lines of the event loop's thread are written together at the end of its turn, in their order. At each write a thread
+    lets go of the interpreter, and waits until those that compute answers give it back.
+    """
 
     _lock = threading.Lock()
+    _gathered: ClassVar[list[str]] = []
+    _writing: ClassVar[asyncio.AbstractEventLoop | None] = None  #: that will write them at the end of its turn
 
     def info(self, line: str) -> None:
         try:
-            with self._lock:
-                sys.stderr.write(f"{line}\n")
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # another thread, or no loop yet
+            self._write([line])
+            return
+        with self._lock:
+            self._gathered.append(line)
+            known, Lines._writing = Lines._writing is loop, loop
+        if not known:
+            loop.call_soon(self.flush)
+
+    debug = warning = error = critical = info
+
+    @classmethod
+    def flush(cls) -> None:
+        """Write what is gathered."""
+        with cls._lock:
+            lines, cls._gathered, cls._writing = cls._gathered, [], None
+        cls._write(lines)
+
+    @classmethod
+    def _write(cls, lines: Sequence[str]) -> None:
+        try:
+            with cls._lock:
+                sys.stderr.write("".join(f"{line}\n" for line in lines))
                 sys.stderr.flush()
         except (OSError, ValueError):  # as logging's own handlers: the disk is full, or the stream is closed
             pass
-
-    debug = warning = error = critical = info
 
 
 def configure_logging(settings: Settings) -> None:
@@ -52,6 +82,7 @@ def configure_logging(settings: Settings) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its own set-up at each start
+    atexit.register(Lines.flush)  # of a loop that has ended before the end of its turn
     structlog.configure(
         processors=[*shared, *last],
         logger_factory=lambda *_: Lines(),

@@ -10,6 +10,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+_LOOP = """
+import asyncio, os, sys, structlog
+from api.logs import configure_logging
+from models.settings import Settings
+configure_logging(Settings(log_format="json"))
+log, writes = structlog.get_logger("limbeck.api"), []
+write = sys.stderr.write
+sys.stderr.write = lambda text: (writes.append(text.count("\\n")), write(text))
+async def turn(*words):
+    for word in words:
+        log.info(word)
+async def two():
+    await turn("a", "b", "c")
+    await asyncio.sleep(0)
+    await turn("d")
+    await asyncio.sleep(0)
+    await turn("e")
+    asyncio.get_running_loop().stop()
+try:
+    asyncio.run(two())
+except RuntimeError:
+    pass
+asyncio.run(turn("f"))
+log.info("g")
+print(writes)
+"""
 _SCRIPT = """
 import logging, structlog
 from api.logs import configure_logging
@@ -56,6 +82,13 @@ def test_text_is_the_same_from_structlog_and_from_the_standard_library() -> None
     assert access.split()[1:] == "[info ] GET / 200 1.0 ms request_id=find-me".split()
     assert ours.split(" ", 1)[1].strip() == others.split(" ", 1)[1].strip() == "[warning  ] Grüße"
     assert sum("ZeroDivisionError" in line for line in failed) == 2
+
+
+def test_lines_of_a_turn_are_written_together_and_none_is_lost() -> None:
+    """Guards the order of the lines, and those of a loop that has ended before it wrote them."""
+    done = subprocess.run([sys.executable, "-c", _LOOP], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == list("abcdefg")
+    assert done.stdout.startswith("[3, 1, ")
 
 
 def test_a_log_that_cannot_be_written_costs_no_request() -> None:
