@@ -14,3 +14,5 @@ FILES: Mapping[Format, str] = {
     "onnx-int8-static": "onnx/model_int8_static.onnx",
     "onnx-fp16": "onnx/model_fp16.onnx",
 }
+
+EIGHT_BITS: frozenset[Format] = frozenset({"onnx-int8", "onnx-int8-static"})

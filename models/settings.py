@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """Students kept loaded for ``/predict`` take at most about this much; the least recently used goes first."""
     predict_threads: int | None = Field(default=None, ge=1, le=256)
     """Windows of texts that an API process answers at the same time; default: one for each core."""
+    predict_call_threads: int | None = Field(default=None, ge=1, le=256)
+    """Threads that one window is computed with; default: 1 in int8, as many as there are cores in the other forms."""
     predict_providers: Annotated[tuple[Literal["cuda", "openvino", "cpu"], ...], NoDecode] = ()
     """What computes for ``/predict``, the preferred one first, with commas; default: whatever of it is installed."""
     predict_queue_texts: int = Field(default=4096, gt=0)

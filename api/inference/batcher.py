@@ -1,9 +1,10 @@
 """Questions of many requests, answered together by a few threads.
 
-A thread that is free takes whatever waits for one student, as many texts as a window holds, and never waits for more
-to come. Students take turns, so that one that everybody asks does not starve the others; within a student it is first
-come, first served. What waits is bounded: beyond that, and behind its deadline, a question is refused at once rather
-than answered too late. Of a student with early exits a thread takes one layer's worth at a time, see
+A thread that is free takes whatever waits for one student, as many texts as a window holds, or its share of them while
+others are free as well, and never waits for more to come. Students take turns, so that one that everybody asks does not
+starve the others; within a student it is first come, first served. What waits is bounded: beyond that, and behind its
+deadline, a question is refused at once rather than answered too late. Of a student with early exits a thread takes one
+layer's worth at a time, see
 ``api/inference/layered.py``.
 """
 
@@ -25,6 +26,8 @@ from limbeck.runtime import Predictor, Question
 
 #: Texts that are answered in one go. More would gain nothing on a CPU, and who comes behind waits for all of it.
 WINDOW = 32
+#: Texts of one question that are too few to be shared out among threads.
+_LEAST = 8
 #: Seconds over which the rate for Retry-After is judged.
 _MEMORY = 10.0
 _THREAD_NAMES = itertools.count()
@@ -75,6 +78,7 @@ class Batcher:
         self._lines: OrderedDict[int, _Line] = OrderedDict()
         self._under_way: dict[int, _Line] = {}  # those of students with early exits that have texts between layers
         self._texts = 0  # that wait, except for those
+        self._idle = 0  # threads that wait for something to do
         self._closed = False
         self._waking: asyncio.AbstractEventLoop | None = None  # that will wake a thread in its next turn
         self._finished: deque[tuple[float, int]] = deque(maxlen=1000)  # (when, texts) of the last windows
@@ -94,7 +98,9 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._seconds
-        parts = [Waiting(part, deadline, loop.create_future(), loop) for part in question.parts(WINDOW)]
+        # Of a long list each thread can have its share, too.
+        size = min(WINDOW, max(_LEAST, math.ceil(len(question) / len(self._threads))))
+        parts = [Waiting(part, deadline, loop.create_future(), loop) for part in question.parts(size)]
         self._enter(student, parts, len(question))
         try:
             answers = [await part.answer for part in parts]
@@ -174,10 +180,12 @@ class Batcher:
             while not self._lines:
                 if self._closed:
                     return None
+                self._idle += 1
                 self._turn.wait()
+                self._idle -= 1
             _, line = self._lines.popitem(last=False)
             line.calls += 1
-            window, late = self._window(line.waiting)
+            window, late = self._window(line.waiting, self._room(line))
             if line.layered is None:
                 self._finished.append((time.monotonic(), sum(len(one.question) for one in window)))
             elif window:
@@ -222,10 +230,17 @@ class Batcher:
         else:
             line.calls = 0
 
-    def _window(self, waiting: deque[Waiting]) -> tuple[list[Waiting], list[Waiting]]:
+    def _room(self, line: _Line) -> int:
+        """Texts that a thread takes of a student: its share of what waits while others have nothing to do."""
+        if not self._idle or line.layered is not None or not line.waiting:
+            return WINDOW
+        share = math.ceil(sum(len(one.question) for one in line.waiting) / (1 + self._idle))
+        return min(WINDOW, max(share, len(line.waiting[0].question)))
+
+    def _window(self, waiting: deque[Waiting], room: int) -> tuple[list[Waiting], list[Waiting]]:
         window: list[Waiting] = []
         late: list[Waiting] = []
-        room, now = WINDOW, time.monotonic()
+        now = time.monotonic()
         while waiting and len(waiting[0].question) <= room:
             one = waiting.popleft()
             self._texts -= len(one.question)

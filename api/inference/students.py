@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from api.inference.files import FileFacts, LocalFiles
 from api.inference.memory import give_back
 from limbeck.errors import Conflict
-from limbeck.formats import FILES, Format
+from limbeck.formats import EIGHT_BITS, FILES, Format
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import FOLDER as EXITS
 from limbeck.runtime.student import IMAGE_SIDE_FILES, SIDE_FILES, TOKENIZER
@@ -71,6 +71,7 @@ class Students:
         self._places: OrderedDict[tuple[str, Format], _Place] = OrderedDict()
         self._clock = clock
         self._providers = settings.predict_providers
+        self._call_threads = settings.predict_call_threads
         require_providers(settings)  # a server that cannot compute so does not start
         self._known: dict[str, _Known] = {}
 
@@ -154,7 +155,10 @@ class Students:
     def _load(self, key: tuple[str, Format], place: _Place, needed: Sequence[FileFacts]) -> None:
         try:
             with self._files.laid_out(needed) as folder:
-                place.predictor.set_result(Predictor.load(folder, format=key[1], providers=self._providers))
+                # What a call in eight bits multiplies is soon done: others wake later than that.
+                threads = self._call_threads or (1 if key[1] in EIGHT_BITS else None)
+                found = Predictor.load(folder, format=key[1], threads=threads, providers=self._providers)
+                place.predictor.set_result(found)
         except BaseException as error:
             with self._lock:
                 if self._places.get(key) is place:

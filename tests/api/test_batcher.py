@@ -98,18 +98,56 @@ def test_what_waits_meanwhile_is_answered_in_one_go() -> None:
     assert [size for _, size in student.log] == [1, WINDOW, 3]
 
 
-def test_questions_that_come_together_are_answered_together() -> None:
-    """Guards against one thread that runs off with the first question and another with the second: each window costs
-    a turn of the interpreter's lock."""
+@pytest.mark.parametrize(("threads", "windows"), [(1, [5]), (2, [3, 2]), (4, [2, 1, 1, 1])])
+def test_questions_that_come_together_are_shared_out_among_free_threads(threads: int, windows: list[int]) -> None:
+    """Guards against one thread that runs off with the first question, and against one that takes them all while the
+    cores of the others stand idle."""
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        await until(lambda: made._idle == threads)
+        asked = asyncio.gather(*(made.ask(student, question(f"{i}")) for i in range(5)))  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 0)
+        student.go.set()
+        await asked
+
+    with batcher(threads=threads) as made:
+        run(script(made))
+    assert sorted((size for _, size in student.log), reverse=True) == windows
+
+
+def test_a_busy_thread_gets_no_share() -> None:
+    """Guards against windows that stay small where nobody is free to take the rest."""
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        first = asyncio.ensure_future(made.ask(student, question("a")))  # type: ignore[arg-type]
+        await until(student.begun.is_set)
+        second = asyncio.ensure_future(made.ask(student, question("b")))  # type: ignore[arg-type]
+        await until(lambda: made._idle == 0 and made.waiting == 0)
+        rest = [asyncio.ensure_future(made.ask(student, question(f"{i}"))) for i in range(6)]  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 6)
+        student.go.set()
+        await asyncio.gather(first, second, *rest)
+
+    with batcher(threads=2) as made:
+        run(script(made))
+    assert sorted(size for _, size in student.log) in ([1, 1, 6], [1, 1, 3, 3])  # the second came free in between
+
+
+def test_a_long_list_is_shared_out_as_well() -> None:
+    """Guards a lone caller's list: of one window only one thread would have something to do."""
     student = Slow()
     student.go.set()
 
     async def script(made: Batcher) -> None:
-        await asyncio.gather(*(made.ask(student, question(f"{i}")) for i in range(5)))  # type: ignore[arg-type]
+        await until(lambda: made._idle == 2)
+        assert await made.ask(student, question(*map(str, range(20)))) == [str(i) for i in range(20)]  # type: ignore[arg-type]
+        assert await made.ask(student, question(*map(str, range(7)))) == [str(i) for i in range(7)]  # type: ignore[arg-type]
 
     with batcher(threads=2) as made:
         run(script(made))
-    assert [size for _, size in student.log] == [5]
+    assert sorted(size for _, size in student.log) == [7, 10, 10]
 
 
 def test_a_list_of_several_windows_keeps_all_threads_busy() -> None:

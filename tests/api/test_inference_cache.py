@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from api.inference import Students
 from limbeck.errors import Conflict, DamagedFile, InvalidInput, InvalidModel, Unavailable
+from limbeck.formats import Format
+from limbeck.runtime import Predictor
 from limbeck.runtime.providers import installed
 from models.settings import Settings
 from models.storage.local import LocalStorage
@@ -116,6 +119,33 @@ def test_the_forms_of_a_student_are_apart(bucket: Bucket, exported_student: Path
     assert [(one.model_id, one.format) for one in loaded.loaded] == [("mdl_a", "onnx"), ("mdl_a", "onnx-int8")]
     loaded.forget("mdl_a")
     assert loaded.loaded == ()
+
+
+@pytest.mark.parametrize(
+    ("setting", "threads"), [(None, {"onnx": None, "onnx-int8": 1}), (3, {"onnx": 3, "onnx-int8": 3})]
+)
+def test_a_call_in_eight_bits_is_computed_by_one_thread(
+    bucket: Bucket,
+    exported_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: int | None,
+    threads: dict[Format, int | None],
+) -> None:
+    """Guards against cores that wait for each other within one call, and a setting that nobody reads."""
+    seen: dict[Format, int | None] = {}
+    load = Predictor.load
+
+    def watched(folder: Path, *, format: Format, threads: int | None, **rest: Any) -> Predictor:
+        seen[format] = threads
+        return load(folder, format=format, threads=threads, **rest)
+
+    monkeypatch.setattr(Predictor, "load", watched)
+    files = stored(bucket, exported_student, "mdl_a")
+    loaded = Students(bucket, Settings(data_dir=tmp_path / "data", predict_call_threads=setting))
+    for form in threads:
+        loaded.get("mdl_a", files, form)
+    assert seen == threads
 
 
 def test_the_least_recently_asked_goes_first(bucket: Bucket, exported_student: Path, tmp_path: Path) -> None:
