@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from limbeck.run import Run
 
 #: Speeds of the curve; the default speed comes between them.
-CURVE = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+CURVE = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 #: Among these the default is looked for: finer where branches are sure.
 _CANDIDATES = tuple(sorted({*(k / 1000 for k in range(10)), *(k / 100 for k in range(1, 101))}))
 _TIMED = 0.7
