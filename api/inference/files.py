@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -72,9 +72,10 @@ class LocalFiles:
             _require_whole(stored, file)
             return stored
         path = self._folder / file.sha256
-        if path.is_file() and _sha256(path) == file.sha256:
-            os.utime(path)
-            return path
+        with suppress(FileNotFoundError):  # not fetched yet, or evicted by another load meanwhile
+            if _sha256(path) == file.sha256:
+                os.utime(path)
+                return path
         # A name of this call's own: another thread or process may be fetching the same file.
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".fetch-") as aside:
             fetched = Path(aside, "file")
@@ -84,14 +85,18 @@ class LocalFiles:
         return path
 
     def _evict(self, kept: set[str]) -> None:
-        for left in self._folder.glob(".*"):  # by a process that was killed
-            if left.stat().st_mtime < time.time() - _STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        found = [path for path in self._folder.iterdir() if path.is_file()]
+        files = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # other loads come to their end, and evict as well
+                facts = path.stat()
+                if not path.name.startswith("."):
+                    files.append((path.name in kept, facts.st_mtime, facts.st_size, path))
+                elif facts.st_mtime < time.time() - _STALE_SECONDS:  # left by a process that was killed
+                    shutil.rmtree(path, ignore_errors=True)
         total = 0
-        for path in sorted(found, key=lambda path: (path.name in kept, path.stat().st_mtime), reverse=True):
-            total += path.stat().st_size
-            if total > self._limit and path.name not in kept:
+        for needed, _, size, path in sorted(files, reverse=True):
+            total += size
+            if total > self._limit and not needed:
                 path.unlink(missing_ok=True)
 
 

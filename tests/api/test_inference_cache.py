@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from api.inference import Students
+from api.inference.files import LocalFiles
 from limbeck.errors import Conflict, DamagedFile, InvalidInput, InvalidModel, Unavailable
 from limbeck.formats import Format
 from limbeck.runtime import Predictor
@@ -244,6 +245,28 @@ def test_waiters_hear_of_a_failure(bucket: Bucket, exported_student: Path, tmp_p
     bucket.away = True
     with pytest.raises(Unavailable):
         students(bucket, tmp_path / "elsewhere").get("mdl_a", files)
+
+
+def test_loads_that_come_and_go_do_not_fail_each_other(tmp_path: Path) -> None:
+    """Guards against the folder of another load, or a file that it evicts, going between being listed and being looked
+    at: everybody who waited for the student got an internal error."""
+    bucket, contents = Bucket(tmp_path / "bucket"), [tmp_path / f"{number}" for number in range(8)]
+    for number, content in enumerate(contents):
+        content.write_bytes(bytes([number]) * 1000)
+    done = [bucket.put_file(content, f"models/{content.name}") for content in contents]
+    facts = [StoredFile("config.json", one.key, one.bytes, one.sha256) for one in done]
+    found = LocalFiles(bucket, tmp_path / "fetched", limit=1000)
+    until = time.monotonic() + 1.5
+
+    def load(number: int) -> int:
+        loads = 0
+        while time.monotonic() < until:
+            with found.laid_out([facts[number]]):
+                loads += 1
+        return loads
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(load, range(8)))
 
 
 def test_what_cannot_answer_is_named(bucket: Bucket, exported_pair_student: Path, tmp_path: Path) -> None:
