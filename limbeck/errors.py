@@ -15,7 +15,7 @@
     ├── Unavailable             a service that this one needs is away; try again
     │   ├── QueueFull           as many jobs wait as the server takes; try again later
     │   ├── Busy                as many texts wait for a student's answer as the server takes
-    │   └── TooSlow             a question waited longer than it may
+    │   └── TooSlow             a question was not answered in time
     ├── JobFailed               a job that ran and cannot end well
     │   ├── Diverged            the loss, or a model's logits, became NaN or infinite
     │   ├── TeacherUnfit        the teacher is no better than guessing the majority class

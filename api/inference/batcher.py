@@ -2,9 +2,9 @@
 
 A thread that is free takes whatever waits for one student, as many texts as a window holds, or its share of them while
 others are free as well, and never waits for more to come. Students take turns, so that one that everybody asks does not
-starve the others; within a student it is first come, first served. What waits is bounded: beyond that, and behind its
-deadline, a question is refused at once rather than answered too late. Of a student with early exits a thread takes one
-layer's worth at a time, see
+starve the others; within a student it is first come, first served. What waits is bounded: beyond that a question is
+refused at once. At its deadline it is refused as well, whether it waits or is computed; the window that a thread has of
+it is computed to its end. Of a student with early exits a thread takes one layer's worth at a time, see
 ``api/inference/layered.py``.
 """
 
@@ -42,6 +42,10 @@ class Waiting:
     answer: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
 
+    def expired(self, now: float) -> bool:
+        """Whether nobody waits for it any more; behind the deadline the loop of who asked refuses it."""
+        return now > self.deadline or self.answer.done()
+
 
 @dataclass(slots=True)
 class _Line:
@@ -69,7 +73,7 @@ class Batcher:
     Args:
         threads: that answer at the same time; each of them calls the runtime.
         limit: texts that may wait.
-        seconds: that a question may wait.
+        seconds: in which a question is answered, or refused.
     """
 
     def __init__(self, *, threads: int, limit: int, seconds: float) -> None:
@@ -94,7 +98,7 @@ class Batcher:
 
         Raises:
             Busy: too many texts wait already; ``retry_after`` is an estimate from the rate of late.
-            TooSlow: it waited longer than it may.
+            TooSlow: there is no answer in time.
         """
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._seconds
@@ -102,9 +106,11 @@ class Batcher:
         size = min(WINDOW, max(_LEAST, math.ceil(len(question) / len(self._threads))))
         parts = [Waiting(part, deadline, loop.create_future(), loop) for part in question.parts(size)]
         self._enter(student, parts, len(question))
+        late = loop.call_later(self._seconds, self._refuse, parts)
         try:
             answers = [await part.answer for part in parts]
         finally:
+            late.cancel()
             for part in parts:  # of a caller who went away, or whose first part failed, the rest need not be answered
                 part.answer.cancel()
         return answers[0] if len(answers) == 1 else [one for answer in answers for one in answer]
@@ -166,16 +172,15 @@ class Batcher:
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
-            line, window, late = taken
-            self._refuse(late)
+            line, window = taken
             if line.layered is not None:
                 self._bring_on(line, line.layered, window)
             elif window:
                 self._deliver(list(zip(window, _answers(line.student, window), strict=True)))
 
-    def _take(self) -> tuple[_Line, list[Waiting], list[Waiting]] | None:
-        """The next student with as many of its questions as go into a window, and those that came too late; waits for
-        some. None when all is over."""
+    def _take(self) -> tuple[_Line, list[Waiting]] | None:
+        """The next student with as many of its questions as go into a window; waits for some. None when all is
+        over."""
         with self._turn:
             while not self._lines:
                 if self._closed:
@@ -185,7 +190,7 @@ class Batcher:
                 self._idle -= 1
             _, line = self._lines.popitem(last=False)
             line.calls += 1
-            window, late = self._window(line.waiting, self._room(line))
+            window = self._window(line.waiting, self._room(line))
             if line.layered is None:
                 self._finished.append((time.monotonic(), sum(len(one.question) for one in window)))
             elif window:
@@ -193,16 +198,15 @@ class Batcher:
                 self._under_way[id(line.student)] = line
             if line.layered is None or window:
                 self._hand_on(line)
-            return line, window, late
+            return line, window
 
     def _bring_on(self, line: _Line, layered: Layered, window: Sequence[Waiting]) -> None:
         """Let a window in, and bring the texts that are next through their layer."""
         coded = layered.coded(window)
         with self._turn:
             unreadable = layered.enter(coded)
-            texts, late = layered.take(time.monotonic())
+            texts = layered.take(time.monotonic())
             self._hand_on(line)
-        self._refuse(late)
         found = layered.run(texts)
         with self._turn:
             complete, failed = layered.put(found)
@@ -237,24 +241,25 @@ class Batcher:
         share = math.ceil(sum(len(one.question) for one in line.waiting) / (1 + self._idle))
         return min(WINDOW, max(share, len(line.waiting[0].question)))
 
-    def _window(self, waiting: deque[Waiting], room: int) -> tuple[list[Waiting], list[Waiting]]:
+    def _window(self, waiting: deque[Waiting], room: int) -> list[Waiting]:
         window: list[Waiting] = []
-        late: list[Waiting] = []
         now = time.monotonic()
         while waiting and len(waiting[0].question) <= room:
             one = waiting.popleft()
             self._texts -= len(one.question)
-            if one.answer.cancelled():
-                continue
-            if now > one.deadline:
-                late.append(one)
+            if one.expired(now):
                 continue
             room -= len(one.question)
             window.append(one)
-        return window, late
+        return window
 
-    def _refuse(self, late: Sequence[Waiting]) -> None:
-        self._deliver([(one, TooSlow(f"No answer within {self._seconds:g} s: too much waits.")) for one in late])
+    def _refuse(self, parts: Sequence[Waiting]) -> None:
+        """Called by the loop of who asks, at the deadline: the first part without an answer is what :meth:`ask` waits
+        for, and it gives up the others."""
+        for part in parts:
+            if not part.answer.done():
+                part.answer.set_exception(TooSlow(f"No answer within {self._seconds:g} s: too much is asked."))
+                return
 
     @staticmethod
     def _deliver(answers: Sequence[tuple[Waiting, Any]]) -> None:

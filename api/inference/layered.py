@@ -92,23 +92,19 @@ class Layered:
                 self._layers.add(texts)
         return failed
 
-    def take(self, now: float) -> tuple[list[Text], list[Waiting]]:
-        """The texts to run next, none where nobody waits, and the questions that are found behind their deadline."""
-        late: list[Waiting] = []
+    def take(self, now: float) -> list[Text]:
+        """The texts to run next; none where nobody waits."""
 
         def gone(text: Text) -> bool:
             one = text.owner[0].waiting
-            if one.answer.cancelled():
+            if one.expired(now):
                 self._open.discard(one)
-            elif now > one.deadline and one in self._open:
-                self._open.discard(one)
-                late.append(one)
             if one in self._open:
                 return False
             self.texts -= 1
             return True
 
-        return self._layers.take(gone), late
+        return self._layers.take(gone)
 
     def run(self, texts: Sequence[Text]) -> Pass:
         """Bring them through their layer; a text that breaks the call fails alone."""

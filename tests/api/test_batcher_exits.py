@@ -231,11 +231,27 @@ def test_behind_its_deadline_a_text_goes_no_further(student: Predictor, layers: 
         layers.gates[0].set()
         with pytest.raises(TooSlow, match=r"0\.05 s"):
             await late
+        await until(lambda: made.waiting == 0)
 
     with batcher(seconds=0.05) as made:
         run(script(made))
-        assert made.waiting == 0
     assert layers.calls == [(0, [WORDS])]
+
+
+def test_at_its_deadline_a_text_is_refused_while_its_layer_runs(student: Predictor, layers: Watched) -> None:
+    """Guards against a deadline that is looked at between two layers alone."""
+    layers.gates[1].clear()
+
+    async def script(made: Batcher) -> None:
+        with pytest.raises(TooSlow, match=r"0\.2 s"):
+            await ask(made, student, [WORDS, WORDS], 0)
+        assert not layers.gates[1].is_set()
+        layers.gates[1].set()
+        await until(lambda: made.waiting == 0)
+
+    with batcher(seconds=0.2) as made:
+        run(script(made))
+    assert layers.calls == [(0, [WORDS, WORDS]), (1, [WORDS, WORDS])]
 
 
 def test_what_is_between_two_layers_counts_as_waiting(student: Predictor, layers: Watched) -> None:
