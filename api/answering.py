@@ -50,12 +50,13 @@ class Answering:
     async def read(
         self, student: Predictor, inputs: Any, *, top_k: TopK = None, speed: float | None = None
     ) -> Question:
-        """What a student is asked, checked; in a thread where that decodes images, or looks for masks among tokens.
+        """What a student is asked, checked; in a thread where that decodes images, or looks at tokens: for masks, or to
+        cut contexts.
 
         Raises:
             InvalidInput: with a pointer for each input that is wrong.
         """
-        if student.task != "image_classification" and student.mask is None:
+        if student.task not in ("image_classification", "question_answering") and student.mask is None:
             return student.question(inputs, top_k=top_k, speed=speed)
         question = partial(student.question, inputs, top_k=top_k, speed=speed)
         return await to_thread.run_sync(question, limiter=self._reading)

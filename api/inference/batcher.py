@@ -23,8 +23,10 @@ from typing import Any
 from api.inference.layered import Layered
 from limbeck.errors import Busy, TooSlow
 from limbeck.runtime import Predictor, Question
+from limbeck.runtime.parts import joined, parts
 
-#: Texts that are answered in one go. More would gain nothing on a CPU, and who comes behind waits for all of it.
+#: Texts, or windows of contexts, that are answered in one go. More would gain nothing on a CPU, and who comes behind
+#: waits for all of it.
 WINDOW = 32
 #: Texts of one question that are too few to be shared out among threads.
 _LEAST = 8
@@ -72,7 +74,7 @@ class Batcher:
 
     Args:
         threads: that answer at the same time; each of them calls the runtime.
-        limit: texts that may wait.
+        limit: texts that may wait; a context counts as its windows.
         seconds: in which a question is answered, or refused.
     """
 
@@ -102,18 +104,19 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._seconds
-        # Of a long list each thread can have its share, too.
-        size = min(WINDOW, max(_LEAST, math.ceil(len(question) / len(self._threads))))
-        parts = [Waiting(part, deadline, loop.create_future(), loop) for part in question.parts(size)]
-        self._enter(student, parts, len(question))
-        late = loop.call_later(self._seconds, self._refuse, parts)
+        # Of a long list, or context, each thread can have its share, too.
+        size = min(WINDOW, max(_LEAST, math.ceil(question.rows / len(self._threads))))
+        asked = parts(question, size)
+        waiting = [Waiting(part, deadline, loop.create_future(), loop) for part in asked]
+        self._enter(student, waiting, question.rows)
+        late = loop.call_later(self._seconds, self._refuse, waiting)
         try:
-            answers = [await part.answer for part in parts]
+            answers = [await one.answer for one in waiting]
         finally:
             late.cancel()
-            for part in parts:  # of a caller who went away, or whose first part failed, the rest need not be answered
-                part.answer.cancel()
-        return answers[0] if len(answers) == 1 else [one for answer in answers for one in answer]
+            for one in waiting:  # of a caller who went away, or whose first part failed, the rest need not be answered
+                one.answer.cancel()
+        return joined(asked, answers)
 
     def close(self) -> None:
         """Let the threads end; what waits is refused."""
@@ -192,7 +195,7 @@ class Batcher:
             line.calls += 1
             window = self._window(line.waiting, self._room(line))
             if line.layered is None:
-                self._finished.append((time.monotonic(), sum(len(one.question) for one in window)))
+                self._finished.append((time.monotonic(), sum(one.question.rows for one in window)))
             elif window:
                 line.layered.begin(window)
                 self._under_way[id(line.student)] = line
@@ -238,18 +241,18 @@ class Batcher:
         """Texts that a thread takes of a student: its share of what waits while others have nothing to do."""
         if not self._idle or line.layered is not None or not line.waiting:
             return WINDOW
-        share = math.ceil(sum(len(one.question) for one in line.waiting) / (1 + self._idle))
-        return min(WINDOW, max(share, len(line.waiting[0].question)))
+        share = math.ceil(sum(one.question.rows for one in line.waiting) / (1 + self._idle))
+        return min(WINDOW, max(share, line.waiting[0].question.rows))
 
     def _window(self, waiting: deque[Waiting], room: int) -> list[Waiting]:
         window: list[Waiting] = []
         now = time.monotonic()
-        while waiting and len(waiting[0].question) <= room:
+        while waiting and (rows := waiting[0].question.rows) <= room:
             one = waiting.popleft()
-            self._texts -= len(one.question)
+            self._texts -= rows
             if one.expired(now):
                 continue
-            room -= len(one.question)
+            room -= rows
             window.append(one)
         return window
 

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from api.inference.files import FileFacts, LocalFiles
 from api.inference.memory import give_back
@@ -21,8 +21,9 @@ from models.settings import Settings
 from models.storage import Storage
 
 #: What a student takes, in bytes of its files. Measured with twelve and forty students of 3 layers: a graph of 70 MB
-#: takes 70 (fp32), one of 17.5 takes 18.6 (int8), a tokenizer of 0.7 MB takes 7. Students with the same tokenizer share
-#: it, so their sum is an upper bound; what is left of it is room for what all of them compute in.
+#: takes 70 (fp32), one of 17.5 takes 18.6 (int8), a tokenizer of 0.7 MB takes 7, and those that cut contexts have more
+#: than one. Students with the same tokenizer share it, so their sum is an upper bound; what is left of it is room for
+#: what all of them compute in.
 _GRAPH_FACTOR = 1.1
 _TOKENIZER_FACTOR = 10
 _BASE_BYTES = 2 * 1024**2
@@ -41,9 +42,9 @@ class Loaded:
     bytes: int  #: estimated
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Place:
-    facts: Loaded
+    facts: Loaded  #: whether it cuts contexts is known when it is there
     predictor: Future[Predictor] = field(default_factory=Future)
 
 
@@ -157,8 +158,10 @@ class Students:
             with self._files.laid_out(needed) as folder:
                 # What a call in eight bits multiplies is soon done: others wake later than that.
                 threads = self._call_threads or (1 if key[1] in EIGHT_BITS else None)
-                found = Predictor.load(folder, format=key[1], threads=threads, providers=self._providers)
-                place.predictor.set_result(found)
+                student = Predictor.load(folder, format=key[1], threads=threads, providers=self._providers)
+            with self._lock:
+                place.facts = replace(place.facts, bytes=_estimate(needed, student.tokenizers))
+            place.predictor.set_result(student)
         except BaseException as error:
             with self._lock:
                 if self._places.get(key) is place:
@@ -186,6 +189,6 @@ def files_of(
     return form, tuple(by_path[path] for path in (*sides, *(layers or [FILES[form]])))
 
 
-def _estimate(needed: Sequence[FileFacts]) -> int:
-    factors = (_TOKENIZER_FACTOR if file.path == TOKENIZER else _GRAPH_FACTOR for file in needed)
+def _estimate(needed: Sequence[FileFacts], tokenizers: int = 1) -> int:
+    factors = (tokenizers * _TOKENIZER_FACTOR if file.path == TOKENIZER else _GRAPH_FACTOR for file in needed)
     return _BASE_BYTES + int(sum(factor * file.bytes for factor, file in zip(factors, needed, strict=True)))

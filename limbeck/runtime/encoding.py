@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 
 from limbeck.errors import InvalidModel
 from limbeck.runtime.student import TOKENIZER, StudentFacts
+from limbeck.runtime.windows import Windows
 
 Feeds = Mapping[str, NDArray[Any]]
 """``input_ids``, ``attention_mask`` and ``token_type_ids``, each (examples, tokens), whole numbers; of images
@@ -56,6 +58,7 @@ class Encoder:
         tokenizer.no_padding()
         tokenizer.enable_truncation(facts.max_length, strategy="longest_first")
         self.tokenizer = self._tokenizer = tokenizer
+        self._max_length = facts.max_length
 
     @classmethod
     def load(cls, folder: Path, facts: StudentFacts) -> Encoder:
@@ -78,6 +81,12 @@ class Encoder:
             return found
         except Exception as error:  # the Rust library raises nothing narrower
             raise InvalidModel(f"{path} cannot be used as a tokenizer: {error}") from error
+
+    @cached_property
+    def windows(self) -> Windows:
+        """What cuts contexts, for students that answer questions; made once, as it takes longer than a small student's
+        answer does."""
+        return Windows(self.tokenizer, self._max_length)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
         """Token ids of each text, or pair of texts, cut to the student's ``max_length``."""

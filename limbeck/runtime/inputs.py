@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.errors import InvalidInput, Problem
 
 if TYPE_CHECKING:
     from limbeck.runtime.images import Picture
+    from limbeck.runtime.windows import Window
 
 TopK = int | Literal["all"] | None
 
@@ -30,24 +31,17 @@ class Question:
     top_k: TopK = None
     speed: float | None = None  #: of a student with early exits; None: its own
     pictures: list[Picture] | None = None  #: of a student of images, whose ``texts`` are empty
+    windows: list[list[Window]] | None = None  #: of a student that answers questions: of each, with its context
+    #: Of one question with some windows of its context (``limbeck/runtime/parts.py``): it is answered with their spans.
+    piece: Literal["more follow", "last"] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def parts(self, size: int) -> list[Question]:
-        """The same in lists of at most ``size`` texts, whose answers stand one after the other."""
-        if len(self) <= size:
-            return [self]
-        spans = [slice(start, start + size) for start in range(0, len(self), size)]
-        return [
-            replace(
-                self,
-                texts=self.texts[at],
-                pairs=self.pairs and self.pairs[at],
-                pictures=self.pictures and self.pictures[at],
-            )
-            for at in spans
-        ]
+    @property
+    def rows(self) -> int:
+        """What a model computes for it: texts, or windows of contexts."""
+        return len(self.texts) if self.windows is None else sum(map(len, self.windows))
 
 
 def read_question(inputs: Any, *, pair: bool, top_k: TopK = None, speed: float | None = None) -> Question:
@@ -108,6 +102,24 @@ def read_asked(inputs: Any, *, top_k: TopK = None) -> Question:
     if problems:
         raise _invalid(problems)
     return Question(found["question"], found["context"], "object" if alone else "list", top_k)
+
+
+def require_contexts(question: Question, read: Sequence[bool]) -> None:
+    """
+    Args:
+        read: for each context whether it has a token.
+
+    Raises:
+        InvalidInput: at the contexts without one: of spaces that take no room, say, or of control characters.
+    """
+    pointers = [f"/inputs/{place}" if question.form == "list" else "/inputs" for place in range(len(read))]
+    problems = [
+        Problem(f"{pointer}/context", "the student's tokenizer reads nothing of this text, so nothing in it can answer")
+        for pointer, any_token in zip(pointers, read, strict=True)
+        if not any_token
+    ]
+    if problems:
+        raise _invalid(problems)
 
 
 def check_top_k(top_k: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from limbeck.runtime.entities import entities
 from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
 from limbeck.runtime.feeding import feeds_of
 from limbeck.runtime.images import Picture, Preparation
-from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k
+from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k, require_contexts
 from limbeck.runtime.layers import Text
 from limbeck.runtime.masks import TOP_K, fillings, require_few, require_masks
+from limbeck.runtime.parts import spans_answer
 from limbeck.runtime.picture_inputs import read_pictures
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import StudentFacts, exported
-from limbeck.runtime.windows import Windows, best_spans, probabilities
+from limbeck.runtime.windows import Span, Window, best_spans
 
 
 class Predictor:
@@ -103,6 +105,11 @@ class Predictor:
         return self._facts.mask
 
     @property
+    def tokenizers(self) -> int:
+        """How many it has in memory: to cut contexts takes two more."""
+        return 3 if self.task == "question_answering" else 1
+
+    @property
     def _mask_id(self) -> int:
         found = self._encoder.tokenizer.token_to_id(self._facts.mask or "")
         if found is None:
@@ -172,7 +179,10 @@ class Predictor:
         if isinstance(self._reader, Preparation):
             return read_pictures(inputs, self._reader, top_k=top_k)
         if self.task == "question_answering":
-            return read_asked(inputs, top_k=top_k)
+            asked = read_asked(inputs, top_k=top_k)
+            windows = self._encoder.windows.encode(asked.texts, asked.pairs or [])
+            require_contexts(asked, [not all(one.empty for one in each) for each in windows])
+            return replace(asked, windows=windows)
         if self.task == "embeddings" and top_k not in (None, "all"):
             refuse_top_k("a student that gives vectors has nothing to rank; leave it out")
         if self.task == "token_classification" and top_k is not None:
@@ -188,12 +198,11 @@ class Predictor:
     def answers(self, questions: Sequence[Question]) -> list[Any]:
         """Answer several questions in one go; each gets what it would get alone."""
         texts = [text for question in questions for text in question.texts]
-        pairs = [second for question in questions for second in question.pairs or ()]
         found: Any
         if self.task == "token_classification":
             found = self._entities(texts)
         elif self.task == "question_answering":
-            found = self._spans(texts, pairs)
+            found = self._spans([windows for question in questions for windows in question.windows or ()])
         elif self.task == "image_classification":
             found = softmax(self._picture_logits([one for question in questions for one in question.pictures or ()]))
         elif self.task == "embeddings":
@@ -202,6 +211,7 @@ class Predictor:
             kept = [question.top_k for question in questions for _ in question.texts]
             found = self._fillings(texts, [one if isinstance(one, int) else TOP_K for one in kept])
         else:
+            pairs = [second for question in questions for second in question.pairs or ()]
             speeds = [question.speed for question in questions for _ in question.texts]
             found = self._scores(self._logits(texts, pairs if self.pair else None, speeds))
         ends = np.cumsum([len(question) for question in questions]).tolist()
@@ -281,20 +291,10 @@ class Predictor:
             for text, one, logits in zip(texts, coded, self._token_logits(coded), strict=True)
         ]
 
-    def _spans(self, questions: Sequence[str], contexts: Sequence[str]) -> list[list[dict[str, Any]]]:
-        """The answers to each question, best first."""
-        each = Windows(self._encoder.tokenizer, self._facts.max_length).encode(questions, contexts)
+    def _spans(self, each: Sequence[Sequence[Window]]) -> list[list[Span]]:
+        """The candidates for each question's answer, best first, of its windows."""
         logits = iter(self._token_logits([Row(one.ids, one.types) for windows in each for one in windows]))
-        ranked = []
-        for context, windows in zip(contexts, each, strict=True):
-            spans = best_spans([(next(logits), one.places) for one in windows])
-            ranked.append(
-                [
-                    {"score": float(score), "start": one.start, "end": one.end, "answer": context[one.start : one.end]}
-                    for one, score in zip(spans, probabilities(spans), strict=True)
-                ]
-            )
-        return ranked
+        return [best_spans([(next(logits), one.places) for one in windows]) for windows in each]
 
     def _fillings(self, texts: Sequence[str], top_k: Sequence[int]) -> list[Any]:
         """What stands at the masks of each text; only the best of it is kept, as logits are as wide as a vocabulary."""
@@ -323,9 +323,10 @@ def _each_of(question: Question, found: Sequence[Any]) -> Any:
     return list(found) if question.form == "list" else found[0]
 
 
-def _spans_of(question: Question, ranked: Sequence[Any]) -> Any:
-    kept = [one if question.top_k == "all" else one[: question.top_k or 1] for one in ranked]
-    answers = [one if question.top_k is not None else one[0] for one in kept]
+def _spans_of(question: Question, found: Sequence[list[Span]]) -> Any:
+    if question.piece is not None:
+        return found[0]
+    answers = [spans_answer(question, place, spans) for place, spans in enumerate(found)]
     return answers if question.form == "list" else answers[0]
 
 

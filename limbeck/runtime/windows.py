@@ -6,8 +6,9 @@ Training and serving share this module, so that a student is asked as it was tau
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ N_BEST = 20
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A question with a part of its context, as tokens."""
+    """A question with a part of its context, as tokens; :attr:`empty` where none of them is of the context."""
 
     ids: Sequence[int]
     types: Sequence[int]
@@ -31,6 +32,10 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.places[:, 1] >= 0).any()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ def _window(coded: object) -> Window:
     ids, types, kinds, offsets = (getattr(coded, name) for name in ("ids", "type_ids", "sequence_ids", "offsets"))
     places = np.full((len(ids), 2), -1, dtype=np.int32)
     inside = [place for place, kind in enumerate(kinds) if kind == 1]
-    places[inside] = [offsets[place] for place in inside]
+    if inside:
+        places[inside] = [offsets[place] for place in inside]
     return Window(ids, types, places)
 
 
@@ -82,7 +88,7 @@ def best_spans(windows: Sequence[tuple[NDArray[np.float32], NDArray[np.int32]]],
     Args:
         windows: for each window its logits of start and end, (tokens, 2), and its places, (tokens, 2).
     """
-    found: dict[tuple[int, int], float] = {}
+    found: list[Span] = []
     for logits, places in windows:
         inside = np.flatnonzero(places[:, 1] >= 0)
         if not len(inside):
@@ -95,11 +101,28 @@ def best_spans(windows: Sequence[tuple[NDArray[np.float32], NDArray[np.int32]]],
         flat = np.argsort(-scores, axis=None, kind="stable")[:most]
         for more, start in zip(*np.unravel_index(flat, scores.shape), strict=True):
             score = float(scores[more, start])
-            span = int(places[inside[start], 0]), int(places[inside[min(start + more, len(inside) - 1)], 1])
-            if np.isfinite(score) and score > found.get(span, -np.inf):
-                found[span] = score
-    ranked = sorted(found.items(), key=lambda one: (-one[1], one[0]))[:most]
-    return [Span(start, end, score) for (start, end), score in ranked]
+            last = min(start + more, len(inside) - 1)
+            if np.isfinite(score):
+                found.append(Span(int(places[inside[start], 0]), int(places[inside[last], 1]), score))
+    return merged(found, most)
+
+
+def merged(spans: Iterable[Span], most: int = N_BEST) -> list[Span]:
+    """The likeliest of several windows' spans, each once, best first."""
+    found: dict[tuple[int, int], Span] = {}
+    for one in spans:
+        place = one.start, one.end
+        if place not in found or one.score > found[place].score:
+            found[place] = one
+    return sorted(found.values(), key=lambda one: (-one.score, one.start, one.end))[:most]
+
+
+def named(spans: Sequence[Span], context: str, most: int) -> list[dict[str, Any]]:
+    """``[{"score", "start", "end", "answer"}, …]`` of the first ``most``; the scores of all sum to 1."""
+    return [
+        {"score": float(score), "start": one.start, "end": one.end, "answer": context[one.start : one.end]}
+        for one, score in zip(spans[:most], probabilities(spans)[:most], strict=True)
+    ]
 
 
 def probabilities(spans: Sequence[Span]) -> NDArray[np.float64]:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from api.inference import Batcher
+from api.inference.batcher import WINDOW
 from limbeck.config import TASKS
+from limbeck.errors import Busy
 from limbeck.runtime import Predictor, Question
 from tests.exported import texts
 from tests.tiny import write_tiny_bert
@@ -28,16 +30,18 @@ LABELS = {
 
 
 class Watched:
-    """A student, and how many questions each of its windows had."""
+    """A student, and how many questions each of its windows had, and rows."""
 
     exits = None
 
     def __init__(self, student: Predictor) -> None:
         self.student = student
         self.windows: list[int] = []
+        self.rows: list[int] = []
 
     def answers(self, questions: Sequence[Question]) -> list[Any]:
         self.windows.append(len(questions))
+        self.rows.append(sum(one.rows for one in questions))
         return self.student.answers(questions)
 
 
@@ -71,7 +75,7 @@ def test_callers_share_a_window_and_nothing_else(task: str, tmp_path: Path) -> N
     watched = Watched(student)
     given: list[Any] = list(texts(7))
     if task == "question_answering":
-        given = [{"question": "What is returned?", "context": " ".join([text] * 3)} for text in given]
+        given = [{"question": "What is returned?", "context": text} for text in given]
     given = [*given[:4], given[4:6], given[6]]
 
     async def script(made: Batcher) -> list[Any]:
@@ -88,3 +92,47 @@ def test_callers_share_a_window_and_nothing_else(task: str, tmp_path: Path) -> N
     assert watched.windows == [len(given)]
     for one, answer in zip(given, found, strict=True):
         assert numbers(answer) == pytest.approx(numbers(student.predict(one)), abs=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [None, 3, "all"])
+def test_a_long_context_is_answered_in_pieces(top_k: Any, tmp_path: Path) -> None:
+    """Guards the threads: a body of 1 MiB has some 900 windows, which were one text of the queue and one call of a
+    minute. And the answer, which is that of all windows together."""
+    student = student_of("question_answering", tmp_path / "student")
+    watched = Watched(student)
+    short, long = ({"question": "What is returned?", "context": " ".join(texts(count))} for count in (1, 60))
+    given: list[Any] = [[short, long, long, short, short], long, short]
+
+    async def script(made: Batcher) -> list[Any]:
+        asked = [student.question(one, top_k=top_k) for one in given]
+        assert asked[1].rows > 2 * WINDOW
+        return [await made.ask(watched, one) for one in asked]  # type: ignore[arg-type]
+
+    made = Batcher(threads=2, limit=10, seconds=60)
+    try:
+        found = asyncio.run(script(made))
+    finally:
+        made.close()
+    assert max(watched.rows) == WINDOW
+    for one, answer in zip(given, found, strict=True):
+        assert numbers(answer) == pytest.approx(numbers(student.predict(one, top_k=top_k)), abs=1e-4)
+
+
+def test_a_context_counts_as_its_windows(tmp_path: Path) -> None:
+    """Guards the bound of what waits."""
+    student = student_of("question_answering", tmp_path / "student")
+    asked = student.question({"question": "What is returned?", "context": " ".join(texts(4))})
+    assert 1 < asked.rows < WINDOW
+    made = Batcher(threads=1, limit=asked.rows, seconds=60)
+
+    async def script() -> None:
+        with made._turn:  # so that the thread takes nothing
+            first = asyncio.ensure_future(made.ask(student, asked))
+            await asyncio.sleep(0)
+            assert made.waiting == asked.rows
+            with pytest.raises(Busy, match=f"{asked.rows} texts wait"):
+                await made.ask(student, asked)
+        await first
+
+    asyncio.run(script())
+    made.close()

@@ -24,6 +24,7 @@ from limbeck.runtime import Predictor
 from limbeck.runtime.providers import installed
 from models.settings import Settings
 from models.storage.local import LocalStorage
+from tests.api.test_batcher_tasks import student_of
 from tests.exported import texts
 
 
@@ -169,6 +170,17 @@ def test_the_least_recently_asked_goes_first(bucket: Bucket, exported_student: P
 
 def loaded_bytes(loaded: Students) -> int:
     return sum(one.bytes for one in loaded.loaded)
+
+
+def test_tokenizers_that_cut_contexts_are_counted(bucket: Bucket, tmp_path: Path) -> None:
+    """Guards the limit: a student that answers questions has three tokenizers in memory, and makes them once."""
+    student_of("question_answering", tmp_path / "student")
+    files, loaded = stored(bucket, tmp_path / "student", "mdl_a"), students(bucket, tmp_path)
+    student = loaded.get("mdl_a", files)
+    assert student.tokenizers == 3
+    (tokenizer,) = [file.bytes for file in files if file.path == "tokenizer.json"]
+    assert loaded_bytes(loaded) > 3 * 10 * tokenizer
+    assert student._encoder.windows is student._encoder.windows
 
 
 def test_one_that_is_too_large_is_loaded_alone(bucket: Bucket, exported_student: Path, tmp_path: Path) -> None:

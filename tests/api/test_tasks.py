@@ -120,6 +120,10 @@ def test_students_of_every_task_answer(client: TestClient, house: Services, tmp_
         "/inputs/1/text",
     }
     assert ask("question_answering", [], "text")["errors"][0]["pointer"] == "/inputs"
+    nothing = [asked | {"context": unread} for unread in ("\u200b", "\x01", "\ufeff", "\u00ad", "\u0301")]
+    refused = ask("question_answering", [], [asked, *nothing])  # and no internal error
+    assert [one["pointer"] for one in refused["errors"]] == [f"/inputs/{place}/context" for place in range(1, 6)]
+    assert ask("question_answering", [], nothing[0])["errors"][0]["pointer"] == "/inputs/context"
 
 
 def test_students_that_give_vectors_answer(client: TestClient, house: Services, tmp_path: Path) -> None:

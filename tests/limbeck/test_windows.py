@@ -1,0 +1,33 @@
+"""Contexts in windows, as training and serving cut them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from limbeck.data import Split
+from limbeck.runtime.windows import Span, merged
+from limbeck.tasks.question_answering import QuestionAnswering
+from tests.tiny import write_tiny_bert
+
+
+def test_a_context_of_which_nothing_is_read_breaks_no_training_off(tmp_path: Path) -> None:
+    """Guards a job over thousands of questions against one whose context is a space that takes no room."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(write_tiny_bert(tmp_path / "tiny", layers=1))
+    contexts = ["Return the open socket.", "\u200b"]
+    split = Split(["What is returned?"] * 2, contexts, [[("socket", 16)], [("\u200b", 0)]])
+    task = QuestionAnswering()
+    data = task.encode(tokenizer, split, [], 32, lambda: None)
+    assert data.labels[0].all()
+    assert data.labels[1].tolist() == [0, 0], "as a window without the answer"
+    found = task.predictions(np.zeros((int(data.starts[-1]), 2), dtype=np.float32), data)
+    assert found[0]
+    assert found[1] == ""
+
+
+def test_the_spans_of_several_windows_are_each_named_once() -> None:
+    spans = [Span(4, 9, 1.0), Span(0, 3, 2.0), Span(4, 9, 3.0), Span(1, 3, 2.0)]
+    assert merged(spans, 2) == [Span(4, 9, 3.0), Span(0, 3, 2.0)]
