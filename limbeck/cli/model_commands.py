@@ -154,21 +154,37 @@ def _read_inputs(lines: TextIO) -> Iterator[Any]:
                 f"Line {number} is neither a text nor an object with a text in `text`, nor one with `question` and "
                 f"`context`: {line.strip()[:80]}"
             )
-        yield value if isinstance(value, str) else {key: value[key] for key in ("text", "text_pair") if value.get(key)}
+        yield value if isinstance(value, str) else _texts(value, number)
+
+
+def _texts(value: dict[str, Any], number: int) -> dict[str, str]:
+    """An object's texts; a second one that is null is none."""
+    pair = value.get("text_pair")
+    if pair is None:
+        return {"text": value["text"]}
+    if not isinstance(pair, str):
+        raise InvalidInput(f"Line {number} has no text in `text_pair`: {json.dumps(pair, ensure_ascii=False)[:80]}")
+    return {"text": value["text"], "text_pair": pair}
 
 
 def _batches(inputs: Iterable[Any]) -> Iterator[list[Any]]:
     batch: list[Any] = []
     size = 0
-    for one in inputs:
-        own = len(json.dumps(one))  # at least as long as it is sent, where fewer characters are escaped
-        if batch and (len(batch) == _BATCH or size + own > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(one)
-        size += own
+    broken: InvalidInput | None = None
+    try:
+        for one in inputs:
+            own = len(json.dumps(one))  # at least as long as it is sent, where fewer characters are escaped
+            if batch and (len(batch) == _BATCH or size + own > _BATCH_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append(one)
+            size += own
+    except InvalidInput as error:  # a line; those in front of it are answered first
+        broken = error
     if batch:
         yield batch
+    if broken is not None:
+        raise broken
 
 
 def _show(text: str, answer: Any, *, as_json: bool, alone: bool) -> None:
@@ -179,15 +195,17 @@ def _show(text: str, answer: Any, *, as_json: bool, alone: bool) -> None:
     if found and isinstance(found[0], float):
         typer.echo(json.dumps(found) + ("" if alone else f"\t{text}"))
         return
+    if found and isinstance(found[0], list):  # of several masked tokens, one after the other
+        found = [one for each in found for one in each]
     for one in found:
         typer.echo(f"{_named(one)}\t{one['score']:.4f}" + ("" if alone else f"\t{text}"))
 
 
 def _named(one: dict[str, Any]) -> str:
-    """A label, an answer, or an entity with its type."""
+    """A label, an answer, a masked token, or an entity with its type."""
     if "entity_group" in one:
         return f"{one['entity_group']}\t{one['word']}"
-    return str(one["label"] if "label" in one else one["answer"])
+    return str(next(one[name] for name in ("label", "answer", "token_str") if name in one))
 
 
 def _bar() -> Progress:

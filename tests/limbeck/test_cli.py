@@ -332,15 +332,40 @@ def test_predict_sends_no_more_than_a_request_may_have(api: Api, tmp_path: Path)
     assert (large > 1024**2, last < 100) == (True, True)
 
 
+@pytest.mark.parametrize("masks", [1, 2])
+def test_predict_prints_masked_tokens(api: Api, masks: int) -> None:
+    """Guards the shapes of fill-mask: a list for a text, and a list of lists for one with several masks."""
+    tokens = [{"score": 0.5, "token": 7, "token_str": word, "sequence": f"a {word}"} for word in ("socket", "file")]
+    api.answer("POST /v1/models/mdl_9/predict", [tokens if masks == 1 else [tokens] * masks])
+    assert run(api, "predict", "mdl_9", "a [MASK]").stdout == "socket\t0.5000\nfile\t0.5000\n" * masks
+
+
+def test_an_empty_text_of_jsonl_is_asked_as_it_stands(api: Api) -> None:
+    """Guards against an empty object, or a pair that loses its second text, which the server then refuses."""
+    api.answer("POST /v1/models/mdl_9/predict", [{"label": "good", "score": 1.0}] * 3)
+    given = [{"text": ""}, {"text": "a", "text_pair": ""}, {"text": "a", "text_pair": None}]
+    result = run(api, "predict", "mdl_9", "--file", "-", stdin="\n".join(map(json.dumps, given)))
+    assert result.exit_code == 0
+    assert api.body("POST /v1/models/mdl_9/predict") == {"inputs": [*given[:2], {"text": "a"}]}
+
+
 @pytest.mark.parametrize(
-    ("line", "message"), [("no json", "Line 2 is not JSON"), ('{"txt": "a"}', "Line 2 is neither")]
+    ("line", "message"),
+    [
+        ("no json", "Line 2 is not JSON"),
+        ('{"txt": "a"}', "Line 2 is neither"),
+        ('{"text": "a", "text_pair": 7}', "Line 2 has no text in `text_pair`: 7"),
+    ],
 )
 def test_a_bad_line_of_jsonl_is_named(api: Api, tmp_path: Path, line: str, message: str) -> None:
+    """And those in front of it are answered."""
+    api.answer("POST /v1/models/mdl_9/predict", [{"label": "good", "score": 1.0}])
     file = tmp_path / "in.jsonl"
     file.write_text(f'"fine"\n{line}\n')
     result = run(api, "predict", "mdl_9", "--file", str(file))
     assert result.exit_code == 2
     assert message in result.stderr
+    assert [json.loads(one)["input"] for one in result.stdout.splitlines()] == ["fine"]
 
 
 def test_up_without_the_server_says_where_it_is(tmp_path: Path) -> None:
