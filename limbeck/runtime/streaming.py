@@ -38,23 +38,41 @@ def stream(
 
     Raises:
         InvalidInput: an input cannot be read; what came in front of its window has been answered.
+        Exception: that ``inputs`` raises, behind the answers to all that it gave.
     """
     workers = workers or cores()
     size = MOST_IMAGES if student.task == "image_classification" else WINDOW
     left = iter(inputs)
+    broken: Exception | None = None
     waiting: deque[tuple[list[Any], Future[Any]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="limbeck-stream") as pool:
         try:
             while True:
-                while len(waiting) <= workers and (window := list(islice(left, size))):
+                while len(waiting) <= workers and broken is None:
+                    window, broken = _read(left, size)
+                    if not window:
+                        break
                     waiting.append((window, pool.submit(student.predict, window, top_k=top_k, speed=speed)))
                 if not waiting:
+                    if broken is not None:
+                        raise broken
                     return
                 window, answers = waiting.popleft()
                 yield from zip(window, answers.result(), strict=True)
         finally:
             for _, answers in waiting:
                 answers.cancel()
+
+
+def _read(left: Iterator[Any], size: int) -> tuple[list[Any], Exception | None]:
+    """As many inputs, or those in front of what was raised, and that."""
+    window: list[Any] = []
+    try:
+        for one in islice(left, size):
+            window.append(one)
+    except Exception as error:  # whatever it is: it is raised again, in its place among the answers
+        return window, error
+    return window, None
 
 
 def cores() -> int:

@@ -63,3 +63,19 @@ def test_what_came_before_a_bad_input_is_answered(student: Predictor) -> None:
     assert [one for one, _ in islice(answered, WINDOW)] == given[:WINDOW]
     with pytest.raises(InvalidInput, match="/inputs/0: found a number"):
         next(answered)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_came_before_inputs_that_break_off_is_answered(student: Predictor, workers: int) -> None:
+    """Guards the windows that are under way when a line of a file cannot be read, and those in front of it in its
+    own."""
+    given = many(2 * WINDOW + 5)
+
+    def lines() -> Iterator[str]:
+        yield from given
+        raise InvalidInput("Line 518 is not JSON")
+
+    answered = stream(student, lines(), workers=workers)
+    assert [one for one, _ in islice(answered, len(given))] == given
+    with pytest.raises(InvalidInput, match="Line 518"):
+        next(answered)
