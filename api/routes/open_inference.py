@@ -5,7 +5,7 @@ outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One t
 the output ``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and
 ``context``. One that gives vectors has the output ``embedding`` (FP32, a row for each text). A student of images has
 the input ``image``, each in base64. Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the
-outputs are JSON.
+outputs are JSON. Of a request's ``parameters`` ``speed`` is read; those that clients send of themselves are passed by.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ _REQUEST: dict[str, Any] = {
     "examples": {"one": {"summary": "One text", "value": examples.INFER}},
 }
 _OUTPUTS = (("label", "BYTES"), ("score", "FP32"))
+#: Parameters that Triton's client and MLServer's send of themselves or offer as arguments: of sequences, queues and
+#: codecs, which are not here, and of binary outputs, in whose place each of them reads JSON as well.
+_PASSED_BY = {
+    *("binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"),
+    *("triton_enable_empty_final_response", "content_type", "headers"),
+}
 
 
 @router.get("", summary="What the server is", responses=answers(ok=(None, examples.SERVER)))
@@ -86,13 +92,18 @@ async def model_ready(asked: Asked, name: str) -> Response:
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.INFERRED)),
 )
 async def infer(asked: Asked, name: str, request: Request) -> Response:
-    """The best label of each text, and its probability; or what else the student answers with."""
+    """The best label of each text, and its probability; or what else the student answers with. A student with early
+    exits takes `"parameters": {"speed": 0.5}`. What Triton's and MLServer's clients send among the `parameters` of
+    themselves (`binary_data_output`, `sequence_id`, `priority`, `timeout`, `content_type`, …) has no effect; any other
+    parameter is refused.
+    """
     student = await asked.student(name)
     limit_body(request, student)
     document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
     top_k = 1 if student.task == "image_classification" else None
-    answer = await asked.batcher.ask(student, await asked.read(student, _asked(columns), top_k=top_k))
+    question = await asked.read(student, _asked(columns), top_k=top_k, speed=_speed(document))
+    answer = await asked.batcher.ask(student, question)
     if top_k is not None:
         answer = [best for best, *_ in answer]
     if student.task == "embeddings":
@@ -226,13 +237,28 @@ def _wanted(document: Mapping[str, Any], known: Sequence[tuple[str, str]]) -> se
     """The names of the outputs to answer with; default: all."""
     names = [name for name, _ in known]
     outputs = document.get("outputs")
-    if not outputs:
+    if outputs is None or outputs == []:
         return set(names)
-    for place, one in enumerate(outputs if isinstance(outputs, list) else [outputs]):
+    if not isinstance(outputs, list):
+        raise _fault("/outputs", 'expected a list of objects such as {"name": "' + names[0] + '"}')
+    for place, one in enumerate(outputs):
         name = one.get("name") if isinstance(one, dict) else None
         if name not in names:
             raise _fault(f"/outputs/{place}/name", f"found {name!r}; allowed: {', '.join(names)}")
     return {one["name"] for one in outputs}
+
+
+def _speed(document: Mapping[str, Any]) -> Any:
+    """The request's, which the student checks; None where it names none."""
+    parameters = document.get("parameters")
+    if parameters is None:
+        return None
+    if not isinstance(parameters, dict):
+        raise _fault("/parameters", "expected an object")
+    for name in parameters:
+        if name != "speed" and name not in _PASSED_BY:
+            raise _fault(f"/parameters/{name}", "there is no such parameter here; allowed: speed")
+    return parameters.get("speed")
 
 
 def _product(numbers: Sequence[int]) -> int:

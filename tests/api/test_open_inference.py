@@ -23,11 +23,14 @@ from tests.exported import LABELS, texts
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, exported_student: Path) -> Iterator[str]:
-    """A real server's, with a student under the alias ``reviews``."""
+def address(
+    tmp_path_factory: pytest.TempPathFactory, exported_student: Path, exported_exits_student: Path
+) -> Iterator[str]:
+    """A real server's, with a student under the alias ``reviews``, and one with early exits, ``early``."""
     with serve(tmp_path_factory.mktemp("served"), {}) as served:
-        made = add_model(served.house, contents(exported_student), labels=list(LABELS))
-        httpx.put(f"{served.url}/v1/aliases/reviews", json={"model": made}, timeout=30).raise_for_status()
+        for alias, folder in (("reviews", exported_student), ("early", exported_exits_student)):
+            made = add_model(served.house, contents(folder), labels=list(LABELS))
+            httpx.put(f"{served.url}/v1/aliases/{alias}", json={"model": made}, timeout=30).raise_for_status()
         yield served.url
 
 
@@ -50,6 +53,48 @@ def test_tritons_client_gets_what_the_predictor_answers(address: str, exported_s
     assert found.get_response()["id"] == "7"
     assert list(found.as_numpy("label")) == [one["label"] for one in expected]
     assert found.as_numpy("score").tolist() == pytest.approx([one["score"] for one in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("speed", [0, 1])
+def test_the_speed_of_a_request_is_read_beside_what_clients_send_of_themselves(
+    address: str, exported_exits_student: Path, speed: float
+) -> None:
+    """Guards against a speed that is taken and has no effect, and against a client that says more than we read."""
+    asked = texts(4)
+    expected = Predictor.load(exported_exits_student, format="onnx").predict(asked, speed=speed)
+    client = InferenceServerClient(address.removeprefix("http://"))
+    given = InferInput("text", [len(asked)], "BYTES")
+    given.set_data_from_numpy(np.array([text.encode() for text in asked], dtype=np.object_))
+    try:
+        found = client.infer(
+            "early", [given], sequence_id=7, sequence_end=True, priority=1, timeout=9, parameters={"speed": speed}
+        )
+    finally:
+        client.close()
+    assert found.as_numpy("score").tolist() == pytest.approx([one["score"] for one in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"outputs": {"name": "label"}}, "/outputs"),
+        ({"outputs": "label"}, "/outputs"),
+        ({"outputs": [{"name": ["label"]}]}, "/outputs/0/name"),
+        ({"parameters": [1]}, "/parameters"),
+        ({"parameters": {"speed": 1.5}}, "/parameters/speed"),
+        ({"parameters": {"speed": "fast"}}, "/parameters/speed"),
+        ({"parameters": {"top_k": 2}}, "/parameters/top_k"),
+    ],
+)
+def test_what_else_a_request_says_is_read_or_refused(address: str, changes: dict[str, Any], pointer: str) -> None:
+    """Guards against an answer of 500, and against a wish that is passed over without a word."""
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
+    answer = httpx.post(f"{address}/v2/models/early/infer", json={"inputs": [tensor], **changes})
+    assert answer.status_code == 422, answer.text
+    assert [one["pointer"] for one in answer.json()["errors"]] == [pointer]
+    if "parameters" in changes:  # of a student without exits even a good one
+        sent = {"inputs": [tensor], "parameters": {"speed": 0.5}}
+        assert httpx.post(f"{address}/v2/models/reviews/infer", json=sent).status_code == 422
 
 
 def test_tritons_client_reads_our_errors(address: str) -> None:
