@@ -12,12 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
-from api.limits import (
-    allow_many_connections,
-    encode_in_one_thread,
-    hand_over_the_interpreter_soon,
-    leave_lasting_objects_alone,
-)
+from api.limits import allow_many_connections, encode_in_one_thread, leave_lasting_objects_alone
 from api.logs import configure_logging
 from models.settings import Settings
 
@@ -47,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(settings)
     allow_many_connections()
     encode_in_one_thread()
-    hand_over_the_interpreter_soon()
     app = create_app(settings)
     leave_lasting_objects_alone()
     config = uvicorn.Config(

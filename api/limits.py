@@ -5,12 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import sys
 
 #: More than one process can serve.
 _ENOUGH = 65_536
-#: Seconds after which a thread that waits for the interpreter is given it.
-_TURN = 0.0005
 
 
 def allow_many_connections() -> int:
@@ -41,13 +38,3 @@ def leave_lasting_objects_alone() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def hand_over_the_interpreter_soon() -> None:
-    """Let no thread wait long for another one's Python.
-
-    A thread that answers lets the interpreter go several times a window, as ONNX Runtime and the tokenizer compute
-    without it. Coming back while the loop of events is busy with requests it would wait Python's 5 ms each time, which
-    is longer than a small window takes to compute.
-    """
-    sys.setswitchinterval(_TURN)

@@ -13,12 +13,7 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
-from api.limits import (
-    allow_many_connections,
-    encode_in_one_thread,
-    hand_over_the_interpreter_soon,
-    leave_lasting_objects_alone,
-)
+from api.limits import allow_many_connections, encode_in_one_thread, leave_lasting_objects_alone
 from api.logs import configure_logging
 from api.serve.app import create_app
 from api.serve.folder import FolderShelf
@@ -50,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     allow_many_connections()
     encode_in_one_thread()
-    hand_over_the_interpreter_soon()
     service = create_app(settings)
     leave_lasting_objects_alone()
     running = server(service, host=options.host, port=options.port, drain=settings.serve_drain_seconds)
