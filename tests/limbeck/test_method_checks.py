@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from limbeck import preflight
-from limbeck.config import DistillConfig
+from limbeck.config import DistillConfig, Student
+from limbeck.methods.auto import Auto
+from limbeck.preflight import serves
 from limbeck.shapes import offers
 from limbeck.sources import ModelFacts, config_facts
+from limbeck.tasks.sequence_classification import SequenceClassification
 
 BERT = ModelFacts("BertModel", "bert", 6, 384, None, False, 0, 0, 512, heads=12, intermediate_size=1536)
 ELECTRA = replace(BERT, model_type="electra", embedding_size=384)
@@ -47,7 +50,12 @@ def test_additive_theseus_is_refused_where_layers_see_different_things(change: d
     found = problems(facts, student=3, method={"type": "theseus", "replacing": "additive"})
     assert ("allowed: linear, constant" in found.get("/method/replacing", "")) is not alike
     assert problems(facts, student=3, method="theseus") == {}
-    assert problems(facts, student=3, method={"type": "auto", "race": True}) == {}  # it races without
+    race = Auto(race=True)
+    assert problems(facts, student=3, method=race.model_dump()) == {}  # it races without
+    served = {
+        one.type: serves(one, SequenceClassification(), offers(Student(layers=3), facts)) for one in race.rivals()
+    }
+    assert served == {"kd": True, "theseus": alike, "none": True}
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,14 @@ def config(place: Path, **changes: Any) -> DistillConfig:
     return DistillConfig.parse({**document, **changes})
 
 
+#: The shortest job that has a race, of a student whose start is named.
+SHORT: dict[str, Any] = {
+    "student": [1, 3],
+    "training": {"epochs": 5, "batch_size": 3, "learning_rate": 1e-3, "max_length": 32},
+    "evaluation": {"baseline": False, "hard_samples": False},
+}
+
+
 class StopsIn(Recorder):
     """Stops the run once a phase has told so many points of its loss."""
 
@@ -116,7 +124,7 @@ class _Silent(Criterion):
 def test_scorecard_card_and_events_tell_of_the_method_that_trained_the_student(place: Path, tmp_path: Path) -> None:
     """Guards a card that says ``auto`` of a student that another method trained, and remarks on what was not done."""
     said = Recorder()
-    wanted = config(place, student=[1, 3]).model_copy(update={"method": Learnless()})
+    wanted = config(place, **SHORT).model_copy(update={"method": Learnless()})
     result = distill(wanted, tmp_path, callbacks=said)
     assert [set(one["scores"]) for one in told(said)] == [{"method 'auto'", "method 'none'"}]
     assert (result.scorecard.method, result.scorecard.chosen_method) == ("auto", "none")
@@ -143,8 +151,7 @@ def write_texts(folder: Path) -> Path:
 @pytest.mark.parametrize("what", ["unlabelled", "teachers"])
 def test_a_race_leaves_out_whom_preflight_refuses_by_name(place: Path, tmp_path: Path, what: str) -> None:
     """Guards against a winner that learns from labels alone, over texts that have none or teachers that nobody asks."""
-    wanted = config(place, method={"type": "auto", "race": True}, student=[1, 3], evaluation={"baseline": False})
-    document = wanted.model_dump(mode="json")
+    document = config(place, method={"type": "auto", "race": True}, **SHORT).model_dump(mode="json")
     if what == "unlabelled":
         source = f"path:{write_texts(tmp_path / 'more')}"
         document["training"]["augmentation"] = [{"type": "unlabelled", "source": source}]
