@@ -32,12 +32,12 @@ class BaseAugmentation(Spec, ABC):
 
     type: Any
 
-    def problems(self, *, at: str, task: str, reads_logits: bool, method: str) -> Iterator[Problem]:
+    def problems(self, *, at: str, task: str, labels_alone: bool, method: str) -> Iterator[Problem]:
         """What forbids this augmentation for such a task and method.
 
         Args:
             at: its own JSON pointer.
-            reads_logits: whether the method learns from the teacher's logits throughout.
+            labels_alone: whether the method, or a part of it, learns from the true labels and nothing else.
         """
         if task not in self.tasks:
             yield Problem(

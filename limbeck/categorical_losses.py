@@ -168,18 +168,24 @@ def annealing_losses(
     student_logits: Tensor,  # (rows, classes)
     teacher_logits: Tensor,  # (rows, classes)
     scale: float,
+    real: Tensor | None = None,  # (rows, classes)
 ) -> Tensor:
     """``mean over classes of (s - scale · t)²``, the first phase of Annealing-KD (Jafari et al. 2021,
     arXiv:2104.07163).
 
     Args:
         scale: ``1 - (τ - 1) / τ_max``, which grows to 1 as the temperature τ falls from τ_max to 1.
+        real: which classes a row has; default: all. The others are padding, whose logits are far below all others and
+            would be most of the distance.
 
     Returns:
         (rows,) in float32.
     """
     require_pair(student_logits, teacher_logits)
-    return (student_logits.float() - scale * teacher_logits.float()).square().mean(dim=-1)
+    apart = student_logits.float() - scale * teacher_logits.float()
+    if real is None:
+        return apart.square().mean(dim=-1)
+    return torch.where(real, apart, 0.0).square().sum(dim=-1) / real.sum(dim=-1)
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class TextColumns(Spec):
 
 
 class Unlabelled(BaseAugmentation):
-    """Extra texts without labels, on which the student learns the teacher's answers alone.
+    """Extra texts without labels, on which the student learns from the teacher alone.
 
     Their hard loss is left out, and so are labels that the source may have. The baseline, which has no teacher, does
     without them; its epochs are more by as much, so that it takes the same number of steps.
@@ -149,12 +149,13 @@ class Unlabelled(BaseAugmentation):
     def _known_source(cls, value: str) -> str:
         return source_name(value, what="data set", builtins=BUILTIN_TEXTS, reference="dataset:ds_")
 
-    def problems(self, *, at: str, task: str, reads_logits: bool, method: str) -> Iterator[Problem]:
-        yield from super().problems(at=at, task=task, reads_logits=reads_logits, method=method)
-        if not reads_logits:
+    def problems(self, *, at: str, task: str, labels_alone: bool, method: str) -> Iterator[Problem]:
+        yield from super().problems(at=at, task=task, labels_alone=labels_alone, method=method)
+        if labels_alone:
             yield Problem(
                 at,
-                f"found 'unlabelled'; the method {method!r} learns from labels, which these texts have none of",
+                f"found 'unlabelled'; the method {method!r} learns, or begins with learning, from labels alone, which "
+                "these texts have none of",
             )
 
 

@@ -139,19 +139,19 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teachers: Teach
     logits = answers_of(run, job, teachers) if name == "distilling" else None
     models = models_of(run, job, first_of(teachers))
     if name == "distilling":
-        _say_remarks(run, job, models.student)
+        _say_remarks(run, job, method, models.student)
     epochs, rate = epochs_of(run.config, job, name), run.config.training.learning_rate
     fitted = train(phase_of(run, job, name, method, models, logits, epochs, rate), run)
     _say_trained(run, job, name, fitted)
     return keep(run, name, fitted.model)
 
 
-def _say_remarks(run: Run, job: Prepared, student: PreTrainedModel) -> None:
+def _say_remarks(run: Run, job: Prepared, method: Method, student: PreTrainedModel) -> None:
     if run.facts.get("remarks_said"):
         return
     types = {"teacher": job.blueprint.config.model_type, "student": student.config.model_type}
-    for remark in run.config.method.remarks(**types):
-        run.event("method.adapted", remark, method=run.config.method.type, **types)
+    for remark in method.remarks(**types):
+        run.event("method.adapted", remark, method=method.type, **types)
     run.facts["remarks_said"] = True
 
 

@@ -71,8 +71,9 @@ def _teachers(card: Scorecard, teacher: str) -> str:
 
 
 def _origin(card: Scorecard, is_student: bool, teacher: str, dataset: str) -> str:
+    chosen = "" if card.chosen_method is None else f", which chose `{card.chosen_method}`"
     how = (
-        f"Distilled from {_teachers(card, teacher)} by Limbeck with the method `{card.method}`."
+        f"Distilled from {_teachers(card, teacher)} by Limbeck with the method `{card.method}`{chosen}."
         if is_student
         else f"The baseline of a distillation from {_teachers(card, teacher)}: the student's twin, from the same "
         "start, with the same steps and data, trained without the teacher's answers. It is here to be compared with; "

@@ -141,6 +141,7 @@ def scorecard_of(
     return Scorecard(
         task=job.task.type,
         method=run.config.method.type,
+        chosen_method=_chosen(run),
         main_metric=job.task.main_metric,
         seed=seed,
         dataset=job.card,
@@ -166,6 +167,12 @@ def scorecard_of(
         minutes={stage: round(seconds / 60, 3) for stage, seconds in run.meter.state()["seconds"].items()},
         verdict=_verdict(run.config.gate, retention, latency["student"]),
     )
+
+
+def _chosen(run: Run) -> str | None:
+    """The method that won a race (``limbeck/trials.py``), where that was not the job's own."""
+    found: str | None = run.facts.get("provenance", {}).get("method")
+    return None if found == run.config.method.type else found
 
 
 def difficulty_of(run: Run, job: Prepared, output: Path, evaluations: Mapping[str, Evaluation]) -> Difficulty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from limbeck import embedding_checks, image_checks, masked_lm_checks, several_teachers, shapes
+from limbeck import embedding_checks, image_checks, masked_lm_checks, method_checks, several_teachers, shapes
 from limbeck.config import TASKS, DistillConfig, TeacherModel
 from limbeck.config import Method as AnyMethod
 from limbeck.data.cells import NUMBER
@@ -62,7 +62,7 @@ def check(
     misfits = () if origin is None else tuple(shapes.problems(config.student, origin))
     found += misfits
     if teacher is not None:
-        found += () if misfits else _needs(config, teacher)
+        found += () if misfits else method_checks.against_models(config, teacher, student)
         if isinstance(chosen, Embeddings):
             found += embedding_checks.against_teacher(config, chosen, teacher, None if misfits else origin)
             found += embedding_checks.among_teachers(config, chosen, teacher, more)
@@ -98,16 +98,13 @@ def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str]
     task = chosen or TASKS["sequence_classification"]()
     training, method = config.training, config.method
     yield from training.loss.problems(task=task, classes=None if labels is None or task.of_words else len(labels))
-    if training.loss.type != "kl" and not method.uses_teacher:
-        yield Problem(
-            "/training/loss", f"found {training.loss.type!r}; the method {method.type!r} has no teacher to compare with"
-        )
+    yield from method_checks.alone(config, task)
     if training.sample_weighting is not None:
         yield from training.sample_weighting.problems(task=task, uses_teacher=method.uses_teacher, method=method.type)
-    reads_logits = all(part.teacher_logits for part in method.parts())
+    labels_alone = method_checks.learns_labels_alone(method)
     for index, augmentation in enumerate(training.augmentation):
         yield from augmentation.problems(
-            at=f"/training/augmentation/{index}", task=task.type, reads_logits=reads_logits, method=method.type
+            at=f"/training/augmentation/{index}", task=task.type, labels_alone=labels_alone, method=method.type
         )
 
     if isinstance(chosen, Embeddings):
@@ -123,7 +120,7 @@ def serves(method: Method, task: Task, offered: frozenset[str]) -> bool:
     fits = (method.tasks is None or task.type in method.tasks) and not (method.labels_alone and not task.labelled)
     fits = fits and method.type not in task.refused
     fits = fits and task.reads in method.modalities
-    return fits and method.needs <= offered
+    return fits and method_checks.needs_of(method) <= offered
 
 
 def _served(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
@@ -150,16 +147,6 @@ def _family(model: ModelFacts, part: str, reads: str | None) -> Iterator[Problem
         of = f" for {reads}s" if reads == "image" else ""
         yield Problem(
             f"/{part}/source", f"found a model of the type {model.model_type!r}; allowed{of}: {', '.join(allowed)}"
-        )
-
-
-def _needs(config: DistillConfig, teacher: ModelFacts) -> Iterator[Problem]:
-    """What the method asks of a student, and this one has not."""
-    for name in sorted(config.method.needs - shapes.offers(config.student, teacher)):
-        yield Problem(
-            "/method",
-            f"found {config.method.type!r}, which needs of the student {shapes.OFFERS[name]}; the one that "
-            "/teacher and /student ask for has not: take 'kd', or another student",
         )
 
 

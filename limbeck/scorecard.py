@@ -250,6 +250,9 @@ class Scorecard(Spec):
     version: Literal[1] = 1
     task: str
     method: str
+    """The one that the job named."""
+    chosen_method: str | None = None
+    """The one that trained the student, where a race (``auto``'s ``race``) chose another than ``method``."""
     main_metric: str
     """The metric that retention and gap recovery are of."""
     seed: int

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from limbeck.config import DistillConfig
 from limbeck.errors import Problem
+from limbeck.methods.base import Method
 from limbeck.tasks.base import Task
 
 #: Tasks whose answers have a mean: distributions, numbers, vectors.
@@ -20,14 +21,20 @@ _TASKS = (
 )
 
 
+def refuses(method: Method) -> str | None:
+    """Why a method with its options has no use for several teachers; None where it has."""
+    if method.one_teacher is None and not any(part.teacher_logits for part in method.parts()):
+        return "nothing of the teachers' answers is learned with these options"
+    return method.one_teacher
+
+
 def alone(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
     """Whether method, loss and task have a meaning for what several teachers answer together."""
     teacher, method, loss = config.teacher, config.method, config.training.loss
     if not teacher.more:
         return
     at = "/teacher/more"
-    if method.one_teacher is not None or not any(part.teacher_logits for part in method.parts()):
-        reason = method.one_teacher or "nothing of the teachers' answers is learned with these options"
+    if (reason := refuses(method)) is not None:
         yield Problem(at, f"found several teachers for the method {method.type!r}: {reason}; take auto or kd")
     if loss.of_one is not None:
         yield Problem(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from limbeck.config import Student
     from limbeck.sources import ModelFacts
 
-#: What a method may need of a student (``Method.needs``), in words for people.
+#: What a method may need of a student (``limbeck.method_checks.needs_of``), in words for people.
 OFFERS = {
     "steps": "layers that can be run one by one, as those of BERT, RoBERTa, XLM-R, DistilBERT and ELECTRA",
     "layers": "layers as a transformer has them, with hidden states after each",
@@ -27,6 +27,9 @@ OFFERS = {
     "same_width": "the width of the teacher, as its states are compared with the teacher's",
     "same_heads": "as many attention heads as the teacher",
     "teacher_layers": "layers of the teacher's own shape",
+    "like_layers": "layers that all see the same, where some of ModernBERT's see a window around each token alone",
+    "inherited": "the teacher's own embeddings and head, which it leaves as they are: student.start 'svd' and no "
+    "narrower word table",
     "elastic": "layers of its own for each place, with neurons that have no gates, cut from the teacher's: only "
     "student.layers and the numbers of neurons and heads may differ",
 }
@@ -161,32 +164,46 @@ def _default_inner(student: Student, width: int, origin: ModelFacts) -> int:
     return max(1, origin.intermediate_size * width // origin.hidden_size)
 
 
-def offers(student: Student, teacher: ModelFacts) -> frozenset[str]:
-    """Which of :data:`OFFERS` a student has whose options fit."""
+def offers(student: Student, teacher: ModelFacts, source: ModelFacts | None = None) -> frozenset[str]:
+    """Which of :data:`OFFERS` a student has whose options fit.
+
+    Args:
+        source: the facts of ``student.source``. While they are not known it counts as built like the teacher; the
+            method looks again.
+    """
     if student.recurrent:
         return frozenset()
     if teacher.stages:
         return frozenset({"own_layers", "teacher_layers"} if student.source is None else ())
-    family = FAMILIES.get(teacher.model_type, Family())
-    found = {"layers", *(("scores",) if family.fused_export else ()), *(() if family.rotary else ("relations",))}
-    found |= {"steps"} if family.fused_export and not family.shared else set()
-    found |= set() if family.shared else {"own_layers"}
-    if student.source is not None:
-        found |= {"same_width", "same_heads"}  # not known before it is read; the method looks again
-    else:
-        shape = resolve(student, teacher)
-        found |= {"same_width"} if shape.hidden_size == teacher.hidden_size else set()
-        found |= {"same_heads"} if shape.heads == (teacher.heads or shape.heads) else set()
-        have = shape.hidden_size, shape.intermediate_size, shape.heads
-        if have == (teacher.hidden_size, teacher.intermediate_size or shape.intermediate_size, teacher.heads):
-            found.add("teacher_layers")
-        table = teacher.embedding_size or shape.hidden_size
-        cut = (shape.hidden_size, shape.heads, shape.embedding_size) == (teacher.hidden_size, teacher.heads, table)
-        if cut and student.start == "svd" and not (family.shared or family.gated):
-            found.add("elastic")
-        if shape.kept_heads is not None:
-            found -= {"steps", "scores", "same_heads", "teacher_layers"}
+    other = teacher if student.source is None else source or teacher
+    theirs, ours = (FAMILIES.get(facts.model_type, Family()) for facts in (teacher, other))
+    found = {"layers", *(("like_layers",) if teacher.like_layers else ())}
+    found |= {"scores"} if theirs.fused_export and ours.fused_export else set()
+    found |= set() if theirs.rotary or ours.rotary else {"relations"}
+    found |= {"steps"} if ours.fused_export and not ours.shared else set()
+    found |= set() if ours.shared else {"own_layers"}
+    if student.source is None:
+        return frozenset(_cut_offers(student, teacher, found))
+    found |= {"same_width"} if other.hidden_size == teacher.hidden_size else set()
+    found |= {"same_heads"} if 0 in (other.heads, teacher.heads) or other.heads == teacher.heads else set()
     return frozenset(found)
+
+
+def _cut_offers(student: Student, teacher: ModelFacts, found: set[str]) -> set[str]:
+    """``found``, and what hangs on the shape of a student that is cut from the teacher."""
+    shape, family = resolve(student, teacher), FAMILIES.get(teacher.model_type, Family())
+    found |= {"same_width"} if shape.hidden_size == teacher.hidden_size else set()
+    found |= {"same_heads"} if shape.heads == (teacher.heads or shape.heads) else set()
+    have = shape.hidden_size, shape.intermediate_size, shape.heads
+    if have == (teacher.hidden_size, teacher.intermediate_size or shape.intermediate_size, teacher.heads):
+        found.add("teacher_layers")
+    table = shape.hidden_size, shape.embedding_size
+    if student.start == "svd" and table == (teacher.hidden_size, teacher.embedding_size or teacher.hidden_size):
+        found.add("inherited")
+        found |= {"elastic"} if shape.heads == teacher.heads and not (family.shared or family.gated) else set()
+    if shape.kept_heads is not None:
+        found -= {"steps", "scores", "same_heads", "teacher_layers"}
+    return found
 
 
 def problems(student: Student, origin: ModelFacts) -> Iterator[Problem]:

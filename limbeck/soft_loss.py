@@ -223,7 +223,7 @@ class Annealing(BaseLoss):
         from limbeck.categorical_losses import annealing_losses
 
         if progress < self.share:
-            return annealing_losses(student, teacher, self.scale(progress))
+            return annealing_losses(student, teacher, self.scale(progress), task.real(teacher))
         return task.hard_losses(student, targets)
 
 

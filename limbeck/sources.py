@@ -70,6 +70,7 @@ class ModelFacts:
     intermediate_size: int = 0  #: neurons of each feed-forward part; 0 where nothing is said
     embedding_size: int | None = None  #: width of the word table where it is one of its own
     stages: tuple[int, ...] = ()  #: of a network in stages, the residual blocks of each; ``layers`` is their sum
+    like_layers: bool = True  #: whether all layers see the same; some of ModernBERT's see a window around each token
     pooling: str | None = (
         None  #: how it makes vectors of texts, where its folder says that: ``mean``, ``cls`` or others
     )
@@ -245,7 +246,19 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
         heads=_optional(config, _HEADS) or 0,
         intermediate_size=_optional(config, _NEURONS) or 0,
         embedding_size=None if stages else _optional(config, ("embedding_size",)),
+        like_layers=_like_layers(config, layers),
     )
+
+
+def _like_layers(config: Mapping[str, Any], layers: int) -> bool:
+    """By the list of what each layer sees or, in folders of earlier versions, by every how many one sees all."""
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list):
+        return len({str(kind) for kind in kinds}) <= 1
+    family = FAMILIES.get(config["model_type"])
+    if family is None or not family.windowed:
+        return True
+    return layers == 1 or config.get("global_attn_every_n_layers", 3) == 1
 
 
 def check_model_folder(folder: Path) -> ModelFacts:

@@ -1,18 +1,19 @@
 """What is not settled beforehand: from which of the teacher's layers the student starts, and by which method it learns.
 
 Each candidate is trained for a short while on the same examples, drawn by the seed, and validation decides; of several
-methods the better half goes on to twice as many examples (successive halving; Jamieson and Talwalkar 2016,
+methods the better half is trained for twice as many steps (successive halving; Jamieson and Talwalkar 2016,
 arXiv:1502.07943), until one is left. What was found counts for the student and for its baseline alike.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck import evaluate, shapes
+from limbeck import evaluate, method_checks, several_teachers, shapes
 from limbeck.callbacks import Stage
 from limbeck.families import depth_of
 from limbeck.loop import train
@@ -43,22 +44,38 @@ class _Candidate:
     method: Method
 
 
+@dataclass(frozen=True, slots=True)
+class _Length:
+    """Of one trial: so many of the training examples, so many times."""
+
+    examples: int
+    epochs: int
+
+    @property
+    def seen(self) -> int:
+        """Examples, each as often as it is seen."""
+        return self.examples * self.epochs
+
+    def steps(self, batch_size: int) -> int:
+        return self.epochs * math.ceil(self.examples / batch_size)
+
+
 def planned(run: Run, job: Prepared) -> tuple[dict[str, Item], int]:
     """The trials' items of the plan, and their steps together."""
     starts, rivals = _starts(run, job), _rivals(run, job)
-    sizes = [_examples(run, job, _START_SHARE)] * (len(starts) if len(starts) > 1 else 0)
+    lengths = [_length(run, job, _START_SHARE)] * (len(starts) if len(starts) > 1 else 0)
     rounds, share = len(rivals) if len(rivals) > 1 else 0, _METHOD_SHARE
     while rounds > 1:
-        sizes += [_examples(run, job, share)] * rounds
-        rounds, share = (rounds + 1) // 2, share * 2
+        lengths += [_length(run, job, share)] * rounds
+        rounds, share = rounds // 2, share * 2
     config, texts = job.student.config(), len(job.train)
     whole = forward_work(config, depth_of(config), job.train.lengths)
     check = forward_work(config, depth_of(config), job.validation.lengths)
     items = {
-        _name(number): Item(Stage.DISTILLING, whole * size / texts * TRAINING + check)
-        for number, size in enumerate(sizes, start=1)
+        _name(number): Item(Stage.DISTILLING, whole * length.seen / texts * TRAINING + check * length.epochs)
+        for number, length in enumerate(lengths, start=1)
     }
-    return items, sum(-(-size // run.config.training.batch_size) for size in sizes)
+    return items, sum(length.steps(run.config.training.batch_size) for length in lengths)
 
 
 def settle(run: Run, job: Prepared, teachers: Teachers) -> tuple[Prepared, Method]:
@@ -81,7 +98,7 @@ def _decide(run: Run, candidates: list[_Candidate], teachers: Teachers, share: f
         order = sorted(range(len(candidates)), key=lambda place: -scores[place])  # stable
         metric = candidates[0].job.task.main_metric
         shown = ", ".join(f"{candidates[place].label} {evaluate.shown(metric, scores[place])}" for place in order)
-        examples, key = _examples(run, candidates[0].job, share), f"{candidates[0].label} at {share}"
+        examples, key = _length(run, candidates[0].job, share).seen, f"{candidates[0].label} at {share}"
         if key not in (told := run.facts.setdefault("trials_told", [])):
             run.event(
                 "trials.compared",
@@ -103,8 +120,8 @@ def _score(run: Run, candidate: _Candidate, teachers: Teachers, share: float) ->
         return found[key]
     name = _name(len(found) + 1)
     job, training = candidate.job, run.config.training
-    answers = answers_of(run, job, teachers)
-    drawn = np.random.default_rng(training.seed).permutation(job.card.train)[: _examples(run, job, share)]
+    answers, length = answers_of(run, job, teachers), _length(run, job, share)
+    drawn = np.random.default_rng(training.seed).permutation(job.card.train)[: length.examples]
     rows = np.sort(drawn)
     phase = phase_of(
         run,
@@ -113,7 +130,7 @@ def _score(run: Run, candidate: _Candidate, teachers: Teachers, share: float) ->
         candidate.method,
         models_of(run, job, first_of(teachers)),
         _of(answers, job, rows),
-        1,
+        length.epochs,
         training.learning_rate,
     )
     fitted = train(replace(phase, train=job.train.take(rows), labelled=None), run)
@@ -136,7 +153,7 @@ def _starts(run: Run, job: Prepared) -> tuple[str, ...]:
     """The starts to try: those that the method names, where the user has left it open and they differ."""
     student, wanted = run.config.student, run.config.method.starts
     settled = student.init is not None or student.source is not None or student.recurrent or student.start == "random"
-    if settled or isinstance(student.layers, tuple) or _examples(run, job, _START_SHARE) == 0:
+    if settled or isinstance(student.layers, tuple) or _too_short(run, job, _START_SHARE):
         return ()
     by_layers = {_starting(run, job, init).layers: init for init in reversed(wanted)}
     return tuple(init for init in wanted if init in by_layers.values())
@@ -149,11 +166,16 @@ def _starting(run: Run, job: Prepared, init: str) -> Prepared:
 
 
 def _rivals(run: Run, job: Prepared) -> tuple[Method, ...]:
-    """The method itself, then those that it is raced against and that can serve this student."""
+    """The method itself, then those that it is raced against and that would be served if they were named instead."""
     method = run.config.method
-    if not method.rivals() or _examples(run, job, _METHOD_SHARE) == 0:
+    if not method.rivals() or _too_short(run, job, _METHOD_SHARE):
         return ()
-    offered = shapes.offers(run.config.student, config_facts_of(job.blueprint.config))
+    source = job.student.origin.config if run.config.student.source is not None else None
+    offered = shapes.offers(
+        run.config.student,
+        config_facts_of(job.blueprint.config),
+        None if source is None else config_facts_of(source),
+    )
     facts = {
         "classes": job.task.outputs(job.card.labels),
         "teacher_layers": job.blueprint.layers,
@@ -164,16 +186,22 @@ def _rivals(run: Run, job: Prepared) -> tuple[Method, ...]:
         for one in method.rivals()
         if serves(one, job.task, offered)
         and not [*one.problems(**facts)]
-        and (job.task.labelled or not one.labels_alone)
+        and not (job.card.unlabelled and method_checks.learns_labels_alone(one))
+        and not (job.more and several_teachers.refuses(one))
     ]
     return (method, *able)
 
 
-def _examples(run: Run, job: Prepared, share: float) -> int:
-    """Of a trial; 0 where it would be too short to say anything."""
-    training = run.config.training
-    wanted = min(job.card.train, round(job.card.train * training.epochs * share))
-    return wanted if wanted >= _FEWEST_STEPS * training.batch_size else 0
+def _length(run: Run, job: Prepared, share: float) -> _Length:
+    """Of a trial that takes this share of the training's steps: over all examples where that is once or more."""
+    wanted = round(job.card.train * run.config.training.epochs * share)
+    epochs = max(1, math.ceil(wanted / job.card.train))
+    return _Length(round(wanted / epochs), epochs)
+
+
+def _too_short(run: Run, job: Prepared, share: float) -> bool:
+    """Whether such a trial says nothing."""
+    return _length(run, job, share).seen < _FEWEST_STEPS * run.config.training.batch_size
 
 
 def _name(number: int) -> str:

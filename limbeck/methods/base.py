@@ -9,7 +9,7 @@ kd           one part, cached teacher logits; terms ``soft_loss`` and ``hard_los
 patient      ``build`` takes ``models.teacher()`` and runs it under ``no_grad`` with hooks (``limbeck/capture.py``); a
              third term, the distance of the normalised states of the first token
 distilbert   a masked-LM head beside the student in ``Objective.module``; words are masked in ``losses``, drawn for each
-             example from seed, step and its place, and the term is divided by as many as are drawn on average
+             example from seed, step and its place, and the term is divided by 15 % of all tokens
 tinybert     two parts. The first (``selects=False``: its student answers nothing yet) matches attention and hidden
              states and adds the projection W as a second child of ``Objective.module``; the second is kd with T = 1
 minilm       the relations of one layer pair; then a kd part
@@ -57,6 +57,7 @@ class Part:
     teacher_logits: bool = False  #: whether each batch carries the teacher's logits (computed once, cached)
     learning_rate: float = 1.0  #: factor on the configured one
     selects: bool = True  #: whether the best validated epoch of this part is kept, rather than its last step
+    labels_alone: bool = False  #: whether the true labels are all that is learned in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +165,10 @@ class Method(Spec, ABC):
     #: The tasks that it serves; None: all.
     tasks: ClassVar[frozenset[str] | None] = None
 
-    #: Whether the true labels are all that its student learns from.
+    #: Whether the true labels are all that its student learns from; where that is so of one part, the part says it.
     labels_alone: ClassVar[bool] = False
+    #: What learns from answers alone, so that no true label may come in by ``training.loss``; None where nothing does.
+    no_labels: ClassVar[str | None] = None
 
     #: The starts (``student.init``) of which a short trial chooses one where the user names none; the first unless
     #: another proves better.

@@ -38,6 +38,7 @@ class DynaBERT(Method):
         {"sequence_classification", "multi_label", "regression", "token_classification", "question_answering"}
     )
 
+    no_labels: ClassVar[str | None] = "the sub-networks"
     one_teacher: ClassVar[str | None] = "the network that is trained at many sizes is its own"
 
     type: Literal["dynabert"] = "dynabert"

@@ -36,6 +36,7 @@ class FastBert(Method):
     )
     tasks: ClassVar[frozenset[str] | None] = frozenset({"sequence_classification"})
     needs: ClassVar[frozenset[str]] = frozenset({"steps"})
+    no_labels: ClassVar[str | None] = "the branches"
 
     type: Literal["fastbert"] = "fastbert"
     alpha: float = Field(default=0.9, ge=0, le=1)
@@ -68,7 +69,7 @@ class FastBert(Method):
 
     def parts(self) -> tuple[Part, ...]:
         return (
-            Part("model", share=1 - self.branch_share, teacher_logits=self.alpha > 0),
+            Part("model", share=1 - self.branch_share, teacher_logits=self.alpha > 0, labels_alone=self.alpha == 0),
             Part("branches", share=self.branch_share, learning_rate=self.branch_learning_rate, selects=False),
         )
 

@@ -35,7 +35,7 @@ class NoisyLabels(Method):
     kind: Literal["permuted", "random"] = "permuted"
     """``permuted``: each example gets the teacher's answer to another one, drawn by the seed; together they are as
     before. ``random``: the teacher's answer to the example itself, its classes in a random order; so it is as sure as
-    the teacher was, of any class."""
+    the teacher was, of any class; not of ``question_answering``, whose classes are the places of a text."""
     temperature: float = Field(default=4.0, ge=0.1, le=100)
     """T, as in ``kd``."""
     alpha: float = Field(default=0.9, ge=0, le=1)

@@ -129,6 +129,10 @@ class Task(Spec, ABC):
         """Of logits in the task's shape those that have a label, (units, classes)."""
         return values
 
+    def real(self, rows: Tensor) -> Tensor | None:
+        """Which columns of each of :meth:`rows` can be chosen at all, (units, classes); None where all can."""
+        return None
+
     def choices(self, rows: Tensor) -> Tensor:
         """Among how many answers each of :meth:`rows` chooses, (units,) in float32; between yes and no two."""
         return rows.new_full(rows.shape[:1], rows.shape[-1] if self.kind == "categorical" else 2)

@@ -69,8 +69,11 @@ class QuestionAnswering(Task):
         starts, ends = (values[..., one].float().masked_fill(padding, _NEVER) for one in (0, 1))
         return torch.cat([starts, ends])  # (2 · windows, tokens)
 
+    def real(self, rows: Tensor) -> Tensor:
+        return rows > _NEVER
+
     def choices(self, rows: Tensor) -> Tensor:
-        return (rows > _NEVER).sum(dim=-1).to(rows.dtype)  # the tokens of the window
+        return self.real(rows).sum(dim=-1).to(rows.dtype)  # the tokens of the window
 
     def targets(self, batch: Batch) -> Tensor:
         return batch.labels.T.reshape(-1)  # (2 · windows,)

@@ -99,7 +99,7 @@ class Bench:
         return SpecialTokens(places.get(4, 0), tuple(places[full] for full in range(5) if full in places))
 
     def importance(self, part: Part) -> torch.Tensor:
-        model, criterion = self.teacher(), Criterion(TASK)
+        model, criterion = self.teacher(), Criterion(self.blueprint.task)
         batch = Collator(self.train, model.config.pad_token_id or 0, torch.device("cpu"))(np.arange(len(self.train)))
         return {"neurons": neuron_importance, "heads": head_importance}[part](
             model, [batch], lambda one, texts: criterion.hard(criterion.logits(one(**texts.inputs)), texts).value

@@ -24,10 +24,15 @@ from limbeck.criterion import Criterion
 from limbeck.data import Split, load
 from limbeck.engine import distill
 from limbeck.errors import InvalidConfig, InvalidDataset
-from limbeck.gradients import backward
+from limbeck.gradients import backward, trainable
+from limbeck.loop import train
 from limbeck.mask_replace import by_neighbours, filler, makes, replaced, whole_words
-from limbeck.methods.base import Part
+from limbeck.methods.base import Method, Part
+from limbeck.methods.dynabert import DynaBERT
+from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.minilm import MiniLM
+from limbeck.methods.tinybert import TinyBERT
 from limbeck.preflight import check
 from limbeck.run import Run
 from tests.limbeck.bench import TASK, Bench, Recorder
@@ -246,6 +251,37 @@ def test_texts_without_labels_take_no_part_in_the_hard_loss(tmp_path: Path) -> N
     assert sums["hard_loss"].item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
+ANSWERS_FIRST = [MiniLM(), TinyBERT(), FastBert(), DynaBERT()]
+
+
+@pytest.mark.parametrize("method", ANSWERS_FIRST, ids=lambda method: method.type)
+def test_methods_whose_parts_read_no_label_learn_from_texts_without(tmp_path: Path, method: Method) -> None:
+    """Guards what stands in place of a label: whatever it is, two steps end with the same weights; and the means, which
+    are the same over a batch in parts of which some have no label."""
+    bench = Bench.make(tmp_path, rows=16)
+    has_label = np.arange(16) < 5
+    weights = []
+    for number, other in enumerate((-1, 2)):
+        texts = replace(bench.train, labels=np.where(has_label, bench.train.labels, other))
+        phase = bench.phase(method, train=texts, labelled=5, epochs=1)
+        weights.append(train(phase, bench.run(tmp_path / f"run-{number}", phase)).model.state_dict())
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+    for index, part in enumerate(method.parts()):
+        phase = bench.phase(method, train=texts)
+        objective = method.build(part, phase.models, Criterion(TASK))
+        objective.module.eval()
+        collate = Collator(phase.train, 0, CPU, phase.teacher_logits if part.teacher_logits else None, labelled=5)
+        rows, found = np.array([9, 10, 11, 1, 12, 2, 3, 13]), []
+        for accumulation in (1, 4):
+            objective.module.zero_grad()
+            run = bench.run(tmp_path / f"part-{index}-{accumulation}", phase)
+            sums = backward(objective, collate, rows, accumulation, 0, 1, run)
+            found.append([p.grad.clone() for p in trainable(objective.module) if p.grad is not None] + [sums["loss"]])
+        assert len(found[0]) > 1
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_a_batch_without_any_label_has_no_hard_loss_and_a_gradient_of_zero() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
     labelled = torch.zeros(0, dtype=torch.int64)
@@ -284,6 +320,26 @@ def test_a_method_without_the_teachers_answers_refuses_texts_without_labels() ->
     (problem,) = check(config, teacher=None, labels=None)
     assert problem.pointer == "/training/augmentation/1"
     assert config.data_sources() == {"/dataset/source": "org/d", "/training/augmentation/1/source": "org/texts"}
+
+
+@pytest.mark.parametrize(
+    ("method", "refused"),
+    [
+        ("auto", False),
+        ("dynabert", False),
+        ("fastbert", False),
+        ({"type": "fastbert", "alpha": 0}, True),
+        ("minilm", False),
+        ("theseus", True),
+        ("tinybert", False),
+    ],
+)
+def test_texts_without_labels_are_refused_where_labels_alone_are_learned(method: Any, refused: bool) -> None:
+    """Guards both ways: a part that learns labels alone, and a refusal of methods that read none there."""
+    training = {"augmentation": {"type": "unlabelled", "source": "org/texts"}}
+    document = {"teacher": "org/t", "dataset": "org/d", "method": method, "training": training}
+    found = check(DistillConfig.parse(document), teacher=None, labels=None)
+    assert ["labels alone" in one.detail for one in found] == [True] * refused
 
 
 def test_one_augmentation_needs_no_list() -> None:

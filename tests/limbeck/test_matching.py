@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from limbeck.batches import Batch, Collator
@@ -26,7 +27,7 @@ from limbeck.matching import (
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Method, Models, SpecialTokens
 from limbeck.methods.distilbert import DistilBERT
-from limbeck.methods.minilm import MiniLM, relation_heads
+from limbeck.methods.minilm import MiniLM, Relations, relation_heads
 from limbeck.methods.patient import Patient
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.recurrent import RecurrentConfig, RecurrentForSequenceClassification
@@ -88,6 +89,58 @@ def test_relation_divergence_by_hand() -> None:
     p = 1 / (1 + math.exp(-1))
     by_hand = (p * math.log(p / 0.5) + (1 - p) * math.log((1 - p) / 0.5)) / 2
     assert relation_divergence(student, teacher, torch.ones(1, 2), 1).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_attention_distance_of_two_heads_by_hand() -> None:
+    """Guards the cut into heads and √d, which a single head does not show. Two tokens of width 4: two heads of 2, so
+    that √d = √2. Head 1 has q = (1, 2), (0, 1) and k = (1, 0), (1, 1): scores 1, 3 | 0, 1; head 2 has q = (1, 0),
+    (2, 1) and k = (0, 1), (1, 1): scores 0, 1 | 1, 3, each over √2. Against zeros the squares are 1 + 9 + 0 + 1 and
+    0 + 1 + 1 + 9, halved; their mean over 2 heads and 4 pairs is 22 / 2 / 8."""
+    queries = torch.tensor([[[1.0, 2, 1, 0], [0, 1, 2, 1]]])
+    keys = torch.tensor([[[1.0, 0, 0, 1], [1, 1, 1, 1]]])
+    zero = torch.zeros_like(queries)
+    found = attention_distance((queries, keys), (zero, zero), torch.ones(1, 2), heads=2)
+    assert found.item() == pytest.approx(22 / 16)
+
+
+# Two tokens of width 4, so two heads of 2. For each head and token the scores of both tokens, before / √2:
+# queries 5, 2 | 2, 1 and 1, 2 | 2, 5; keys 1, 1 | 1, 2 twice; values 4, 0 | 0, 4 and 2, 1 | 1, 1. With f(d) the
+# divergence ln 2 - H(1 / (1 + exp(-d / √2))) of a row whose scores are d apart from one half each, the means are
+# (f(3) + f(1)) / 2, f(1) / 2 and (2 · f(4) + f(1)) / 4: f(1) = 0.0587998, f(3) = 0.3528617, f(4) = 0.4778756.
+RELATED = {
+    "queries": ([[1.0, 2, 1, 0], [0, 1, 2, 1]], 0.2058308),
+    "keys": ([[1.0, 0, 0, 1], [1, 1, 1, 1]], 0.0293999),
+    "values": ([[2.0, 0, 1, 1], [0, 2, 0, 1]], 0.2536378),
+}
+
+
+@pytest.mark.parametrize("name", RELATED)
+def test_relation_divergence_of_two_heads_by_hand(name: str) -> None:
+    """Guards the cut into heads and √d of a head, which a single head of width 1 does not show."""
+    teacher, by_hand = torch.tensor([RELATED[name][0]]), RELATED[name][1]
+    found = relation_divergence(torch.zeros_like(teacher), teacher, torch.ones(1, 2), heads=2)
+    assert found.item() == pytest.approx(by_hand, abs=1e-6)
+
+
+class Made:
+    """Stands for what was captured of a model, whose only layer that may be asked is ``layer``."""
+
+    def __init__(self, layer: int, projections: list[Tensor]) -> None:
+        self.layer, self.made = layer, projections
+
+    def projections(self, layer: int) -> list[Tensor]:
+        assert layer == self.layer
+        return self.made
+
+
+def test_relations_are_the_mean_of_queries_keys_and_values(bench: Bench) -> None:
+    """Guards three that count alike, each with its own: (0.2058308 + 0.0293999 + 0.2536378) / 3, of the last layers."""
+    relations = Relations(models(bench), None, None)
+    teacher = [torch.tensor([values]) for values, _ in RELATED.values()]
+    ours, theirs = Made(1, [torch.zeros_like(one) for one in teacher]), Made(3, teacher)
+    batch = Batch({"attention_mask": torch.ones(1, 2)}, torch.zeros(1))
+    found = relations.relations(ours, theirs, batch)  # type: ignore[arg-type]
+    assert found.item() == pytest.approx(0.1629561, abs=1e-6)
 
 
 def test_padding_changes_none_of_the_losses() -> None:

@@ -17,6 +17,8 @@ from limbeck.criterion import Criterion
 from limbeck.data.corpus import Corpus
 from limbeck.errors import Diverged
 from limbeck.losses import binary_hard_losses, binary_soft_losses, squared_losses
+from limbeck.soft_loss import Annealing, BaseLoss, JensenShannon, KullbackLeibler, ReverseKL
+from limbeck.tasks.question_answering import QuestionAnswering
 from tests.limbeck.task_data import EXAMPLES, write
 from tests.tiny import write_tiny_bert
 
@@ -104,6 +106,42 @@ def test_a_loss_for_each_row_and_none_for_padding(corpus: Corpus, encoded: Encod
         hard = task.hard_losses(task.rows(own, alone), task.targets(alone))
         torch.testing.assert_close(losses["soft"][owners == place], soft)
         torch.testing.assert_close(losses["hard"][owners == place], hard)
+
+
+QA_LOSSES = [
+    KullbackLeibler(),
+    ReverseKL(),
+    *(JensenShannon(beta=beta) for beta in (0, 0.5, 1)),
+    Annealing(),
+    Annealing(share=0.1),  # past its first phase: the labels
+]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
+@pytest.mark.parametrize("loss", QA_LOSSES, ids=lambda loss: f"{loss.type}-{getattr(loss, 'beta', '')}")
+def test_padding_changes_neither_loss_nor_gradient_of_places(loss: BaseLoss, temperature: float) -> None:
+    """Guards every loss between places of a text: padding has a logit of its own, far below all others, whose squared
+    distance was thirty million times that of the text."""
+    task = QuestionAnswering()
+    assert not [*loss.problems(task=task, classes=None)]
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(2, 5, 2, generator=draw) for _ in range(2))
+    found = []
+    for padding in (0, 6):
+        student = torch.cat([ours, torch.zeros(2, padding, 2)], dim=1).requires_grad_()
+        teacher = torch.cat([theirs, torch.zeros(2, padding, 2)], dim=1)
+        mask = torch.ones(2, 5 + padding, dtype=torch.long)
+        mask[:, 5:] = 0
+        inputs, counts = {"attention_mask": mask}, {"examples": 2}
+        batch = Batch(inputs, torch.tensor([[0, 1], [2, 4]]), teacher, counts, np.arange(2))
+        term = Criterion(task, loss).soft(student, batch, temperature, progress=0.2)
+        term.value.backward()
+        assert student.grad is not None
+        assert not student.grad[:, 5:].any()
+        found.append((term.value.detach(), student.grad[:, :5]))
+    assert found[0][0] > 0
+    assert found[0][1].any()
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_a_student_that_answers_as_its_teacher_has_no_soft_loss(corpus: Corpus, encoded: Encoded) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
+from limbeck.batches import Batch
 from limbeck.config import DistillConfig, Student
+from limbeck.criterion import Criterion
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted
 from limbeck.methods.auto import Auto
+from limbeck.methods.base import Method, Models, Objective, Part, Term
+from limbeck.methods.kd import TeacherAndLabels
+from limbeck.methods.none import FineTuning
 from limbeck.shapes import student_layers
 from tests.limbeck.bench import Recorder
-from tests.tiny import write_tiny_bert, write_tiny_dataset
+from tests.tiny import docstrings, write_tiny_bert, write_tiny_dataset
 
 LABELS = ("gui", "networking")
 
@@ -33,12 +41,20 @@ def config(place: Path, **changes: Any) -> DistillConfig:
         "teacher": {"source": f"path:{place / 'teacher'}", "finetune": {"epochs": 2, "learning_rate": 3e-3}},
         "dataset": {"source": f"path:{place / 'data'}"},
         "student": 2,
-        # Of 20 epochs a sixteenth is more than one, and so a whole one: with batches of 3, more than 20 steps.
-        "training": {"epochs": 20, "batch_size": 3, "learning_rate": 1e-3, "max_length": 32},
+        # With batches of 3 a sixteenth of 10 epochs is 20 steps; an eighth and a quarter are more than one epoch each.
+        "training": {"epochs": 10, "batch_size": 3, "learning_rate": 1e-3, "max_length": 32},
         "evaluation": {"hard_samples": False},
         "export": [],
     }
     return DistillConfig.parse({**document, **changes})
+
+
+#: The shortest job that has a race, of a student whose start is named.
+SHORT: dict[str, Any] = {
+    "student": [1, 3],
+    "training": {"epochs": 5, "batch_size": 3, "learning_rate": 1e-3, "max_length": 32},
+    "evaluation": {"baseline": False, "hard_samples": False},
+}
 
 
 class StopsIn(Recorder):
@@ -66,6 +82,8 @@ def test_the_start_and_then_the_method_are_tried(raced: tuple[DistillResult, Rec
     """Guards successive halving: two starts, then four methods, then the better two of them on more examples."""
     compared = told(raced[1])
     assert [len(one["scores"]) for one in compared] == [2, 4, 2]
+    # A sixteenth, an eighth and a quarter of 10 epochs over 96 examples, also where that is more than one epoch.
+    assert [one["examples"] for one in compared] == [60, 120, 240]
     assert set(compared[0]["scores"]) == {"start 'uniform'", "start 'first'"}
     first, second = compared[1]["scores"], compared[2]["scores"]
     assert set(second) == set(sorted(first, key=lambda name: -first[name])[:2])  # a stable sort, as in the product
@@ -78,6 +96,71 @@ def test_the_choice_is_the_best_and_reaches_the_student(raced: tuple[DistillResu
     layers = {"start 'uniform'": [1, 3], "start 'first'": [0, 1]}[max(starts, key=lambda name: starts[name])]
     assert result.provenance["student_layers"] == layers
     assert f"method '{result.provenance['method']}'" == max(methods, key=lambda name: methods[name])
+
+
+class Learnless(Auto):
+    """Leaves its student as it began, and so loses every race."""
+
+    starts: ClassVar[tuple[str, ...]] = ()
+
+    def rivals(self) -> tuple[Method, ...]:
+        return (FineTuning(),)
+
+    def remarks(self, *, teacher: str, student: str) -> Iterable[str]:
+        yield "The student learns nothing."
+
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(teacher_logits=True),)
+
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        return TeacherAndLabels(models.student, _Silent(criterion.task), temperature=1, alpha=1)
+
+
+class _Silent(Criterion):
+    def soft(self, logits: Tensor, batch: Batch, temperature: float, **_: Any) -> Term:
+        return Term(logits.sum() * 0)
+
+
+def test_scorecard_card_and_events_tell_of_the_method_that_trained_the_student(place: Path, tmp_path: Path) -> None:
+    """Guards a card that says ``auto`` of a student that another method trained, and remarks on what was not done."""
+    said = Recorder()
+    wanted = config(place, **SHORT).model_copy(update={"method": Learnless()})
+    result = distill(wanted, tmp_path, callbacks=said)
+    assert [set(one["scores"]) for one in told(said)] == [{"method 'auto'", "method 'none'"}]
+    assert (result.scorecard.method, result.scorecard.chosen_method) == ("auto", "none")
+    assert "with the method `auto`, which chose `none`." in (result.student / "README.md").read_text()
+    assert not any(kind == "method.adapted" for kind, _, _ in said.events)
+
+
+def test_where_a_race_ends_with_the_method_itself_nothing_else_is_named(
+    raced: tuple[DistillResult, Recorder, Path],
+) -> None:
+    card = raced[0].scorecard
+    assert (card.chosen_method or card.method) == raced[0].provenance["method"]
+    assert card.chosen_method != card.method
+
+
+def write_texts(folder: Path) -> Path:
+    """Texts without labels, in a split of their own name."""
+    folder.mkdir()
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in docstrings("numbers")[:8])
+    (folder / "train.jsonl").write_text(rows, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("what", ["unlabelled", "teachers"])
+def test_a_race_leaves_out_whom_preflight_refuses_by_name(place: Path, tmp_path: Path, what: str) -> None:
+    """Guards against a winner that learns from labels alone, over texts that have none or teachers that nobody asks."""
+    document = config(place, method={"type": "auto", "race": True}, **SHORT).model_dump(mode="json")
+    if what == "unlabelled":
+        source = f"path:{write_texts(tmp_path / 'more')}"
+        document["training"]["augmentation"] = [{"type": "unlabelled", "source": source}]
+    else:
+        second = write_tiny_bert(tmp_path / "second", seed=1)
+        document["teacher"]["more"] = [{"source": f"path:{second}", "finetune": document["teacher"]["finetune"]}]
+    said = Recorder()
+    distill(DistillConfig.parse(document), tmp_path / "job", callbacks=said)
+    assert [set(one["scores"]) for one in told(said)] == [{"method 'auto'", "method 'kd'"}]
 
 
 def test_a_named_start_is_not_tried_and_student_and_baseline_share_the_found_one(

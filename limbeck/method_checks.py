@@ -1,0 +1,98 @@
+"""What a method with its options asks of a job, beside the facts of its class (``limbeck/methods/base.py``).
+
+Imports no torch: the API process refuses what cannot work before anybody waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from limbeck import shapes
+from limbeck.errors import Problem
+from limbeck.methods.minilm import MiniLM
+from limbeck.methods.noise import NoisyLabels
+from limbeck.methods.theseus import Theseus
+
+if TYPE_CHECKING:
+    from limbeck.config import DistillConfig
+    from limbeck.methods.base import Method
+    from limbeck.sources import ModelFacts
+    from limbeck.student_spec import Student
+    from limbeck.tasks.base import Task
+
+
+def needs_of(method: Method) -> frozenset[str]:
+    """What the student has to offer, of ``limbeck.shapes.OFFERS``: ``Method.needs``, and what its options add.
+
+    All but the layers of a student of ``theseus`` stays as it begins: random embeddings and a random head would too.
+    """
+    if not isinstance(method, Theseus):
+        return method.needs
+    return method.needs | {"inherited"} | ({"like_layers"} if method.replacing == "additive" else set())
+
+
+def learns_labels_alone(method: Method) -> bool:
+    """Whether the true labels are all that it learns from, or that one of its parts does: of texts without labels
+    there is nothing to learn then."""
+    return method.labels_alone or any(part.labels_alone for part in method.parts())
+
+
+def alone(config: DistillConfig, task: Task) -> Iterator[Problem]:
+    """What can be seen without teacher and data."""
+    loss, method = config.training.loss, config.method
+    if loss.type != "kl" and method.labels_alone:
+        yield Problem(
+            "/training/loss",
+            f"found {loss.type!r}; the method {method.type!r} learns from labels alone and has no teacher's answers to "
+            "compare with",
+        )
+    elif loss.needs_labels and method.no_labels is not None:
+        yield Problem(
+            "/training/loss",
+            f"found {loss.type!r}, which reads the true labels; with {method.type!r} {method.no_labels} learn from "
+            "answers alone; allowed: kl, reverse_kl, jsd, dist, logit_standardisation",
+        )
+    if isinstance(method, NoisyLabels) and method.kind == "random" and task.of_places:
+        yield Problem(
+            "/method/kind",
+            f"found 'random', which puts classes in another order; those of {task.type} are the places of a text, "
+            "which would keep half of what the teacher knows of them; allowed: permuted",
+        )
+
+
+def against_models(config: DistillConfig, teacher: ModelFacts, source: ModelFacts | None) -> Iterator[Problem]:
+    """What the method asks of a student that fits its origin, and this one has not.
+
+    Args:
+        source: the facts of ``student.source``; None where that is not named or not known yet.
+    """
+    method, student = config.method, config.student
+    for name in sorted(needs_of(method) - shapes.offers(student, teacher, source)):
+        if name == "like_layers" and not student.recurrent:
+            yield Problem(
+                "/method/replacing", f"found 'additive', which needs {shapes.OFFERS[name]}; allowed: linear, constant"
+            )
+            continue
+        yield Problem(
+            "/method",
+            f"found {method.type!r}, which needs of the student {shapes.OFFERS[name]}; the one that "
+            "/teacher and /student ask for has not: take 'kd', or another student",
+        )
+    if isinstance(method, MiniLM) and method.relation_heads is not None:
+        yield from _relation_heads(method.relation_heads, student, teacher, source)
+
+
+def _relation_heads(wanted: int, student: Student, teacher: ModelFacts, source: ModelFacts | None) -> Iterator[Problem]:
+    """Whether they divide the widths of both models' queries."""
+    if student.recurrent or teacher.stages or (student.source is not None and source is None):
+        return
+    if source is not None:
+        width = source.hidden_size
+    else:
+        shape = shapes.resolve(student, teacher)
+        width = shape.hidden_size // shape.heads * (shape.kept_heads or shape.heads)
+    widths = dict.fromkeys((width, teacher.hidden_size))
+    if any(one % wanted for one in widths):
+        detail = f"found {wanted}; it has to divide the widths {' and '.join(map(str, widths))}"
+        yield Problem("/method/relation_heads", detail)
