@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from limbeck.errors import InvalidModel
 from limbeck.runtime.student import TOKENIZER, StudentFacts
 from limbeck.runtime.windows import Windows
+from limbeck.runtime.words import Span, words
 
 Feeds = Mapping[str, NDArray[Any]]
 """``input_ids``, ``attention_mask`` and ``token_type_ids``, each (examples, tokens), whole numbers; of images
@@ -48,7 +49,8 @@ class Coded(Row):
 
     tokens: Sequence[str]
     words: Sequence[int | None]  #: the number of the word that a token is a piece of; None for special ones
-    offsets: Sequence[tuple[int, int]]  #: characters of the text
+    offsets: Sequence[Span]  #: of each token, characters of the text
+    spans: Sequence[Span]  #: of each word
 
 
 class Encoder:
@@ -94,9 +96,20 @@ class Encoder:
         return [Row(found.ids, found.type_ids) for found in self._tokenizer.encode_batch_fast(inputs)]
 
     def trace(self, texts: Sequence[str]) -> list[Coded]:
-        """The same with where each token comes from."""
-        found = self._tokenizer.encode_batch(list(texts))
-        return [Coded(one.ids, one.type_ids, one.tokens, one.word_ids, one.offsets) for one in found]
+        """The :func:`words` of each text in pieces, as lists of tokens are in training, with where each comes from."""
+        spans = [words(text) for text in texts]
+        listed = [[text[start:end] for start, end in each] for text, each in zip(texts, spans, strict=True)]
+        found = self._tokenizer.encode_batch(listed, is_pretokenized=True)
+        return [
+            Coded(one.ids, one.type_ids, one.tokens, one.word_ids, _in_text(one.word_ids, one.offsets, each), each)
+            for one, each in zip(found, spans, strict=True)
+        ]
+
+
+def _in_text(numbers: Sequence[int | None], within: Sequence[Span], spans: Sequence[Span]) -> list[Span]:
+    """Of pieces whose characters were counted from the beginning of their word; (0, 0) for special ones."""
+    begins = [0 if number is None else spans[number][0] for number in numbers]
+    return [(begin + start, begin + end) for begin, (start, end) in zip(begins, within, strict=True)]
 
 
 #: What :meth:`Encoder.load` made and somebody holds, by the file's sha256 and the length.

@@ -1,6 +1,8 @@
 """Entities in a text, in the shape of transformers' ``TokenClassificationPipeline`` with an aggregation.
 
-A word's tag is that of its first piece, as it was trained: transformers calls this ``aggregation_strategy="first"``.
+A word's tag is that of its first piece, as it was trained: transformers calls this ``aggregation_strategy="first"``,
+but takes each piece that the tokenizer cut at a mark for a word (``O``, ``'``, ``Brien``), also those that no training
+ever gave a tag. What a word is here: ``limbeck/runtime/words.py``.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ def entities(
 ) -> list[dict[str, Any]]:
     """``[{"entity_group", "score", "word", "start", "end"}, …]`` in the order of the text.
 
-    ``score`` is the mean of the words' probabilities, ``start`` and ``end`` are characters.
+    ``score`` is the mean of the words' probabilities, ``start`` and ``end`` are characters, of whole words also where
+    the last pieces of one did not fit into the longest input.
     """
-    words = _words(coded.words)
+    words = _pieces(coded.words)
+    number = [coded.words[pieces[0]] or 0 for pieces in words]  # a word without any piece is left out
     best = [int(scores[pieces[0]].argmax()) for pieces in words]
     found = []
     for kind, first, last in spans([labels[place] for place in best]):
@@ -37,14 +41,14 @@ def entities(
                 "entity_group": kind,
                 "score": float(np.mean([scores[words[word][0], best[word]] for word in inside])),
                 "word": tokenizer.decoder.decode(each) if tokenizer.decoder else " ".join(each),
-                "start": coded.offsets[words[first][0]][0],
-                "end": coded.offsets[words[last][-1]][1],
+                "start": coded.spans[number[first]][0],
+                "end": coded.spans[number[last]][1],
             }
         )
     return found
 
 
-def _words(numbers: Sequence[int | None]) -> list[list[int]]:
+def _pieces(numbers: Sequence[int | None]) -> list[list[int]]:
     """The places of each word's pieces."""
     words: list[list[int]] = []
     before: int | None = None

@@ -146,6 +146,7 @@ class Predictor:
 
         Students that tag tokens answer ``[{"entity_group", "score", "word", "start", "end"}, …]`` for a text, and a
         list of these for a list of texts, as ``TokenClassificationPipeline`` with an aggregation; ``top_k`` is refused.
+        What counts as a word of the text: ``limbeck/runtime/words.py``.
         Students that answer questions take ``{"question": …, "context": …}``, or a list of them, and answer
         ``{"score", "start", "end", "answer"}`` for each, with ``top_k`` a list of so many, best first.
 

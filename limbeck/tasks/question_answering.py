@@ -25,7 +25,8 @@ class QuestionAnswering(Task):
 
     A long context is cut into windows that overlap by a quarter of ``max_length``; of all their spans of up to 30
     tokens the one with the highest logits of start and end is the answer. Losses are over the tokens of a window, for
-    start and end alike; a window without the answer points at its first token.
+    start and end alike; a window without the answer points at its first token. Answers are scored as in SQuAD's
+    evaluation, those with ideographs or kana by characters, as in CMRC 2018's.
     """
 
     architecture: ClassVar[str] = "ForQuestionAnswering"

@@ -21,7 +21,8 @@ class TokenClassification(Task):
     """Give each token of a text one of the data set's tags (IOB2), and so find entities.
 
     The first piece of a token carries its tag; other pieces and special tokens are in no loss. Tokens behind
-    ``max_length`` are answered with ``O``, and count as missed where they are part of an entity.
+    ``max_length`` are answered with ``O``, and count as missed where they are part of an entity. A served text is cut
+    into such tokens by ``limbeck/runtime/words.py``.
     """
 
     architecture: ClassVar[str] = "ForTokenClassification"

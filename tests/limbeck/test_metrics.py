@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import string
 import warnings
 from typing import Any
 
@@ -104,6 +106,30 @@ def test_answers_are_compared_as_in_squads_evaluation() -> None:
     assert evaluate.score("exact_match", found, truth) == pytest.approx(1 / 3)
     # 1; of one word out of one and two: 2 · 1 · 0.5 / 1.5; nothing
     assert evaluate.score("answer_f1", found, truth) == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_english_answers_are_normalised_as_by_squads_script() -> None:
+    """Guards the figures of English data: rules for other scripts may change none of them."""
+
+    def official(text: str) -> list[str]:  # evaluate-v1.1.py, its functions one in another
+        bare = "".join(one for one in text.lower() if one not in set(string.punctuation))
+        return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split()).split()
+
+    draw = random.Random(0)
+    signs = string.printable + "an the éß–“”…"
+    for text in ("The A. N. Other's $1,000.50", *("".join(draw.choices(signs, k=40)) for _ in range(500))):
+        assert plain_words(text) == official(text)
+
+
+def test_chinese_answers_are_compared_by_characters_as_in_cmrcs_evaluation() -> None:
+    """Guards against a whole answer as one word: a mark too much, or a character, would leave nothing of it."""
+    assert plain_words("《红楼梦》，BERT 第3回。") == ["红", "楼", "梦", "bert", "第", "3", "回"]
+    assert plain_words("东京タワー、a·b") == ["东", "京", "タ", "ワ", "ー", "ab"]
+    truth = [["北京大学"], ["1949年10月"], ["《史记》"], ["a股"]]
+    found = ["在北京大学", "1949年", "史记", "股"]
+    assert evaluate.score("exact_match", found, truth) == pytest.approx(1 / 4)
+    # By hand: 4 of 5 and 4 characters; 1949 and 年 of 2 and 4; all; 股 of 1 and 2.
+    assert evaluate.score("answer_f1", found, truth) == pytest.approx((8 / 9 + 4 / 6 + 1 + 2 / 3) / 4)
 
 
 def test_a_ratio_of_correlations_needs_a_teacher_that_correlates() -> None:
