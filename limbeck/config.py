@@ -126,7 +126,7 @@ class Unlabelled(BaseAugmentation):
     """Extra texts without labels, on which the student learns from the teacher alone.
 
     Their hard loss is left out, and so are labels that the source may have. The baseline, which has no teacher, does
-    without them; its epochs are more by as much, so that it takes the same number of steps.
+    without them; its epochs are more by as much, the last one cut off, so that it takes the same number of steps.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)

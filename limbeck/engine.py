@@ -140,8 +140,8 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teachers: Teach
     models = models_of(run, job, first_of(teachers))
     if name == "distilling":
         _say_remarks(run, job, method, models.student)
-    epochs, rate = epochs_of(run.config, job, name), run.config.training.learning_rate
-    fitted = train(phase_of(run, job, name, method, models, logits, epochs, rate), run)
+    (epochs, cut), rate = epochs_of(run.config, job, name), run.config.training.learning_rate
+    fitted = train(phase_of(run, job, name, method, models, logits, epochs, rate, cut), run)
     _say_trained(run, job, name, fitted)
     return keep(run, name, fitted.model)
 

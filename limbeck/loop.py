@@ -63,10 +63,15 @@ class Phase:
     weighting: SampleWeighting | None = None  #: which examples count more
     labelled: int | None = None  #: the first so many training examples have a label; None: all
     ensemble: Ensemble | None = None  #: of several teachers, whose logits stand side by side
+    cut: int | None = None  #: the steps after which it ends, within its last epoch; None: at that one's end
+
+    def __post_init__(self) -> None:
+        if self.cut is not None and math.ceil(self.cut / self.steps_per_epoch) != self.epochs:
+            raise ValueError(f"step {self.cut} is not in epoch {self.epochs} of {self.steps_per_epoch} steps each")
 
     @property
     def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return self.epochs * self.steps_per_epoch if self.cut is None else self.cut
 
     @property
     def steps_per_epoch(self) -> int:
@@ -333,7 +338,7 @@ def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phas
 
 
 def _advance(phase: Phase, rows: NDArray[np.int64], run: Run) -> None:
-    share = float(phase.train.lengths_of(rows).sum() / phase.train.starts[-1]) / phase.epochs
+    share = float(phase.train.lengths_of(rows).sum() / phase.train.starts[-1]) * phase.steps_per_epoch / phase.steps
     run.meter.advance(share, examples=len(rows), steps=1)
 
 

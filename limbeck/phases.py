@@ -59,8 +59,8 @@ def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) 
     def once(config: Any, data: Encoded) -> float:
         return forward_work(config, depth_of(config), data.lengths)
 
-    def learn(config: Any, data: Encoded, epochs: int, checked: Encoded) -> float:
-        return epochs * (once(config, data) * TRAINING + once(config, checked))
+    def learn(config: Any, data: Encoded, epochs: float, checked: Encoded) -> float:
+        return epochs * once(config, data) * TRAINING + math.ceil(epochs) * once(config, checked)
 
     items = {
         **trials,
@@ -80,21 +80,27 @@ def plan(run: Run, job: Prepared, trials: Mapping[str, Item], trial_steps: int) 
         answered = once(shallow, job.own) + once(shallow, job.validation) + checked
         items["difficulty"] = Item(Stage.EVALUATING, answered)
     if wants_baseline(run.config, job):
-        epochs = epochs_of(run.config, job, "baseline")
+        epochs = steps_of(run.config, job.train) / (steps_of(run.config, job.labelled) / training.epochs)
         items["baseline"] = Item(Stage.DISTILLING, learn(shallow, job.labelled, epochs, job.validation))
         items["evaluate-baseline"] = Item(Stage.EVALUATING, once(shallow, job.test))
-    trainings = [(job.train, training.epochs)]
+    trainings = [(job.train, training.epochs)] * (2 if wants_baseline(run.config, job) else 1)
     trainings += [(read.own, read.finetune.epochs) for read in job.members.values() if read.finetune]
-    trainings += [(job.labelled, epochs_of(run.config, job, "baseline"))] if wants_baseline(run.config, job) else []
     steps = trial_steps + sum(math.ceil(data.groups / training.batch_size) * epochs for data, epochs in trainings)
     run.meter.plan(items, steps)
 
 
-def epochs_of(config: DistillConfig, job: Prepared, name: str) -> int:
-    """Of a phase. The baseline cannot learn from texts without labels: it gets as many steps from the others."""
-    if name != "baseline":
-        return config.training.epochs
-    return round(config.training.epochs * len(job.train) / len(job.labelled))
+def steps_of(config: DistillConfig, data: Encoded) -> int:
+    """Of the job's epochs over these examples."""
+    return config.training.epochs * math.ceil(data.groups / config.training.batch_size)
+
+
+def epochs_of(config: DistillConfig, job: Prepared, name: str) -> tuple[int, int | None]:
+    """Of a phase, and the step at which the last one is cut off. The baseline cannot learn from texts without labels:
+    it takes the student's steps with the others."""
+    epochs, steps = config.training.epochs, steps_of(config, job.train)
+    if name != "baseline" or steps == steps_of(config, job.labelled):
+        return epochs, None
+    return math.ceil(steps * epochs / steps_of(config, job.labelled)), steps
 
 
 def phase_of(
@@ -106,6 +112,7 @@ def phase_of(
     logits: Tensor | None,
     epochs: int,
     learning_rate: float,
+    cut: int | None = None,
 ) -> Phase:
     training = run.config.training
     data = job.own if _is_teacher(name) else job.labelled if name == "baseline" else job.train
@@ -128,6 +135,7 @@ def phase_of(
         weighting=_weighting(run, name),
         labelled=len(job.labelled) if name == "distilling" and job.card.unlabelled else None,
         ensemble=ensemble_of(run.config),
+        cut=cut,
     )
 
 

@@ -42,6 +42,7 @@ class Recorder(Callbacks):
         self.points: list[tuple[int, dict[str, float]]] = []
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.percents: list[float] = []
+        self.counted: list[tuple[int, int]] = []  #: steps done, and all of them
         self.stages: list[Stage] = []
         self.checkpoints = 0
 
@@ -56,6 +57,7 @@ class Recorder(Callbacks):
 
     def on_progress(self, progress: Any) -> None:
         self.percents.append(progress.percent)
+        self.counted.append((progress.step, progress.total_steps))
 
     def on_checkpoint(self, checkpoint: Any) -> None:
         self.checkpoints += 1

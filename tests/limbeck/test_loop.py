@@ -198,6 +198,33 @@ def test_a_loss_that_is_not_finite_names_its_step_and_spoils_no_checkpoint(bench
     assert all(bool(torch.isfinite(value.float()).all()) for value in tensors.values())
 
 
+def test_a_training_that_is_cut_off_in_its_last_epoch_is_validated_there_and_resumes_exactly(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Guards the baseline beside texts without labels, whose steps are no whole number of its epochs: what it learned
+    behind its last whole epoch would else be lost, at a rate that never came down."""
+    whole = bench.phase(FineTuning())
+    cut = whole.steps_per_epoch + 2
+    phase = bench.phase(FineTuning(), cut=cut)
+    assert (phase.steps, phase.part_steps()) == (cut, [cut])
+    said = Recorder()
+    undisturbed = train(phase, bench.run(tmp_path / "whole", phase, said))
+    assert [point["step"] for point in undisturbed.history] == [whole.steps_per_epoch, cut]
+    ended = [message.split(":")[0] for kind, message, _ in said.events if kind == "epoch.finished"]
+    assert ended == ["Student, epoch 1 of 2", "Student, epoch 2 of 2"]
+    for stop in (2, whole.steps_per_epoch + 1, None):
+        phase = bench.phase(FineTuning(), cut=cut)
+        run = bench.run(tmp_path / "pieces", phase, Recorder(stop_after=stop))
+        try:
+            resumed = train(phase, run)
+        except Interrupted:
+            run.commit()
+    assert run.meter.step == cut
+    assert_equal(resumed.model.state_dict(), undisturbed.model.state_dict())
+    with pytest.raises(ValueError, match="is not in epoch 2"):
+        bench.phase(FineTuning(), cut=2 * whole.steps_per_epoch + 1)
+
+
 class _TwoParts(FineTuning):
     """As tinybert and auto are: a first part with an objective and an extra module of its own, selecting nothing."""
 
