@@ -53,7 +53,8 @@ TASKS = {
         "It gives each token one of $count tags, which make entities: $labels.",
         "Finding no entity at all has $majority.",
         "It knows entities of these types alone, and text behind its longest input is not read. Its scores are not\n"
-        "  calibrated: 0.9 does not mean right nine times in ten.",
+        "  calibrated: 0.9 does not mean right nine times in ten. Limbeck cuts a text into words as lists of tokens\n"
+        "  have them; transformers' pipeline takes the parts of O'Brien or 7:30 for words, which it never learned.",
         "token-classification",
     ),
     "question_answering": Words(
@@ -139,7 +140,7 @@ _POOLED = {"mean": "(states * mask).sum(dim=1) / mask.sum(dim=1)", "cls": "state
 #: What reads a student without some of its heads.
 _LOADED = "from fewer_heads import load  # the file beside the weights: transformers has no such shape\n"
 #: What transformers has to be told of before it reads a recurrent student.
-_KNOWN_TO_LIMBECK = "import limbeck.recurrent  # tells transformers of this kind of model (pip install limbeck)\n"
+_RECURRENT = "import recurrent  # the file beside the weights: tells transformers of this kind of model\n"
 
 _WITHOUT_TORCH = """
 
@@ -186,7 +187,7 @@ def usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: str
     names = {
         "question": question,
         "texts": texts,
-        "first": _KNOWN_TO_LIMBECK if card.student.architecture.startswith("Recurrent") else "",
+        "first": _RECURRENT if card.student.architecture.startswith("Recurrent") else "",
         "model": '"this/folder"',
         "asked": 'AutoModelForQuestionAnswering.from_pretrained("this/folder")',
         "graph": FILES[card.exports[0].format] if card.exports else "",

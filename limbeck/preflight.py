@@ -11,6 +11,7 @@ from limbeck.config import Method as AnyMethod
 from limbeck.data.cells import NUMBER
 from limbeck.errors import Problem
 from limbeck.families import families_for
+from limbeck.label_names import matched
 from limbeck.methods.base import Method
 from limbeck.sources import ModelFacts
 from limbeck.tasks.base import Task
@@ -189,9 +190,7 @@ def _labels(
                 "set teacher.finetune to train a new head",
             )
         return
-    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(teacher.labels))
-    same = {name.casefold() for name in teacher.labels} == {name.casefold() for name in labels}
-    if len(teacher.labels) != len(labels) or not (unnamed or same):
+    if matched(teacher.labels, labels) is None:
         yield Problem(
             f"{pointer}/source",
             f"the teacher answers with {_shown(teacher.labels)}; the data set has {_shown(labels)}; "

@@ -3,9 +3,10 @@
 As in Tang et al. 2019 (Distilling Task-Specific Knowledge from BERT into Simple Neural Networks, arXiv:1903.12136),
 with the maximum over time (Conneau et al. 2017, arXiv:1705.02364) in the place of the last states.
 
-transformers has no such model. Importing this module tells its ``Auto…`` classes of it::
+transformers has no such model. Importing this module tells its ``Auto…`` classes of it, and a copy travels with a
+student as ``recurrent.py``, so that it imports nothing of Limbeck's::
 
-    import limbeck.recurrent
+    import recurrent
     from transformers import AutoModelForSequenceClassification
 
     student = AutoModelForSequenceClassification.from_pretrained("this/folder")
@@ -15,6 +16,8 @@ The exported forms need nothing of this.
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 MODEL_TYPE = "limbeck-recurrent"
+#: What this file is called beside a model's weights.
+LOADER = "recurrent.py"
 #: What a cell computes at each step, in torch's order of its gates.
 CELLS = {"bilstm": nn.LSTM, "bigru": nn.GRU}
 
@@ -121,6 +126,11 @@ class RecurrentForSequenceClassification(PreTrainedModel):
         transformers' encoders, which norm every layer's output, lets nothing through here."""
         if isinstance(module, nn.Embedding):
             super()._init_weights(module)  # type: ignore[no-untyped-call]
+
+
+def save_loader(folder: Path) -> None:
+    """Put this file beside a model's weights."""
+    shutil.copyfile(__file__, folder / LOADER)
 
 
 AutoConfig.register(MODEL_TYPE, RecurrentConfig, exist_ok=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck import exits, fewer_heads
+from limbeck import exits, fewer_heads, recurrent
 from limbeck.cutting import cut_config, cut_weights
 from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidModel
 from limbeck.families import FAMILIES, depth_of, family_of, require_plain
+from limbeck.label_names import matched
 from limbeck.shapes import student_layers
 from limbeck.sources import config_facts
 
@@ -29,26 +29,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Blueprint", "label_order", "quiet_transformers", "read_config", "student_layers", "write_model"]
 
-_GENERIC_LABEL = re.compile(r"LABEL_\d+")
-
 
 def label_order(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """For each label of the data set, the teacher's output that means it.
 
-    Names are compared without case. A head that names nothing (``LABEL_0``, ``LABEL_1`` …) is taken in its own order.
-
     Raises:
-        InvalidModel: the two name different labels.
+        InvalidModel: the two name different labels (:func:`limbeck.label_names.matched`).
     """
-    if len(found) == len(wanted) and all(_GENERIC_LABEL.fullmatch(name) for name in found):
-        return list(range(len(found)))
-    places = {name.casefold(): i for i, name in enumerate(found)}
-    if len(found) != len(wanted) or set(places) != {name.casefold() for name in wanted}:
+    order = matched(found, wanted)
+    if order is None:
         raise InvalidModel(
             f"The teacher answers with the labels {_listed(found)}, but the data set has {_listed(wanted)}. "
             "Take the data set that it was trained for, or let the job fine-tune it: teacher.finetune = true."
         )
-    return [places[name.casefold()] for name in wanted]
+    return order
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -264,9 +258,11 @@ def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def save_beside(model: PreTrainedModel, folder: Path) -> None:
-    """Write a model's branches beside it, where it has some, and what reads a model without some of its heads."""
+    """Write a model's branches beside it, where it has some, and what reads a model that transformers does not know."""
     if fewer_heads.kept_heads(model.config) is not None:
         fewer_heads.save_loader(folder)
+    if isinstance(model, recurrent.RecurrentForSequenceClassification):
+        recurrent.save_loader(folder)
     if exits.branches_of(model) is not None:
         exits.save(model, folder)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,8 +119,27 @@ def test_a_bilstm_learns_and_tells_how_it_is_read(place: Path, tmp_path: Path) -
     card, _ = check(place, result)
     assert (card.architecture, card.layers, card.hidden_size) == ("RecurrentForSequenceClassification", 1, 24)
     assert card.metrics["accuracy"].value > 0.7
-    assert "import limbeck.recurrent" in (result.student / "README.md").read_text(encoding="utf-8")
-    assert Predictor.load(result.student, threads=1).predict(texts(place)[:2])
+    assert "import recurrent" in (result.student / "README.md").read_text(encoding="utf-8")
+    asked = texts(place)[:4]
+    answers = Predictor.load(result.student, threads=1).predict(asked)
+    assert read_without_limbeck(result.student, asked) == [
+        {"label": one["label"], "score": pytest.approx(one["score"], abs=1e-4)} for one in answers
+    ]
+    assert result.baseline is not None
+    assert (result.baseline / "recurrent.py").exists()
+
+
+def read_without_limbeck(folder: Path, asked: list[str]) -> list[dict[str, Any]]:
+    """What a recurrent student answers in torch whoever has only its folder, as its card says it."""
+    script = (
+        "import sys, json; sys.modules['limbeck'] = None\n"
+        "import recurrent\nfrom transformers import pipeline\n"
+        f"ask = pipeline('text-classification', model='.')\nprint(json.dumps(ask({asked!r}, truncation=True)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 class Asked(Recorder):

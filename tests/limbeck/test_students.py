@@ -113,6 +113,16 @@ def test_labels_without_names_are_taken_in_their_order() -> None:
     assert label_order(["LABEL_0", "LABEL_1"], ["negative", "positive"]) == [0, 1]
 
 
+def test_labels_that_differ_by_case_alone_stay_two() -> None:
+    """Guards against one output for both, and none for the other: a silent half of the answers wrong."""
+    assert label_order(["US", "us"], ["us", "US"]) == [1, 0]
+    assert label_order(["US", "us", "It"], ["It", "US", "us"]) == [2, 0, 1]
+    assert label_order(["Us", "IT"], ["it", "us"]) == [1, 0]
+    for found, wanted in ((["US", "us"], ["Us", "uS"]), (["US", "us"], ["us", "it"]), (["us", "it"], ["US", "us"])):
+        with pytest.raises(InvalidModel):
+            label_order(found, wanted)
+
+
 @pytest.mark.parametrize(
     "found", [["negative", "positive", "neutral"], ["good", "bad"], ["LABEL_0", "LABEL_1", "LABEL_2"]]
 )
