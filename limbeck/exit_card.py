@@ -133,8 +133,10 @@ def measure_exits(
     run.event(
         "student.exits",
         f"Early exit at speed {speed:g}: {chosen.mean_layers:.2f} of {card.layers} layers on the test split, "
-        f"{metric.replace('_', ' ')} {shown[0]} (all layers: {shown[1]})",
+        f"{metric.replace('_', ' ')} {shown[0]} (all layers: {shown[1]})"
+        + ("" if card.kept else f"; no speed keeps {100 * floor:.1f} % on validation"),
         speed=speed,
+        kept=card.kept,
         layers=chosen.mean_layers,
     )
     return card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from string import Template
 
@@ -172,10 +173,11 @@ def _exits(exits: ExitsCard, metric: str) -> str:
         shown = f"**{point.speed:g}**" if point.speed == exits.speed else f"{point.speed:g}"
         times = [f"{one.examples_per_second / plain[one.batch_size]:.2f} ×" for one in point.latency]
         lines.append(_line([shown, _percent(point.metric), f"{point.mean_layers:.2f}", f"{point.flops:.0%}", *times]))
+    which = "the highest that keeps" if exits.kept else "no speed keeps"
     return (
         f"A text leaves behind the first of the {exits.layers} layers whose classifier is sure of it: the entropy of "
         "its answer, as a share of the largest, is not above the speed. 0 sends every text through all layers. The "
-        f"speed unless a call names another is {exits.speed:g}: the highest that keeps {exits.floor:.1%} on "
+        f"speed unless a call names another is {exits.speed:g}: {which} {exits.floor:.1%} on "
         f"validation, where all layers have {exits.validation_whole:.1%}. On the test split, operations and texts per "
         "second against the same student in one piece, as ONNX:\n\n" + "\n".join(lines) + "\n\n"
         "`student.predict(…, speed=0.3)` names a speed of your own. In torch: `from early_exit import answer, load` "
@@ -185,13 +187,15 @@ def _exits(exits: ExitsCard, metric: str) -> str:
 
 def _sizes(card: Scorecard) -> str:
     metric = card.main_metric
-    lines = [_line(["layers", "heads", "neurons", "parameters", "operations", f"{_words(metric)} on validation"])]
-    lines.append(_line(["---"] * 6))
+    head = ["layers", "heads", "neurons", "parameters", "operations", f"{_words(metric)} on validation", "`student`"]
+    lines = [_line(head), _line(["---"] * len(head))]
     for one in card.sub_networks:
         layers = f"**{one.layers}** (this)" if one.student else str(one.layers)
         shown = f"{one.validation:.3f}" if metric in NO_SHARES else f"{one.validation:.1%}"
         heads = "all" if one.heads is None else str(one.heads)
-        lines.append(_line([layers, heads, f"{one.neurons:,}", f"{one.parameters:,}", f"{one.flops:.0%}", shown]))
+        options = "" if one.options is None else f"`{json.dumps(one.options)}`"
+        sizes = [layers, heads, f"{one.neurons:,}", f"{one.parameters:,}"]
+        lines.append(_line([*sizes, f"{one.flops:.0%}", shown, options]))
     return (
         "It was cut from one network that was trained at all these sizes. On validation after the last step, with the "
         "operations of the layers as a share of the whole network's (counted, not timed); a job whose `student` names "

@@ -5,7 +5,7 @@ Imports no torch: the API, the client and the command line read it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from limbeck.formats import Format
 from limbeck.spec import Spec
@@ -99,7 +99,7 @@ class ExitsCard(Spec):
 
     layers: int
     speed: float
-    """The default: the highest one that keeps the floor on validation."""
+    """The default: the highest one that keeps the floor on validation; 0 where none does."""
     floor: float
     """The main metric that was to be kept on validation."""
     validation: float
@@ -110,6 +110,11 @@ class ExitsCard(Spec):
     """Of the student's ONNX form without exits, timed together with the curve."""
     curve: tuple[ExitPoint, ...]
     """From speed 0 (all layers) on, the default among them."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the default keeps the floor; else no speed does, and the default is 0."""
+        return self.validation >= self.floor - 1e-9
 
 
 class SubNetwork(Spec):
@@ -132,6 +137,9 @@ class SubNetwork(Spec):
     flops: float
     """Floating-point operations of its layers on the test split, as a share of the whole network's; counted, not
     timed."""
+    options: dict[str, Any] | None = None
+    """The ``student`` of a job that makes this one, beside what this job's says of the vocabulary; missing in older
+    scorecards."""
     student: bool
     """Whether it is the job's student; the best epoch of that one was kept, not the last step."""
 
@@ -265,7 +273,8 @@ class Scorecard(Spec):
     """Each of several teachers alone, by its source; empty where there is one."""
     student: ModelCard
     baseline: ModelCard | None
-    """The same student fine-tuned without a teacher: same start, same steps, same data."""
+    """The same student fine-tuned without a teacher: same start, same steps, same data.
+    It does without texts that have no label."""
     retention: Estimate
     """Student / teacher, paired bootstrap."""
     gap_recovery: Estimate | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from limbeck.elastic import heads_of, neurons_of
+from limbeck.elastic import evenly, heads_of, neurons_of
 from limbeck.fewer_heads import KEPT
 from limbeck.progress import forward_work
 from limbeck.scorecard import SubNetwork
@@ -46,10 +46,21 @@ def sub_networks(run: Run, job: Prepared) -> tuple[SubNetwork, ...]:
             parameters=one["parameters"] + unused * (whole.embedding_size or whole.hidden_size),
             validation=one["validation"],
             flops=_work(job, one["layers"], one["heads"], one["neurons"]) / total,
+            options=_options(job, one["layers"], one["heads"], one["neurons"]),
             student=(one["layers"], one["heads"], one["neurons"]) == own,
         )
         for one in run.facts.get("variants", {}).values()
     )
+
+
+def _options(job: Prepared, layers: int, heads: int, neurons: int) -> dict[str, Any]:
+    """What ``student`` says of this size; a sub-network of as many layers as the student has the student's."""
+    whole = config_facts_of(job.blueprint.config)
+    chosen = job.layers if layers == job.student.shape.depth else evenly(layers, whole.layers)
+    # Six decimals name a single one of the neurons of every model that there is.
+    shares = {"neurons": round(1 - neurons / whole.intermediate_size, 6), "heads": round(1 - heads / whole.heads, 6)}
+    prune = {part: share for part, share in shares.items() if share > 0}
+    return {"layers": list(chosen), **({"prune": prune} if prune else {})}
 
 
 def _work(job: Prepared, layers: int, heads: int, neurons: int) -> float:

@@ -180,8 +180,9 @@ def _exits(store: Store, chosen: Sequence[Cell]) -> str:
         rows = [_exit_row(point, exits["plain_latency"], exits["speed"]) for point in exits["curve"]]
         head = ("speed", "on the reported split", "mean layers", "FLOPs", "ms b1 (whole)", "ms b32 (whole)")
         floor, kept, whole = (100 * exits[name] for name in ("floor", "validation", "validation_whole"))
+        which = "the highest that keeps" if kept >= floor - 1e-7 else "as no speed keeps"
         parts.append(
-            f"`{cell.name}`: the default speed is {exits['speed']:g}, the highest that keeps {floor:.1f} on dev (it "
+            f"`{cell.name}`: the default speed is {exits['speed']:g}, {which} {floor:.1f} on dev (it "
             f"has {kept:.1f} there, all layers {whole:.1f}).\n\n" + markdown_table(head, rows)
         )
     return "\n\n".join(parts)

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from limbeck import fewer_heads, preflight
 from limbeck.batches import Batch, Collator
-from limbeck.config import DistillConfig
+from limbeck.config import DistillConfig, Student
 from limbeck.criterion import Criterion
 from limbeck.elastic import Elastic, Size, evenly, heads_of, neurons_of, sizes
 from limbeck.engine import distill
@@ -29,6 +29,7 @@ from limbeck.methods.base import Models
 from limbeck.methods.dynabert import DynaBERT
 from limbeck.pruning import Part, most_important, neuron_importance
 from limbeck.runtime import Predictor
+from limbeck.shapes import resolve
 from limbeck.sources import model_facts
 from limbeck.sub_networks import SubNetworks
 from tests.families import LABELS as NAMES
@@ -397,6 +398,13 @@ def test_a_job_cuts_the_size_that_it_names_and_resumes_exactly(tmp_path: Path) -
     (own,) = (one for one in card.sub_networks if one.student)
     assert (own.layers, own.heads, own.neurons, own.width) == (3, 1, 38, 38 / 64)
     assert own.parameters == card.student.parameters
+    for one in card.sub_networks:  # what its options say, by the words that a job has for them
+        assert one.options is not None
+        named = Student.model_validate(one.options)
+        shape = resolve(named, model_facts(tmp_path / "teacher"))
+        assert (shape.depth, shape.intermediate_size) == (one.layers, one.neurons)
+        assert (shape.kept_heads or shape.heads) == one.heads
+    assert own.options == {"layers": [0, 1, 2], "prune": {"neurons": 0.40625, "heads": 0.5}}
     (largest,) = (one for one in card.sub_networks if one.flops == 1)
     assert (largest.layers, largest.neurons, largest.parameters) == (4, 64, card.teacher.parameters)
     # Per token and layer 2 · 32 · (4 · 16 · heads + 2 · neurons), and attention, half of it with one head of two.

@@ -27,6 +27,7 @@ from limbeck.exit_graph import _Folded, write_exit_graphs
 from limbeck.loop import share_steps
 from limbeck.methods.base import Models
 from limbeck.methods.fastbert import FastBert
+from limbeck.modelcard import model_card
 from limbeck.preflight import check
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty
@@ -210,6 +211,19 @@ def test_the_floor_is_kept_on_the_way_to_the_speed() -> None:
     assert calibrate(found, labels, "accuracy", FastBert(max_loss=10))[0] == pytest.approx(0.30)
     assert calibrate(found, labels, "accuracy", FastBert(floor=0.6)) == (pytest.approx(0.35), 0.6)
     assert calibrate(found, labels, "accuracy", FastBert(floor=0.9)) == (0.0, 0.9)
+
+
+def test_a_floor_that_no_speed_keeps_is_not_said_to_be_kept(job: Job) -> None:
+    """Guards who set the floor: the card named it as kept, at a speed that does not."""
+    card = job.result.scorecard
+    assert card.exits is not None
+    assert card.exits.kept
+    assert "the highest that keeps" in model_card(card, "student", teacher="t", dataset="d")
+    missed = card.exits.model_copy(update={"speed": 0.0, "floor": 0.999, "validation": 0.8, "validation_whole": 0.8})
+    assert not missed.kept
+    said = model_card(card.model_copy(update={"exits": missed}), "student", teacher="t", dataset="d")
+    assert "is 0: no speed keeps 99.9% on validation, where all layers have 80.0%" in said
+    assert "the highest that keeps" not in said
 
 
 def test_every_part_gets_a_step() -> None:
