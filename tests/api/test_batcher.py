@@ -107,7 +107,7 @@ def test_questions_that_come_together_are_shared_out_among_free_threads(threads:
     async def script(made: Batcher) -> None:
         await until(lambda: made._idle == threads)
         asked = asyncio.gather(*(made.ask(student, question(f"{i}")) for i in range(5)))  # type: ignore[arg-type]
-        await until(lambda: made.waiting == 0)
+        await until(lambda: student.begun.is_set() and made.waiting == 0)
         student.go.set()
         await asked
 
