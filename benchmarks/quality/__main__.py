@@ -15,8 +15,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmarks.peers.venv import PeersUnavailable
+from benchmarks.quality.datasets import DATASETS
 from benchmarks.quality.grid import Cell, cells
 from benchmarks.quality.page import write_page
+from benchmarks.quality.paired import add_truths
 from benchmarks.quality.peers import measure_peer
 from benchmarks.quality.running import Bench, ensure_teacher, measure
 from benchmarks.quality.store import FOLDER, Store
@@ -40,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         _list(wanted, grid, store)
         return 0
     if chosen.page:
+        if data.is_dir():
+            add_truths(Bench(data, store), DATASETS)
         write_page(store)
         return 0
     if not data.is_dir():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.quality import paired
+from benchmarks.quality.aims import aims
 from benchmarks.quality.datasets import DATASETS
-from benchmarks.quality.grid import BASICS, SEEDS, WIDE, Cell, cells, teacher_of
+from benchmarks.quality.grid import Cell, cells, teacher_of
 from benchmarks.quality.papers import papers
+from benchmarks.quality.seeds import over_seeds
 from benchmarks.quality.side_by_side import side_by_side
 from benchmarks.quality.store import Store
 from benchmarks.report import ROOT, markdown_table, replace_part
@@ -22,22 +23,29 @@ HEAD = (
     "teacher",
     "baseline",
     "student",
+    "over the baseline",
     "retention",
     "gap recovery",
     "speed-up b1 / b32",
     "minutes",
 )
-#: 97.5 % quantile of Student's t with n - 1 degrees of freedom, by n.
-_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+#: What stands where a speed-up was measured and is no longer in the result.
+_TAKEN_OUT = "taken out ¶"
 
 _INTRO = (
     "Every row is one JSON in `benchmarks/results/quality`, measured by `python -m benchmarks.quality` and put here by "
     "its `--page`. Figures are in per cent (correlations times 100) on the reported split, with the 95 % interval by "
-    "bootstrap over its examples; retention is student / teacher and gap recovery (student − baseline) / (teacher − "
-    "baseline), both paired. The baseline is the same student, cut from the same fine-tuned teacher, trained with as "
-    "many steps without a teacher. `kd-unlabelled` learns the teacher's answers to 32,000 further texts as well; its "
-    "baseline takes as many steps over the labelled ones. Every cell of a data set shares one teacher. † marks figures "
-    "of an earlier version of the method's code, ‡ a teacher whose weights are not those of the recorded one."
+    "bootstrap over its examples; *over the baseline* is student − baseline in points, retention student / teacher and "
+    "gap recovery (student − baseline) / (teacher − baseline), all paired. The baseline is the same student, cut from "
+    "the same fine-tuned teacher, trained with as many steps without a teacher. `kd-unlabelled` learns the teacher's "
+    "answers to 32,000 further texts as well; its baseline takes as many steps over the labelled ones. Every cell of a "
+    "data set shares one teacher. † marks figures of an earlier version of the method's code, ‡ a teacher whose "
+    "weights are not those of the recorded one."
+)
+
+_ABOUT_TAKEN = (
+    "¶ marks a speed-up that is no longer there: the run had timed teacher and student, and what it found was deleted "
+    "from the JSON by hand afterwards."
 )
 
 
@@ -53,11 +61,12 @@ def write_page(store: Store, page: Path = PAGE) -> None:
 def generated(store: Store) -> str:
     """All tables, over the whole grid."""
     grid = cells()
-    parts = [_INTRO]
+    taken = any(_speedup_taken_out(store, cell) for cell in grid)
+    parts = [_INTRO + (f" {_ABOUT_TAKEN}" if taken else ""), "### Aims", aims(store)]
     for name, data in DATASETS.items():
         chosen = [cell for cell in grid if cell.dataset == name and not cell.is_teacher and not cell.is_peer]
         parts += [f"### {name}", _about(store, name, data.note), _table(store, chosen)]
-    parts += ["### Over three seeds", _over_seeds(store)]
+    parts += ["### Over three seeds", over_seeds(store)]
     parts += ["### Side by side with TextBrewer", side_by_side(store)]
     parts += ["### Beside what was published", papers(store)]
     parts += ["### Early exit", _exits(store, [cell for cell in grid if cell.method == "fastbert"])]
@@ -94,10 +103,10 @@ def _row(store: Store, cell: Cell) -> list[str]:
     method = cell.method + (f", seed {cell.seed}" if cell.seed else "")
     found, state = store.read(cell), store.state(cell)
     if found is None:
-        return [method, str(cell.layers), "not run", *[""] * 6]
+        return [method, str(cell.layers), "not run", *[""] * 7]
     if "failure" in found:
         reason = " ".join(found["failure"].split()).replace("|", "\\|")
-        return [method, str(cell.layers), f"failed: {reason}", *[""] * 6]
+        return [method, str(cell.layers), f"failed: {reason}", *[""] * 7]
     teacher = store.read(teacher_of(cell.dataset))
     marks = "†" * (state == "earlier code")
     marks += "‡" * (teacher is not None and teacher.get("sha256") != found["teacher_sha256"] and cell.method != "self")
@@ -108,11 +117,20 @@ def _row(store: Store, cell: Cell) -> list[str]:
         f"{100 * found['teacher']['value']:.1f}",
         _estimate(found["baseline"]) if found["baseline"] else "",
         _estimate(found["student"]),
+        paired.shown(store, cell, found),
         _estimate(found["retention"]),
         _gap(found),
-        f"{speed['1']:.2f}× / {speed['32']:.2f}×" if speed else "",
+        _TAKEN_OUT if speed is None else f"{speed['1']:.2f}× / {speed['32']:.2f}×",
         f"{found['total_minutes']:.1f}",
     ]
+
+
+def _speedup_taken_out(store: Store, cell: Cell) -> bool:
+    """Every student of ours is timed: a result without a speed-up, where nothing failed, had one."""
+    found = store.read(cell)
+    if found is None or "failure" in found or cell.is_teacher or cell.is_peer:
+        return False
+    return found["speedup"] is None
 
 
 def _gap(found: dict[str, Any]) -> str:
@@ -124,49 +142,6 @@ def _gap(found: dict[str, Any]) -> str:
 
 def _estimate(estimate: dict[str, float]) -> str:
     return f"{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f}–{100 * estimate['high']:.1f})"
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval (Student's t)."""
-    return mean(values), _T[len(values)] * stdev(values) / math.sqrt(len(values))
-
-
-def _seeds(store: Store, dataset: str, method: str, layers: int) -> list[dict[str, Any]]:
-    found = (store.read(Cell(dataset, method, layers, seed)) for seed in SEEDS)
-    return [one for one in found if one is not None and "failure" not in one]
-
-
-def _over_seeds(store: Store) -> str:
-    rows = []
-    for dataset in WIDE:
-        for layers in (3, 2):
-            none = [one["student"]["value"] for one in _seeds(store, dataset, "none", layers)]
-            for method in BASICS:
-                found = _seeds(store, dataset, method, layers)
-                if len(found) < 2:
-                    rows.append([dataset, method, str(layers), f"{len(found)} of {len(SEEDS)} seeds", "", "", ""])
-                    continue
-                student, retention = (
-                    _plus_minus([one[part]["value"] for one in found]) for part in ("student", "retention")
-                )
-                gap, teacher = "", found[0]["teacher"]["value"]
-                if method != "none" and len(none) == len(found):
-                    start = mean(none)
-                    won = [one["student"]["value"] - start for one in found]
-                    gap = f"{100 * mean(won) / (teacher - start):.0f}" if teacher - start > 0.005 else "– (no gap)"
-                    each = [one["student"]["value"] - b for one, b in zip(found, none, strict=True)]
-                    gap += f"; {_plus_minus(each)} points over the baseline"
-                rows.append([dataset, method, str(layers), f"{len(found)}", student, retention, gap])
-    head = ("data", "method", "layers", "seeds", "student", "retention", "gap recovery")
-    return (
-        "Mean ± half the 95 % interval over seeds (Student's t); gap recovery of the means, and beside it the paired "
-        "difference from the baseline of the same seed.\n\n" + markdown_table(head, rows)
-    )
-
-
-def _plus_minus(values: Sequence[float]) -> str:
-    centre, half = interval(values)
-    return f"{100 * centre:.1f} ± {100 * half:.1f}"
 
 
 def _exits(store: Store, chosen: Sequence[Cell]) -> str:

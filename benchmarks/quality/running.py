@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.differences import paired_difference
 from benchmarks.quality.datasets import data_hash, folder_of, unlabelled_of
 from benchmarks.quality.grid import UNLABELLED, Cell, teacher_of
 from benchmarks.quality.store import Store, packed, unpacked
@@ -202,6 +203,7 @@ def ensure_teacher(bench: Bench, cell: Cell) -> Path:
                 "total_minutes": round(minutes, 2),
                 "machine": machine(),
                 "predictions": packed(found.predictions),
+                "truth": packed(as_json),
             },
         )
     (folder / "truth.json").write_text(json.dumps(as_json, ensure_ascii=False))
@@ -220,8 +222,8 @@ def measure(bench: Bench, cell: Cell) -> None:
     config = bench.config(cell)
     workdir = bench.workdir(cell, config)
     teller = Teller(cell.name)
-    card, predictions = _distilled(config, workdir, teller, TeacherCache(bench.cache / "answers"))
-    metric = card.main_metric
+    card, answered = _distilled(config, workdir, teller, TeacherCache(bench.cache / "answers"))
+    metric, predictions = card.main_metric, answered["student"]
     own = card.baseline.metrics[metric].model_dump() if card.baseline is not None else None
     gap = card.gap_recovery.model_dump() if card.gap_recovery else None
     found = {
@@ -234,6 +236,8 @@ def measure(bench: Bench, cell: Cell) -> None:
         "parameters": card.student.parameters,
         "retention": card.retention.model_dump(),
         "baseline": own,
+        "difference": own
+        and paired_difference(metric, ours=predictions, theirs=answered["baseline"], truth=truth, seed=cell.seed),
         "gap_recovery": gap,
         "gap_note": card.gap_recovery_note,
         "speedup": card.speedup,
@@ -274,13 +278,13 @@ def against_baseline(bench: Bench, cell: Cell, metric: str, predictions: Any, tr
 
 def _distilled(
     config: DistillConfig, workdir: Path, teller: Teller, answers: TeacherCache
-) -> tuple[Scorecard, list[Any]]:
-    """A distillation that goes on where it was cut off, and what its student answers to the test split."""
+) -> tuple[Scorecard, dict[str, list[Any]]]:
+    """A distillation that goes on where it was cut off, and what each of its models answers to the test split."""
     card = distill(config, workdir, callbacks=teller, teacher_cache=answers).scorecard
     from limbeck.checkpoint import CheckpointStore
 
     journal = CheckpointStore(workdir / "state").read_json(JOURNAL)
-    return card, journal["facts"]["evaluations"]["student"]["predictions"]
+    return card, {name: one["predictions"] for name, one in journal["facts"]["evaluations"].items()}
 
 
 def sha256_of(path: Path) -> str:

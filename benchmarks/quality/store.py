@@ -60,9 +60,17 @@ class Store:
             "data": data,
             "method_version": method_version(cell.method),
         }
+        self._put(cell, {**head, **found})
+
+    def amend(self, cell: Cell, **more: Any) -> None:
+        """Add what was not recorded with a result; what it says already stays, its method's version too."""
+        found = json.loads(self.path(cell).read_text())
+        self._put(cell, found | {name: value for name, value in more.items() if name not in found})
+
+    def _put(self, cell: Cell, document: dict[str, Any]) -> None:
         path = self.path(cell)
         aside = path.with_suffix(f".{os.getpid()}.partial")
-        aside.write_text(json.dumps({**head, **found}, indent=1, ensure_ascii=False) + "\n")
+        aside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         aside.replace(path)
 
     def minutes_per_cost(self, cells: Iterable[Cell]) -> float:

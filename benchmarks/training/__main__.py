@@ -78,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="GLOB", help="cells whose name matches, such as 'sst2/*'; no scaling then")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every cell")
     parser.add_argument("--quick", action="store_true", help="one round of few steps: shows that it works, no figures")
-    parser.add_argument("--goals", action="store_true", help="exit with 1 where a goal is missed or was not measured")
+    parser.add_argument(
+        "--goals",
+        action="store_true",
+        help="exit with 1 where a goal of this kind of machine is missed or was not measured",
+    )
     parser.add_argument("--gpu", action="store_true", help="on a CUDA device in bfloat16: BERT-base's shape alone")
     page = f"measure nothing; put the last run's tables into {PAGE.relative_to(ROOT)}"
     parser.add_argument("--page", action="store_true", help=page)
@@ -164,7 +168,7 @@ def _report(run: dict[str, Any], chosen: argparse.Namespace) -> int:
     print(generated(run))
     if not chosen.quick:
         print(f"written to {write_json(_result(chosen.gpu).stem, run)}", file=sys.stderr)
-    missed = [one for one in verdicts(run) if not one.met]
+    missed = [one for one in verdicts(run) if not one.met and not one.elsewhere]
     if chosen.goals and missed:
         print("\n".join(f"missed: {one.goal} ({one.found})" for one in missed), file=sys.stderr)
         return 1

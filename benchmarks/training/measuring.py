@@ -101,13 +101,27 @@ def pass_seconds(system: System, found: dict[str, Any], examples: int) -> float:
 
 
 def useful_work(workload: Workload, system: System, teacher: Path, lengths: NDArray[np.int64]) -> dict[str, float]:
-    """Floating-point operations for an example, padding not counted: of a step, and of the teacher's pass."""
+    """Floating-point operations for an example, padding not counted: of a step, and of the teacher's pass.
+
+    Where Limbeck wants nothing but logits its last layer answers from the first token alone, of student and teacher:
+    what it leaves out is not counted.
+    """
     config: Any = SimpleNamespace(**json.loads((teacher / "config.json").read_text()))
     taught = forward_work(config, config.num_hidden_layers, lengths) / len(lengths)
-    learnt = TRAINING * forward_work(config, len(workload.layers), lengths) / len(lengths)
+    student = forward_work(config, len(workload.layers), lengths) / len(lengths)
+    left_out = work_left_out(config, lengths) / len(lengths) if system.trainer is None else 0.0
     # States are asked of the teacher in every step, by everyone.
     asked = taught if not system.cached or workload.matches else 0.0
-    return {"step": learnt + asked, "pass": taught if system.cached else 0.0}
+    return {"step": TRAINING * (student - left_out) + asked, "pass": taught - left_out if system.cached else 0.0}
+
+
+def work_left_out(config: Any, lengths: NDArray[np.int64]) -> float:
+    """What ``limbeck/first_token.py`` saves of a forward pass: the last layer has keys and values of all tokens, and
+    query, attention, output and feed-forward of one."""
+    width, inner, tokens = config.hidden_size, config.intermediate_size, float(lengths.sum())
+    keys_and_values = 2.0 * 2 * width * width * tokens
+    first = 2.0 * (2 * width * width + 2 * width * inner) * len(lengths)
+    return forward_work(config, 1, lengths) - (keys_and_values + first + 4.0 * width * tokens)
 
 
 def summary(rounds: Sequence[dict[str, Any]], sgemm: float) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def _about(run: dict[str, Any]) -> str:
         f"{run['rounds']} rounds, medians; batch 32; the slowest and the fastest round in brackets. {product} did "
         f"{run['gemm'] / 1e9:,.0f} GFLOP/s in this run. Without dropout and on one batch, all trainers had the same "
         f"losses in the first {run['fairness']['steps']} steps, by this run."
+        + "".join(f"\n\n{note}" for note in run.get("notes", ()))
     )
 
 
@@ -118,5 +119,8 @@ def _scaling(run: dict[str, Any]) -> str:
 
 def _goals(run: dict[str, Any]) -> str:
     shown = {True: "met", False: "**missed**", None: "not measured"}
-    rows = [[one.goal, one.found if one.met is not None else "", shown[one.met]] for one in verdicts(run)]
+    rows = [
+        [one.goal, one.found if one.met is not None else "", shown[one.met] + f": {one.found}" * one.elsewhere]
+        for one in verdicts(run)
+    ]
     return markdown_table(("goal", "found", ""), rows)

@@ -15,7 +15,8 @@ from benchmarks.training.workloads import TINY, Workload, of_length
 EXAMPLES = (1_000, 4_000, 16_000, 64_000)
 #: Tokens of every text, and batches.
 TOKENS = {16: 16, 32: 8, 64: 4, 128: 3}
-#: Time for an example (a token) may be so much more than the least of any size.
+#: At the largest size an example (a token) may take so much more than the least of any size. Small sizes may be dearer:
+#: what a job costs once is spread over few.
 SLACK = 1.25
 
 

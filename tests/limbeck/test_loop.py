@@ -33,6 +33,7 @@ from limbeck.methods.self_distillation import SelfDistillation
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.run import JOURNAL, Run
+from limbeck.vocabulary import Vocabulary
 from tests.limbeck.bench import TASK, Bench, Recorder
 
 CPU = torch.device("cpu")
@@ -171,6 +172,31 @@ def test_unused_rows_of_the_vocabulary_stay_as_they_were(bench: Bench, tmp_path:
     table.weight = nn.Parameter(torch.cat([table.weight.detach(), extra]))
     train(phase, bench.run(tmp_path, phase))
     assert torch.equal(table.weight[-1:].detach(), extra)
+
+
+def test_the_compact_vocabulary_trains_the_same_weights_as_the_whole_one(bench: Bench, tmp_path: Path) -> None:
+    """Guards "changes nothing but time": every weight, the used rows of the table, and the unused ones, which no step
+    may move, by weight decay either."""
+    compact = bench.blueprint.vocabulary
+    whole = replace(
+        bench,
+        blueprint=replace(bench.blueprint, vocabulary=Vocabulary.whole(compact.full_size)),
+        train=compact.restore(bench.train),
+        validation=compact.restore(bench.validation),
+    )
+    assert len(compact) < compact.full_size
+    table = "bert.embeddings.word_embeddings.weight"
+    start = whole.student().state_dict()[table].clone()
+    few, all_of_them = (
+        weights(one, tmp_path / name, FineTuning(), weight_decay=0.5) for one, name in ((bench, "few"), (whole, "all"))
+    )
+    assert not torch.equal(few[table], bench.student().state_dict()[table])
+    unused = np.setdiff1d(np.arange(compact.full_size), compact.kept)
+    assert torch.equal(all_of_them[table][unused], start[unused])
+    found = {**few, table: compact.grow(few[table], start)}
+    assert found.keys() == all_of_them.keys()
+    for name, value in all_of_them.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 class _Exploding(FineTuning):

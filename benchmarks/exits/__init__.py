@@ -1,0 +1,1 @@
+"""What early exit costs and saves in seconds, beside the plain student."""
