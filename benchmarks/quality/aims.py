@@ -64,16 +64,30 @@ def _recoveries(store: Store) -> Iterator[Row]:
 
 
 def _exits(store: Store) -> Iterator[Row]:
+    """Twice: at half of the layers, read off the curve by its layers alone, and at the speed that dev chose."""
     for dataset in CURVES:
-        aim = f"{dataset}, `fastbert`: half of {_DEEP} layers for at most {100 * LOSS:.1f} points, at the speed of dev"
+        aim = f"{dataset}, `fastbert`: half of {_DEEP} layers for at most {100 * LOSS:.1f} points"
         found = store.read(Cell(dataset, "fastbert", _DEEP, 0))
         if found is None or not found.get("exits"):
             yield aim, "", "failed" if found is not None and "failure" in found else _NOT_RUN
             continue
         whole, chosen = exit_points(found)
-        lost = whole["metric"]["value"] - chosen["metric"]["value"]
-        met = chosen["mean_layers"] <= _DEEP / 2 and lost <= LOSS + 1e-9
-        yield aim, f"{chosen['mean_layers']:.2f} layers for {100 * lost:.1f} points", _MET if met else _MISSED
+        half = min(
+            (point for point in found["exits"]["curve"] if point["mean_layers"] <= _DEEP / 2),
+            key=lambda point: point["speed"],
+            default=None,
+        )
+        named = (("the slowest speed of the curve with so few", half), ("the speed that dev chose", chosen))
+        for which, point in named:
+            if point is not None:
+                yield f"{aim}, at {which}", *_left(whole, point)
+
+
+def _left(whole: dict[str, Any], point: dict[str, Any]) -> tuple[str, str]:
+    lost = whole["metric"]["value"] - point["metric"]["value"]
+    met = point["mean_layers"] <= _DEEP / 2 and lost <= LOSS + 1e-9
+    said = f"speed {point['speed']:g}: {point['mean_layers']:.2f} layers for {100 * lost:.1f} points"
+    return said, _MET if met else _MISSED
 
 
 def _kept(store: Store, dataset: str, method: str) -> float | None:

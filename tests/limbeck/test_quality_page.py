@@ -147,10 +147,14 @@ def test_the_aims_are_judged_by_the_cells(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "kept", "verdict"), [(3.0, 0.795, "met"), (3.1, 0.8, "**missed**"), (2.0, 0.79, "**missed**")]
+    ("layers", "kept", "verdict", "half"),
+    [(3.0, 0.795, "met", 0.3), (3.1, 0.8, "**missed**", 0.9), (2.0, 0.79, "**missed**", 0.3)],
 )
-def test_early_exit_is_judged_at_the_speed_of_dev(tmp_path: Path, layers: float, kept: float, verdict: str) -> None:
-    """A speed that is chosen on the reported split, here 0.9, keeps there what it was chosen for."""
+def test_early_exit_is_judged_at_half_the_layers_and_at_the_speed_of_dev(
+    tmp_path: Path, layers: float, kept: float, verdict: str, half: float
+) -> None:
+    """A speed that is chosen by what it costs on the reported split keeps there what it was chosen for; by its layers
+    it may be chosen there."""
     store = Store(tmp_path)
     curve = [
         {"speed": 0.0, "metric": estimate(0.8), "flops": 1.0, "mean_layers": 6.0},
@@ -158,7 +162,9 @@ def test_early_exit_is_judged_at_the_speed_of_dev(tmp_path: Path, layers: float,
         {"speed": 0.9, "metric": estimate(0.8), "flops": 0.1, "mean_layers": 1.0},
     ]
     store.write(Cell("douban", "fastbert", 6, 0), HASH, result(0.8, exits={"curve": curve, "speed": 0.3}))
-    assert f"| {layers:.2f} layers for {100 * (0.8 - kept):.1f} points | {verdict} |" in aims(store)
+    judged = aims(store)
+    assert f"dev chose | speed 0.3: {layers:.2f} layers for {100 * (0.8 - kept):.1f} points | {verdict} |" in judged
+    assert f"with so few | speed {half}: " in judged
     assert f"with {6 / layers:.2f} times fewer at speed 0.3, which dev chose ({layers:.2f} of 6" in papers(store)
 
 
