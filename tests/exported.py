@@ -90,7 +90,7 @@ def exported_exits_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_student(tmp_path_factory.mktemp("students") / "exits", layers=3)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # branches that know no layer from another are of no use to a test, and would come by chance
+        torch.manual_seed(0)  # by chance, branches may be drawn of which none tells texts apart
         exits.attach(model)
     exits.save(model, folder)
     described = json.loads((folder / "limbeck.json").read_text()) | {"exits": {"layers": 3, "speed": 0.9}}

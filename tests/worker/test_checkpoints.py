@@ -49,7 +49,8 @@ def test_a_fresh_start_does_not_name_the_damaged_file_again(
 ) -> None:
     """Guards against a job that starts over in every attempt: done again from the beginning, the same step has the same
     bytes, and they were taken for stored already."""
-    once = settings.model_copy(update={"checkpoint_seconds": 600})
+    # A lease that a busy machine does not let run out: the next attempt would wait for longer than this test does.
+    once = settings.model_copy(update={"checkpoint_seconds": 600, "lease_seconds": 20})
     job = submit(database, does={"steps": 100, "saves": 5, "at": 5, "hang": 600})
 
     def run_to_step_5(but_not: dict[str, Any] | None) -> dict[str, Any]:
