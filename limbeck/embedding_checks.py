@@ -55,6 +55,16 @@ def alone(config: DistillConfig, task: Embeddings) -> Iterator[Problem]:
             "/student/prune/heads",
             "found a share of heads to prune; a student of embeddings is a plain encoder, which has all: leave it out",
         )
+    if config.student.prune is not None and config.student.prune.heads is not None:
+        yield Problem(
+            "/student/prune/heads",
+            "found a share of heads to prune; a student of embeddings is a plain encoder, which has all: leave it out",
+        )
+    if config.student.prune is not None and config.student.prune.heads is not None:
+        yield Problem(
+            "/student/prune/heads",
+            "found a share of heads to prune; a student of embeddings is a plain encoder, which has all: leave it out",
+        )
     if config.student.prune is not None and not task.labelled:
         yield Problem(
             "/student/prune",

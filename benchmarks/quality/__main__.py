@@ -3,14 +3,20 @@
 A finished cell is a JSON in ``benchmarks/results/quality``; commit them, and a later run goes on from there. Models and
 data are kept in ``benchmarks/.cache``; without it the teachers are trained again. The data is read from
 ``LIMBECK_TEST_DATA``; a run that finds none says so and measures nothing.
+
+The command may run several times at once, each with ``OMP_NUM_THREADS=1`` say: they share the cells out among them.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -26,6 +32,8 @@ from benchmarks.report import ROOT, machine
 from limbeck.errors import LimbeckError
 
 _QUICK = "mrpc/*/3L/seed0"
+#: Seconds until a run that has nothing but cells of others before it looks again.
+_PAUSE = 5.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,27 +90,65 @@ def _list(wanted: list[Cell], grid: list[Cell], store: Store) -> None:
 
 
 def _run(bench: Bench, wanted: list[Cell], chosen: argparse.Namespace) -> int:
-    began, done, failed = time.monotonic(), 0, 0
-    for cell in wanted:
-        state = bench.store.state(cell, bench.hash_of(cell))
-        again = (state == "failed" and chosen.retry) or (state == "earlier code" and chosen.earlier)
-        if state != "not run" and not again:
+    """How many cells failed. A cell that another run is at, or that waits for one, comes later."""
+    began, done, failed, passed_by = time.monotonic(), 0, 0, 0
+    left = deque(wanted)
+    while left:
+        cell = left.popleft()
+        if not _is_left(bench, cell, chosen):
             continue
         if chosen.limit is not None and done >= chosen.limit:
             break
         if chosen.minutes is not None and time.monotonic() - began > 60 * chosen.minutes:
             print(f"The minutes are over: {cell.name} and what follows is left for the next run", file=sys.stderr)
             break
-        done += 1
-        failed += not _one(bench, cell)
+        with claimed(bench, cell) as mine:
+            if mine and not any(_awaited(bench, needed) for needed in cell.needs):
+                passed_by, done = 0, done + 1
+                failed += not _one(bench, cell)
+                continue
+        left.append(cell)
+        passed_by += 1
+        if passed_by >= len(left):
+            time.sleep(_PAUSE)
+            passed_by = 0
     return failed
+
+
+def _is_left(bench: Bench, cell: Cell, chosen: argparse.Namespace) -> bool:
+    state = bench.store.state(cell, bench.hash_of(cell))
+    again = (state == "failed" and chosen.retry) or (state == "earlier code" and chosen.earlier)
+    return state == "not run" or again
+
+
+@contextmanager
+def claimed(bench: Bench, cell: Cell, *, wait: bool = False) -> Iterator[bool]:
+    """Whether no other run is at the cell; while the block runs none begins it. Ends with the process that has it."""
+    folder = bench.cache / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / bench.store.path(cell).stem).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _awaited(bench: Bench, needed: Cell) -> bool:
+    """Whether another run is measuring it."""
+    if bench.store.state(needed, bench.hash_of(needed)) != "not run":
+        return False
+    with claimed(bench, needed) as mine:
+        return not mine
 
 
 def _one(bench: Bench, cell: Cell) -> bool:
     """Measure a cell and what it needs; a failure is a result as well."""
     for needed in cell.needs:
-        if bench.store.state(needed, bench.hash_of(needed)) == "not run":
-            _one(bench, needed)
+        with claimed(bench, needed, wait=True):
+            if bench.store.state(needed, bench.hash_of(needed)) == "not run":
+                _one(bench, needed)
         if needed.is_teacher and bench.store.state(needed, bench.hash_of(needed)) in ("not run", "failed"):
             print(f"[{cell.name}] left out: it has no teacher, {needed.name} failed", file=sys.stderr)
             return False

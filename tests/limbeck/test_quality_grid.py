@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import benchmarks.quality.__main__ as quality
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.datasets import DATASETS, DataSet, data_hash, folder_of, unlabelled_of
 from benchmarks.quality.grid import PEERS, WIDE, Cell, cells, content_key, method_version, methods, teacher_of
@@ -192,6 +195,33 @@ def test_a_student_is_not_measured_where_its_teacher_failed(tmp_path: Path, monk
     monkeypatch.setenv("LIMBECK_TEST_DATA", str(data))
     assert main(["--results", str(results), "--only", "sst2/none/3L/seed0"]) == 1
     assert store.state(NONE, found) == "not run"
+
+
+def test_runs_beside_each_other_share_the_cells_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards two runs that train the same cell, and one that begins a student whose teacher the other is training."""
+    (tmp_path / "data" / "sst2_glue").mkdir(parents=True)
+    bench = Bench(tmp_path / "data", Store(tmp_path / "results"), tmp_path / "cache")
+    auto, measured = Cell("sst2", "auto", 3, 0), list[str]()
+
+    def measure_in_no_time(bench: Bench, cell: Cell) -> bool:
+        measured.append(cell.method)
+        bench.store.write(cell, bench.hash_of(cell), result(0.8))
+        return True
+
+    def meanwhile(_: float) -> None:  # the other run ends its cells one by one
+        cell, _ = others.popitem()
+        bench.store.write(cell, bench.hash_of(cell), teacher_result())
+        held.pop().close()
+
+    monkeypatch.setattr(quality, "_one", measure_in_no_time)
+    monkeypatch.setattr("time.sleep", meanwhile)
+    others, held = dict.fromkeys((KD, teacher_of("sst2"))), [ExitStack(), ExitStack()]
+    for cell, stack in zip(others, held, strict=True):
+        assert stack.enter_context(quality.claimed(bench, cell))
+    bench.store.write(NONE, bench.hash_of(NONE), result(0.8))
+    chosen = argparse.Namespace(limit=None, minutes=None, retry=False, earlier=False)
+    assert quality._run(bench, [KD, auto], chosen) == 0
+    assert measured == ["auto"]
 
 
 def test_unknown_cells_and_missing_data_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
