@@ -56,8 +56,8 @@ def main() -> int:
     command = shlex.join(("python", "-m", "benchmarks.task_agnostic", *sys.argv[1:]))
     text = _report(general, cards, command)
     print(text)
-    rows = {name: [card.model_dump(mode="json") for card in found] for name, found in cards.items()}
-    document = {"command": command, "machine": machine(), "general": general.model_dump(mode="json"), "rows": rows}
+    rows = {name: [_without_place(card, folder) for card in found] for name, found in cards.items()}
+    document = {"command": command, "machine": machine(), "general": _without_place(general, folder), "rows": rows}
     write_json("task_agnostic", document)
     if not chosen.no_page:
         replace_part(PAGE, "task_agnostic", text)
@@ -154,6 +154,11 @@ def _report(general: Scorecard, cards: Mapping[str, Sequence[Scorecard]], comman
         f"Hidden tokens found on held-out texts: {figures}; the most frequent token: {general.dataset.majority:.1%}."
         "\n\n"
     ) + markdown_table(["start of the 3 layers", *seeds, "mean"], rows)
+
+
+def _without_place(card: Scorecard, folder: Path) -> Any:
+    """A card as it is committed: where the machine had the data is nobody's affair."""
+    return json.loads(card.model_dump_json().replace(f"{folder}/", ""))
 
 
 def _shown(found: Estimate) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.methods import baseline_of, gap_recovery, report
+from benchmarks.report import RESULTS
 
 
 def row(student: float) -> dict[str, Any]:
@@ -46,3 +47,9 @@ def test_the_table_says_whose_baseline_is_missing() -> None:
     assert "| auto | not begun |" in text
     del run["rows"]["dynabert"]
     assert "Without gap recovery" not in report(run)
+
+
+def test_no_committed_result_says_where_its_machine_had_something() -> None:
+    """Guards cards that are committed as they are, with the folders of whoever measured them."""
+    found = [path.name for path in RESULTS.rglob("*.json") if '"path:/' in path.read_text(encoding="utf-8")]
+    assert found == []
