@@ -20,7 +20,7 @@ from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
 from limbeck.families import pad_id_of
 from limbeck.gradients import backward, trainable
-from limbeck.methods.base import Method, Models, Objective
+from limbeck.methods.base import Method, Models, Objective, Part
 from limbeck.run import Run
 from limbeck.size_card import shape_of
 from limbeck.students import has_words
@@ -168,13 +168,8 @@ def train(phase: Phase, run: Run) -> Fitted:
         run.ranks.share(objective.module)  # what was drawn for it is rank 0's
         losses: list[tuple[int, dict[str, Tensor]]] = []
         batches: list[NDArray[np.int64]] = []
-        collate = Collator(
-            phase.train,
-            pad_id_of(objective.student.config),
-            run.device.torch,
-            answers if part.teacher_logits or criterion.needs_teacher_logits else None,
-            phase.labelled,
-        )
+        asked = part.teacher_logits or criterion.needs_teacher_logits
+        collate = _collator(objective, answers if asked else None, phase, run)
         criterion.study(collate)
         try:
             accumulation = accumulation_of(phase, part.name, objective, optimizer, collate, steps, run)
@@ -183,10 +178,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                 ended = position.step == steps
                 if position.validated < position.step and (place == 0 or ended):
                     _check(losses, position, phase, run)
-                    score = _validate(objective, phase, position, run)
-                    if not part.selects or score > position.best_score:
-                        best = _keep_best(objective, score, phase, position, run)
-                    position.validated = position.step
+                    best = _end_epoch(objective, part, best, phase, position, run)
                 if ended:
                     _validate_variants(objective, phase, position, run)
                     break
@@ -221,6 +213,21 @@ def train(phase: Phase, run: Run) -> Fitted:
     model = phase.method.finish(objective)
     run.meter.finish(phase.name)
     return Fitted(model, position.best_score, position.best_epoch, position.history)
+
+
+def _collator(objective: Objective, answers: Tensor | None, phase: Phase, run: Run) -> Collator:
+    return Collator(phase.train, pad_id_of(objective.student.config), run.device.torch, answers, phase.labelled)
+
+
+def _end_epoch(
+    objective: Objective, part: Part, best: dict[str, Tensor] | None, phase: Phase, position: Position, run: Run
+) -> dict[str, Tensor] | None:
+    """Validate; the best weights from now on."""
+    score = _validate(objective, phase, position, run)
+    if not part.selects or score > position.best_score:
+        best = _keep_best(objective, score, phase, position, run)
+    position.validated = position.step
+    return best
 
 
 def _soft_labels(phase: Phase) -> Tensor | None:
