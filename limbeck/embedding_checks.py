@@ -45,36 +45,27 @@ def alone(config: DistillConfig, task: Embeddings) -> Iterator[Problem]:
             f"found {weighting.type!r}; texts of embeddings have neither an answer that could be wrong nor a "
             "probability: leave it out",
         )
-    if config.student.recurrent:
+    yield from _student(config, task)
+
+
+def _student(config: DistillConfig, task: Embeddings) -> Iterator[Problem]:
+    """What its options ask of a model that vectors are pooled from."""
+    student = config.student
+    if student.recurrent:
         yield Problem(
             "/student/architecture",
-            f"found {config.student.architecture!r}, which has no states of single tokens to pool: take 'transformer'",
+            f"found {student.architecture!r}, which has no states of single tokens to pool: take 'transformer'",
         )
-    if config.student.prune is not None and config.student.prune.heads is not None:
+    if student.prune is not None and student.prune.heads is not None:
         yield Problem(
             "/student/prune/heads",
             "found a share of heads to prune; a student of embeddings is a plain encoder, which has all: leave it out",
         )
-    if config.student.prune is not None and config.student.prune.heads is not None:
-        yield Problem(
-            "/student/prune/heads",
-            "found a share of heads to prune; a student of embeddings is a plain encoder, which has all: leave it out",
-        )
-    if config.student.prune is not None and config.student.prune.heads is not None:
-        yield Problem(
-            "/student/prune/heads",
-            "found a share of heads to prune; a student of embeddings is a plain encoder, which has all: leave it out",
-        )
-    if config.student.prune is not None and not task.labelled:
+    if student.prune is not None and not task.labelled:
         yield Problem(
             "/student/prune",
             "found a share to prune; what matters is measured by the loss against scores, which these texts have none "
             "of: leave it out",
-        )
-    if config.student.prune is not None and config.student.prune.heads is not None:
-        yield Problem(
-            "/student/prune/heads",
-            "found a share of heads to prune; a student of embeddings is a plain encoder, which has all: leave it out",
         )
 
 
