@@ -94,6 +94,12 @@ class Encoded:
         split = np.array_split(rows.reshape(-1, self.together), count)
         return [part.ravel() for part in split if len(part)]
 
+    def parts_within(self, rows: NDArray[np.int64], tokens: int) -> int:
+        """The fewest :meth:`parts` of a batch of which none has more tokens than these, padding included; a group that
+        has more on its own is one."""
+        each = max(1, tokens // (int(self.lengths_of(rows).max()) * self.together))
+        return -(-len(rows) // (self.together * each))
+
     def rows_in(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of these :attr:`groups`, in their order."""
         return (groups[:, None] * self.together + np.arange(self.together)).ravel()

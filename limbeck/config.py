@@ -177,6 +177,9 @@ class Training(Spec):
     """Parts that a batch is cut into, to save memory; the gradient stays the same. ``auto``: a short probe before each
     training finds them: of the parts that fit into memory with the longest examples, the largest that are within 5 % of
     the fastest. What it found is recorded, and kept when the job resumes or is run again."""
+    token_budget: int | None = Field(default=None, ge=8, le=1_048_576)
+    """Most tokens, padding included, that each device computes at once. A batch with more, one of long texts, is
+    computed in as many parts as that takes, and one of short texts whole; the gradient stays the same."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1e-2)
     """Peak learning rate of AdamW."""
     warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
@@ -222,7 +225,7 @@ class Training(Spec):
         intra = f"loss {self.loss.type!r} with intra > 0, which compares the examples of a batch"
         if self.devices > 1 and self.loss.needs_whole_batch:
             raise ValueError(f"devices ({self.devices}) has to be 1 with {intra}")
-        if self.gradient_accumulation == 1:
+        if self.gradient_accumulation == 1 and self.token_budget is None:
             return self
         found = []
         if self.loss.needs_whole_batch:
@@ -232,9 +235,27 @@ class Training(Spec):
                 f"sample_weighting {self.sample_weighting.type!r}, whose weights hang on the student's answers to "
                 "all of a batch"
             )
+        if found and self.token_budget is not None:
+            raise ValueError(f"token_budget ({self.token_budget}) has to be left out with {' and '.join(found)}")
         if found:
             raise ValueError(
                 f"gradient_accumulation ({self.gradient_accumulation}) has to be 1 with {' and '.join(found)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Training:
+        if self.token_budget is None:
+            return self
+        if self.gradient_accumulation != 1:
+            raise ValueError(
+                f"token_budget ({self.token_budget}) cuts the batches that need it, and gradient_accumulation "
+                f"({self.gradient_accumulation}) cuts all of them: name one of the two"
+            )
+        if self.token_budget < self.max_length:
+            raise ValueError(
+                f"token_budget ({self.token_budget}) has to be at least max_length ({self.max_length}), the tokens "
+                "that a single text may have"
             )
         return self
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,28 +16,43 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from limbeck.batches import Batch, Collator
+    from limbeck.batches import Batch, Collator, Encoded
     from limbeck.methods.base import Objective
     from limbeck.ranks import Ranks
     from limbeck.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How each device cuts its share of a batch."""
+
+    accumulation: int = 1  #: into so many parts
+    tokens: int | None = None  #: and into more where one would have more than these, padding included
+
+    def parts(self, data: Encoded, rows: NDArray[np.int64], devices: int) -> int:
+        """Into how many parts these rows are cut, those of all devices together."""
+        count = self.accumulation * devices
+        if self.tokens is None:
+            return count
+        return count * math.ceil(data.parts_within(rows, self.tokens) / count)
 
 
 def backward(
     objective: Objective,
     collate: Collator,
     rows: NDArray[np.int64],
-    accumulation: int,
+    cut: Cut,
     step: int,
     steps: int,
     run: Run,
     weigh: Callable[[list[Batch], float], list[Batch]] = lambda parts, progress: parts,
 ) -> dict[str, Tensor]:
-    """Add the gradient of the batch's loss, computed in ``accumulation`` parts; return the loss and its terms.
+    """Add the gradient of the batch's loss, computed in the parts that ``cut`` makes; return the loss and its terms.
 
     Each part's mean counts by its share of the batch's units (examples, tokens …): the gradient is that of the batch.
     With several ranks each computes its own parts, and all get the sum.
     """
-    parts = weigh(_own_parts(collate, rows, accumulation, run.ranks), step / steps)
+    parts = weigh(_own_parts(collate, rows, cut, run.ranks), step / steps)
     whole = collate.counts(rows)
     sums: dict[str, Tensor] = {}
     for part in parts:
@@ -67,11 +83,11 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def _own_parts(collate: Collator, rows: NDArray[np.int64], accumulation: int, ranks: Ranks) -> list[Batch]:
+def _own_parts(collate: Collator, rows: NDArray[np.int64], cut: Cut, ranks: Ranks) -> list[Batch]:
     """This rank's parts of a batch; where the batch is too small to give it one, the first stands in.
 
     It is computed and counts nothing: the rank takes part in every exchange, and finds the same terms.
     """
-    parts = collate.data.parts(rows, accumulation * ranks.count)
+    parts = collate.data.parts(rows, cut.parts(collate.data, rows, ranks.count))
     own = [collate(part) for part in parts[ranks.number :: ranks.count]]
     return own or [replace(collate(parts[0]), stands_in=True)]

@@ -98,6 +98,11 @@ def _whole_batches(config: DistillConfig) -> Iterator[Problem]:
             "/training/gradient_accumulation",
             f"found {config.training.gradient_accumulation!r}; {why}, so that parts of one would be another thing: 1",
         )
+    if config.training.token_budget is not None:
+        yield Problem(
+            "/training/token_budget",
+            f"found {config.training.token_budget}; {why}, so that parts of one would be another thing: leave it out",
+        )
     if config.training.devices > 1:
         yield Problem("/training/devices", f"found {config.training.devices}; {why}, which devices see parts of: 1")
     if config.training.batch_size < _SMALLEST_BATCH:

@@ -19,7 +19,7 @@ from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
 from limbeck.families import pad_id_of
-from limbeck.gradients import backward, trainable
+from limbeck.gradients import Cut, backward, trainable
 from limbeck.methods.base import Method, Models, Objective, Part
 from limbeck.run import Run
 from limbeck.size_card import shape_of
@@ -63,6 +63,7 @@ class Phase:
     weighting: SampleWeighting | None = None  #: which examples count more
     labelled: int | None = None  #: the first so many training examples have a label; None: all
     ensemble: Ensemble | None = None  #: of several teachers, whose logits stand side by side
+    token_budget: int | None = None  #: of what a device computes at once, padding included
     cut: int | None = None  #: the steps after which it ends, within its last epoch; None: at that one's end
 
     def __post_init__(self) -> None:
@@ -195,7 +196,8 @@ def train(phase: Phase, run: Run) -> Fitted:
                 rows = batches[place]
                 objective.train_mode()
                 run.ranks.seed_step(phase.seed, index, position.step)
-                values = backward(objective, collate, rows, accumulation, position.step, steps, run, criterion.weigh)
+                cut = Cut(accumulation, phase.token_budget)
+                values = backward(objective, collate, rows, cut, position.step, steps, run, criterion.weigh)
                 values["gradient_norm"] = _update(objective, optimizer, rate)
                 position.step += 1
                 losses.append((position.step, values))

@@ -135,6 +135,7 @@ def phase_of(
         weighting=_weighting(run, name),
         labelled=len(job.labelled) if name == "distilling" and job.card.unlabelled else None,
         ensemble=ensemble_of(run.config),
+        token_budget=training.token_budget,
         cut=cut,
     )
 

@@ -24,7 +24,7 @@ from limbeck.criterion import Criterion
 from limbeck.data import Split, load
 from limbeck.engine import distill
 from limbeck.errors import InvalidConfig, InvalidDataset
-from limbeck.gradients import backward, trainable
+from limbeck.gradients import Cut, backward, trainable
 from limbeck.loop import train
 from limbeck.mask_replace import by_neighbours, filler, makes, replaced, whole_words
 from limbeck.methods.base import Method, Part
@@ -245,7 +245,9 @@ def test_texts_without_labels_take_no_part_in_the_hard_loss(tmp_path: Path) -> N
     found = []
     for accumulation in (1, 4):
         objective.student.zero_grad()
-        sums = backward(objective, collate, rows, accumulation, 0, 1, bench.run(tmp_path / str(accumulation), phase))
+        sums = backward(
+            objective, collate, rows, Cut(accumulation), 0, 1, bench.run(tmp_path / str(accumulation), phase)
+        )
         found.append([p.grad.clone() for p in objective.student.parameters() if p.grad is not None] + [sums["loss"]])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -278,7 +280,7 @@ def test_methods_whose_parts_read_no_label_learn_from_texts_without(tmp_path: Pa
         for accumulation in (1, 4):
             objective.module.zero_grad()
             run = bench.run(tmp_path / f"part-{index}-{accumulation}", phase)
-            sums = backward(objective, collate, rows, accumulation, 0, 1, run)
+            sums = backward(objective, collate, rows, Cut(accumulation), 0, 1, run)
             found.append([p.grad.clone() for p in trainable(objective.module) if p.grad is not None] + [sums["loss"]])
         assert len(found[0]) > 1
         for one, other in zip(*found, strict=True):

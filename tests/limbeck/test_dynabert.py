@@ -23,7 +23,7 @@ from limbeck.elastic import Elastic, Size, evenly, heads_of, neurons_of, sizes
 from limbeck.engine import distill
 from limbeck.errors import Interrupted, InvalidConfig
 from limbeck.families import family_of
-from limbeck.gradients import backward
+from limbeck.gradients import Cut, backward
 from limbeck.loop import train
 from limbeck.methods.base import Models
 from limbeck.methods.dynabert import DynaBERT
@@ -285,7 +285,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(bench: Bench, tmp_
         found = []
         for accumulation in (1, 4):
             objective.elastic.network.zero_grad()
-            backward(objective, Collator(bench.train, 0, CPU), rows, accumulation, 0, 1, run)
+            backward(objective, Collator(bench.train, 0, CPU), rows, Cut(accumulation), 0, 1, run)
             found.append([p.grad.clone() for p in objective.elastic.network.parameters() if p.grad is not None])
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

@@ -358,6 +358,7 @@ def test_several_teachers_read_the_images_in_their_own_sizes(tmp_path: Path) -> 
         ("resnet", {"export": ["onnx-int8"]}, "/export"),
         ("resnet", {"training": {"gradient_accumulation": 2}}, "/training/gradient_accumulation"),
         ("resnet", {"training": {"gradient_accumulation": "auto"}}, "/training/gradient_accumulation"),
+        ("resnet", {"training": {"token_budget": 512}}, "/training/token_budget"),
         ("resnet", {"training": {"batch_size": 2}}, "/training/batch_size"),
         ("bert", {}, "/teacher/source"),
     ],

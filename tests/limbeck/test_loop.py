@@ -17,7 +17,7 @@ from limbeck.batches import Batch, Collator
 from limbeck.checkpoint import CheckpointStore
 from limbeck.criterion import Criterion
 from limbeck.errors import Conflict, Diverged, Interrupted
-from limbeck.gradients import backward
+from limbeck.gradients import Cut, backward
 from limbeck.loop import schedule, train
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Models, Objective, Part, Term
@@ -76,7 +76,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(bench: Bench, tmp_
     found = []
     for accumulation in (1, 4):
         student.zero_grad()
-        sums = backward(Weighed(), Collator(bench.train, 0, CPU), rows, accumulation, 0, 1, run)
+        sums = backward(Weighed(), Collator(bench.train, 0, CPU), rows, Cut(accumulation), 0, 1, run)
         found.append([p.grad.clone() for p in student.parameters() if p.grad is not None] + [sums["loss"]])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -87,7 +87,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(bench: Bench, tmp_path: Path)
     phase.models.student.eval()
     objective = phase.method.build(Part(), phase.models, Criterion(TASK))
     collate = Collator(bench.train, 0, CPU, phase.teacher_logits)
-    values = backward(objective, collate, np.arange(8), 1, 0, 1, bench.run(tmp_path, phase))
+    values = backward(objective, collate, np.arange(8), Cut(), 0, 1, bench.run(tmp_path, phase))
     assert values["loss"].item() == pytest.approx(0.25 * values["soft_loss"].item() + 0.75 * values["hard_loss"].item())
 
 

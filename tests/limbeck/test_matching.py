@@ -15,7 +15,7 @@ from limbeck.batches import Batch, Collator
 from limbeck.capture import captured
 from limbeck.criterion import Criterion
 from limbeck.errors import InvalidConfig
-from limbeck.gradients import backward
+from limbeck.gradients import Cut, backward
 from limbeck.matching import (
     attention_distance,
     cosine_distance,
@@ -317,7 +317,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(bench: Bench, tmp_path
     collate = Collator(bench.train, 0, CPU, torch.zeros(len(bench.train), 3))
     for accumulation in (1, 3):
         objective.module.zero_grad()
-        sums = backward(objective, collate, np.array([0, 11, 5, 14, 2, 9, 7, 3]), accumulation, 0, 1, run)
+        sums = backward(objective, collate, np.array([0, 11, 5, 14, 2, 9, 7, 3]), Cut(accumulation), 0, 1, run)
         gradients = {name: p.grad.clone() for name, p in objective.module.named_parameters() if p.grad is not None}
         found.append(gradients | {f"the {name}": value for name, value in sums.items()})
     assert found[0].keys() == found[1].keys()

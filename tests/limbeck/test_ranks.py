@@ -27,7 +27,7 @@ from limbeck.criterion import Criterion
 from limbeck.draws import drawn
 from limbeck.engine import distill
 from limbeck.errors import Diverged, Interrupted, InvalidConfig, RankLost
-from limbeck.gradients import backward
+from limbeck.gradients import Cut, backward
 from limbeck.launching import RESTARTS
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.ranks import Ranks
@@ -65,7 +65,7 @@ def test_the_gradients_of_all_ranks_sum_to_that_of_one(bench: Bench, tmp_path: P
         for number in range(count):
             run = bench.run(tmp_path / f"{number}-of-{count}", bench.phase())
             run.ranks = Part(number, count)
-            losses.append(backward(objective, collate, np.array(rows), 1, 0, 1, run)["loss"])
+            losses.append(backward(objective, collate, np.array(rows), Cut(), 0, 1, run)["loss"])
         gradients = {name: p.grad.clone() for name, p in objective.module.named_parameters() if p.grad is not None}
         found.append(gradients | {"loss": torch.stack(losses).sum()})
     for other in found[1:]:

@@ -17,7 +17,7 @@ from limbeck.config import DistillConfig, Student, Teacher
 from limbeck.criterion import Criterion
 from limbeck.errors import InvalidConfig
 from limbeck.families import FAMILIES, family_of
-from limbeck.gradients import backward
+from limbeck.gradients import Cut, backward
 from limbeck.loop import train
 from limbeck.methods.base import Models, Part
 from limbeck.methods.none import FineTuning
@@ -216,7 +216,7 @@ def test_the_parts_of_a_batch_share_the_draw(bench: Bench, tmp_path: Path, repla
             built = objective(bench, Theseus(replacing=replacing, base=0.5))
             built.student.eval()
             built.hybrid.train(False)
-            backward(built, Collator(bench.train, 0, CPU), np.arange(8), accumulation, step, STEPS, run)
+            backward(built, Collator(bench.train, 0, CPU), np.arange(8), Cut(accumulation), step, STEPS, run)
             found.append([p.grad for p in built.student.parameters()])
         for one, other in zip(*found, strict=True):
             assert (one is None) == (other is None)
@@ -228,7 +228,7 @@ def test_a_step_that_replaces_nothing_changes_nothing(bench: Bench, tmp_path: Pa
     """Guards the first steps of a student of few layers, at most of which it takes no part in its own training."""
     built = objective(bench, Theseus(replacing="constant", base=1e-9))
     run = bench.run(tmp_path, bench.phase())
-    values = backward(built, Collator(bench.train, 0, CPU), np.arange(8), 1, 0, STEPS, run)
+    values = backward(built, Collator(bench.train, 0, CPU), np.arange(8), Cut(), 0, STEPS, run)
     assert torch.isfinite(values["loss"])
     assert all(parameter.grad is None for parameter in built.student.parameters())
 

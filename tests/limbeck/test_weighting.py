@@ -16,7 +16,7 @@ from limbeck.batches import Batch, Collator
 from limbeck.config import Training
 from limbeck.criterion import Criterion
 from limbeck.difficulty import entropies, ranks
-from limbeck.gradients import backward
+from limbeck.gradients import Cut, backward
 from limbeck.loop import train
 from limbeck.methods.base import Part
 from limbeck.methods.kd import KnowledgeDistillation
@@ -125,7 +125,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(
     found = []
     for accumulation in (1, 4):
         objective.student.zero_grad()
-        sums = backward(objective, collate, np.arange(8), accumulation, 1, 10, run, criterion.weigh)
+        sums = backward(objective, collate, np.arange(8), Cut(accumulation), 1, 10, run, criterion.weigh)
         found.append([p.grad.clone() for p in objective.student.parameters() if p.grad is not None] + [sums["loss"]])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
