@@ -378,4 +378,4 @@ class DistillConfig(Spec):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise invalid_config(error, document) from error
+            raise invalid_config(error, document, cls) from error
