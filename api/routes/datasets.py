@@ -33,7 +33,10 @@ _FORM = multipart(
             "CSV, TSV, JSONL, Parquet, or TXT with a text a line, or the gzip of one; the name's ending says which."
         ),
         "validation": file_part("Cut from `train` where it is not given, stratified where an example has one label."),
-        "test": file_part("The same."),
+        "test": file_part(
+            "The same; but where `validation` is given and this is not, that one is reported on, as `test`, and a new "
+            "`validation` is cut."
+        ),
         "name": text_part("For people; default: the name of the train file.", "reviews"),
         "text": text_part("The column with the text; default: guessed from the usual names.", "review"),
         "text_pair": text_part("The column with the second text of a pair.", "hypothesis"),

@@ -43,11 +43,11 @@ def assemble(
             notes.append(f"The {where} split has no labels and is left out.")
         else:
             named[where] = form.read(tables[where], chosen, where)
-    if "test" not in named and "validation" in named:
-        named["test"] = named.pop("validation")
-        notes.append("There is no labelled test split: the validation split is reported on, and a new one is cut.")
     labels = form.order(named, tables["train"].names.get(chosen.label))
     splits = {where: form.coded(split, labels) for where, split in named.items()}
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+        notes.append("There is no labelled test split: the validation split is reported on, and a new one is cut.")
     train = _without_tested(splits.pop("train"), splits, notes, form)
     if len(splits) == 2 and (both := len(set(splits["validation"].keys()) & set(splits["test"].keys()))):
         notes.append(f"Texts that stand in both validation and test: {both:,}.")

@@ -141,7 +141,8 @@ def _warnings(corpus: Corpus) -> list[str]:
     counts = _counts(corpus.train, corpus)
     rare = [name for index, name in enumerate(corpus.labels) if counts[index] < 10]
     if rare:
-        found.append(f"{len(rare)} labels have fewer than 10 training examples, among them {rare[0]!r}.")
+        which = f"The label {rare[0]!r} has" if len(rare) == 1 else f"{len(rare)} labels, among them {rare[0]!r}, have"
+        found.append(f"{which} fewer than 10 training examples.")
     common = max(counts.values(), default=0) / len(corpus.train)
     if corpus.task in LABELLED_ONCE and common > 0.9:
         found.append(f"{common:.0%} of the training examples have one label; accuracy says little here, read macro F1.")

@@ -198,7 +198,9 @@ def _read_jsonl(stream: IO[bytes], where: str) -> Table:
 def _json_object(content: str, line: int, where: str) -> dict[str, Any]:
     try:
         record = json.loads(content)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
+        raise fault(where, f"line {line} is not JSON: column {error.colno}: {error.msg}") from error
+    except ValueError as error:  # a number with too many digits
         raise fault(where, f"line {line} is not JSON: {error}") from error
     except RecursionError:
         raise fault(where, f"line {line} is nested too deeply") from None

@@ -74,7 +74,7 @@ BROKEN = {
         "line 3 is not UTF-8: byte 0xfc at offset 17",
     ),
     "cut utf-8": ("a.csv", "text,label\ngut,ü".encode()[:-1], "UTF-8"),
-    "not json": ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+    "not json": ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON: column "),
     "no object": ("a.jsonl", b'["a", "b"]\n', "line 1 is not a JSON object"),
     "no parquet": ("a.parquet", b"PAR1 and nothing", "not a Parquet file"),
     "unknown": ("a.xlsx", b"PK", "allowed: .csv, .tsv, .jsonl, .parquet"),

@@ -94,14 +94,16 @@ def test_data_that_cannot_be_learned_from_is_refused_and_nothing_is_left(tmp_pat
     assert list(out.iterdir()) == []
 
 
-def test_a_label_that_only_test_has_is_named_with_its_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_label_that_only_another_split_has_is_named_with_its_row(tmp_path: Path, split: str) -> None:
+    """A validation split without a test split becomes that, and must not be called so to whoever sent it."""
     files = {
         "train": _csv(tmp_path, "train.csv", _rows(20)),
-        "test": _csv(tmp_path, "test.csv", [("one text", "gui"), ("another text", "cooking")]),
+        split: _csv(tmp_path, f"{split}.csv", [("one text", "gui"), ("another text", "cooking")]),
     }
     with pytest.raises(InvalidDataset, match="row 2: the label 'cooking' does not stand in train") as caught:
         ingest(files, _out(tmp_path))
-    assert caught.value.problems[0].pointer == "/test"
+    assert caught.value.problems[0].pointer == f"/{split}"
 
 
 def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
