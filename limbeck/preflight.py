@@ -49,7 +49,7 @@ def check(
         chosen = chosen.for_data(pair=pair)
     found: list[Problem] = [*_served(config, chosen), *_objective(config, chosen, labels)]
     found += several_teachers.alone(config, chosen)
-    if config.task is not None and task is not None and labels is not None:
+    if config.task is not None and task is not None:
         found += _task(config.task, task, labels)
     if teacher is not None:
         config = config.model_copy(update={"student": config.method.student(config.student, teacher.layers)})
@@ -157,11 +157,11 @@ def _length(config: DistillConfig, model: ModelFacts, who: str) -> Iterator[Prob
         yield Problem("/training/max_length", f"found {wanted}; {who} reads at most {most} tokens")
 
 
-def _task(wanted: Task, task: str, labels: Sequence[str]) -> Iterator[Problem]:
+def _task(wanted: Task, task: str, labels: Sequence[str] | None) -> Iterator[Problem]:
     """One label for each text also reads as several of them, and where all are numbers, as numbers."""
     if wanted.type in ("embeddings", "masked_lm") and task in _OF_TEXTS:
         return  # their texts serve, and for embeddings numbers of pairs as scores
-    numbers = wanted.type == "regression" and all(NUMBER.fullmatch(label) for label in labels)
+    numbers = wanted.type == "regression" and labels is not None and all(NUMBER.fullmatch(label) for label in labels)
     if wanted.type != task and not (task == "sequence_classification" and (wanted.type == "multi_label" or numbers)):
         yield Problem("/task", f"found {wanted.type!r}; the data set is of {task}")
 

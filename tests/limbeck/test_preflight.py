@@ -39,6 +39,16 @@ def test_preflight_names_the_field_and_what_is_allowed() -> None:
     assert "has no head to use" in _problems(teacher=finetune)["/teacher/finetune"]
 
 
+def test_a_task_that_built_in_data_are_not_of_is_refused() -> None:
+    """Guards against a job that is taken, and fails once it has read its data."""
+    document = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings", "task": "question_answering"}
+    found = preflight.check(DistillConfig.parse(document), teacher=None, labels=None, task="sequence_classification")
+    assert [one.pointer for one in found] == ["/task"]
+    for task in ("multi_label", "embeddings", "masked_lm"):
+        config = DistillConfig.parse({**document, "task": task, "method": "kd"})
+        assert not preflight.check(config, teacher=None, labels=None, task="sequence_classification")
+
+
 class NeedsLayers(KnowledgeDistillation):
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "teacher_layers"})
 
