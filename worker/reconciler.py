@@ -41,8 +41,8 @@ class Found:
 
 
 class Reconciler:
-    """Looks at the rows every ``reconcile_min_seconds``, less often while there is nothing to do, and whenever a lease
-    runs out."""
+    """Looks at the rows every ``reconcile_min_seconds``, less often while there is nothing to do, and whenever a lease,
+    or the wait before a retry, runs out."""
 
     def __init__(self, settings: Settings, database: Database, storage: Storage, bell: Bell, worker: Worker) -> None:
         self._settings = settings
@@ -60,6 +60,7 @@ class Reconciler:
 
     def stop(self) -> None:
         self._stopping.set()
+        self._worker.attempted.set()
         if self._thread.is_alive():
             self._thread.join(5)
 
@@ -102,7 +103,9 @@ class Reconciler:
                 pause = self._settings.reconcile_min_seconds
             except Exception:  # the boundary: whatever one look met, the next one has to come
                 _log.exception("a look at the rows failed")
-            self._stopping.wait(pause if soonest is None else min(pause, soonest + _AFTER_A_LEASE))
+            if self._worker.attempted.wait(pause if soonest is None else min(pause, soonest + _AFTER_A_LEASE)):
+                self._worker.attempted.clear()
+                pause = self._settings.reconcile_min_seconds
 
     def _call_for_help(self, *, waited: bool) -> None:
         self._bell.ring()

@@ -54,6 +54,8 @@ class Worker:
     ) -> None:
         self.slots = slots
         self.shutdown = Shutdown()
+        #: Set when an attempt has ended: its job may be due again soon, and the reconciler looks when.
+        self.attempted = threading.Event()
         self._settings = settings
         self._database = database
         self._bell = bell
@@ -110,4 +112,5 @@ class Worker:
             else:
                 _log.info("%s: attempt %d of %d", claimed.job.id, claimed.job.attempt, claimed.job.max_attempts)
                 self._runner.run(claimed, place, asked_at)
+                self.attempted.set()
         return True

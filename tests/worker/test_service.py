@@ -158,6 +158,23 @@ def test_a_ring_returns_at_once_while_redis_is_down_and_is_heard_when_it_is_back
         database.dispose()
 
 
+def test_a_retry_does_not_wait_for_the_next_look_at_the_rows(settings: Settings, database: Database) -> None:
+    """Guards against a job whose second attempt came 10 minutes after the first, where 10 seconds are promised."""
+    rarely = {"reconcile_min_seconds": 120, "reconcile_max_seconds": 120, "retry_seconds": 0.5}
+    settings = settings.model_copy(update=rarely)
+    bell = Bell(settings)
+    with worker_process(settings):
+        first = submit(database)
+        bell.ring()
+        until(lambda: is_done(database, first), 30)
+        time.sleep(0.5)  # whatever the end of that job set off
+        job = submit(database, does={"at": 1, "signal": signal.SIGKILL})
+        bell.ring()
+        until(lambda: is_done(database, job), 30)
+    bell.close()
+    assert outcomes(database, job) == ["failed", "failed", "failed"]
+
+
 def test_a_job_runs_on_while_redis_is_killed_and_the_next_one_is_heard(settings: Settings, own_redis: Redis) -> None:
     settings = settings.model_copy(
         update={"broker_url": own_redis.url, "reconcile_min_seconds": 300, "reconcile_max_seconds": 300}
