@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from api.app import create_app
 from api.limits import allow_many_connections, encode_in_one_thread, leave_lasting_objects_alone
 from api.logs import configure_logging
-from models.settings import Settings
+from limbeck.errors import InvalidInput
+from models.settings import Settings, complaint, refuse, unknown_variables
+from models.storage import require_storage
+from worker.queue import require_broker
 
 #: Seconds that open requests get when the server is told to end.
 _GRACE = 10
+log = structlog.get_logger("limbeck.api")
 
 
 class Server(uvicorn.Server):
@@ -38,8 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--fd", type=int, help="a bound socket that was inherited; goes before --host and --port")
     options = parser.parse_args(arguments)
-    settings = Settings()
+    try:
+        settings = Settings()
+        require_storage(settings)
+        require_broker(settings)
+    except ValidationError as error:
+        return refuse(complaint(error))
+    except InvalidInput as error:
+        return refuse(error.message)
     configure_logging(settings)
+    for line in unknown_variables(os.environ):
+        log.warning(line)
     allow_many_connections()
     encode_in_one_thread()
     app = create_app(settings)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from limbeck.errors import LimbeckError
 from models import schema
 from models.db import Database
-from models.settings import Settings
+from models.settings import Settings, complaint, refuse
 
 
 def main() -> int:
@@ -21,8 +21,7 @@ def main() -> int:
         finally:
             database.dispose()
     except ValidationError as error:
-        sys.stderr.write(f"The settings cannot be used: {error}\n")
-        return 2
+        return refuse(complaint(error))
     except LimbeckError as error:
         sys.stderr.write(f"{error.message}\n")
         return 1

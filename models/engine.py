@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
 
 from limbeck.errors import InvalidInput
 from models.text import to_json
 
+_ALLOWED = "sqlite:///… and postgresql+psycopg://…"
 _READ_ONLY = "limbeck_read_only"
 
 _SQLITE_BUSY_SECONDS = 15
@@ -37,14 +40,23 @@ def open_engine(address: str) -> Engine:
     Raises:
         InvalidInput: the address is of another database.
     """
-    url = make_url(address)
+    try:
+        url = make_url(address)
+    except ArgumentError as error:  # the address may hold a password: not even its beginning is shown
+        raise InvalidInput(f"LIMBECK_DATABASE_URL is no address; allowed: {_ALLOWED}") from error
     if url.get_backend_name() == "sqlite":
         return _open_sqlite(url)
     if url.get_backend_name() not in ("postgres", "postgresql"):
-        raise InvalidInput(
-            f"LIMBECK_DATABASE_URL begins with {url.drivername!r}; allowed: sqlite:///… and postgresql+psycopg://…"
-        )
+        raise InvalidInput(f"LIMBECK_DATABASE_URL begins with {url.drivername!r}; allowed: {_ALLOWED}")
     return _open_postgres(url.set(drivername="postgresql+psycopg"))
+
+
+def absent_file(address: str) -> Path | None:
+    """The file of an embedded database that is not there: whoever asked it would make an empty one."""
+    url = make_url(address)
+    if url.get_backend_name() != "sqlite" or not url.database or Path(url.database).is_file():
+        return None
+    return Path(url.database)
 
 
 def read_only(engine: Engine) -> Engine:

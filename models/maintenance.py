@@ -15,14 +15,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, NotFound
 from models.backup import backup, restore
 from models.db import Database
+from models.engine import absent_file
 from models.retention import gc
-from models.settings import Settings
+from models.settings import Settings, complaint, refuse
 from models.storage import open_storage
-
-USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings() if given.data_dir is None else Settings(data_dir=given.data_dir)
         report = _act(given, settings)
     except ValidationError as error:
-        sys.stderr.write(f"The settings cannot be used: {error}\n")
-        return USAGE_ERROR
+        return refuse(complaint(error))
     except LimbeckError as error:
         sys.stderr.write(f"{error.message}\n")
         return 1
@@ -56,6 +54,9 @@ def _act(given: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         return asdict(backup(settings, given.archive))
     if given.action == "restore":
         return asdict(restore(settings, given.archive))
+    absent = absent_file(settings.database_url)
+    if absent is not None:
+        raise NotFound(f"There is no database {absent}. Name the folder of a `limbeck up` with --data-dir.")
     database = Database(settings)
     try:
         database.migrate()

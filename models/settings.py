@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_USAGE_ERROR = 2
+#: What the command line and the tests read.
+_OTHERS = ["LIMBECK_URL", "LIMBECK_TEST_DATA", "LIMBECK_TEST_MANY_HOSTS"]
 
 
 class Settings(BaseSettings):
@@ -117,12 +124,38 @@ class Settings(BaseSettings):
     def _beats_fit_the_lease(self) -> Settings:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError(
-                "heartbeat_seconds has to be at most half of lease_seconds, so that one beat may be missed"
+                "LIMBECK_HEARTBEAT_SECONDS has to be at most half of LIMBECK_LEASE_SECONDS, "
+                "so that one beat may be missed"
             )
         return self
 
 
+def refuse(why: str) -> int:
+    """Say on one line why a program does not start; gives its exit code."""
+    sys.stderr.write(f"limbeck: {why}\n")
+    return _USAGE_ERROR
+
+
 def complaint(error: ValidationError) -> str:
-    """One line for whoever set what :class:`Settings` refuses."""
-    found = (f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors())
-    return f"the settings cannot be used: {'; '.join(found)}"
+    """One line for whoever set what :class:`Settings` refuses: each variable, and what it was found to be."""
+    return f"the settings cannot be used: {'; '.join(map(_told, error.errors()))}"
+
+
+def _told(finding: Any) -> str:
+    """What our own validators find names its variables itself, and may be of a URL with a password in it."""
+    message = str(finding["msg"]).removeprefix("Value error, ")
+    if not finding["loc"]:
+        return message
+    return f"LIMBECK_{str(finding['loc'][0]).upper()}: {message}; found {str(finding['input'])[:80]!r}"
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """A line for each ``LIMBECK_…`` variable that nothing reads, with the one that may be meant."""
+    known = [f"LIMBECK_{name.upper()}" for name in Settings.model_fields]
+    strangers = sorted(name for name in environment if name.startswith("LIMBECK_") and name not in known + _OTHERS)
+    return [f"{name} is no setting of the server, and changes nothing{_meant(name, known)}" for name in strangers]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1, cutoff=0.8)
+    return f"; is {near[0]} meant?" if near else ""

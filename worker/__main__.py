@@ -9,14 +9,15 @@ import sys
 from collections.abc import Sequence
 
 from celery.worker import WorkController, state
+from pydantic import ValidationError
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import InvalidInput, LimbeckError
 from models.db import Database
-from models.settings import Settings
+from models.settings import Settings, complaint, refuse, unknown_variables
 from models.storage import open_storage
 from worker import logs
 from worker.assistant import ANSWERER
-from worker.queue import Bell, celery_app
+from worker.queue import Bell, celery_app, require_broker
 from worker.reconciler import Reconciler
 from worker.runner import TRAINER
 from worker.scratch import sweep_scratch
@@ -28,10 +29,18 @@ _log = logging.getLogger("worker")
 
 
 def main() -> int:
-    settings = Settings()
-    logs.configure(settings)
+    """0 where it was told to end, 1 where something that it needs is away, 2 where the settings are wrong."""
     try:
+        settings = Settings()
+        logs.configure(settings)
+        for line in unknown_variables(os.environ):
+            _log.warning("%s", line)
+        require_broker(settings)
         return serve(settings)
+    except ValidationError as error:
+        return refuse(complaint(error))
+    except InvalidInput as error:
+        return refuse(error.message)
     except LimbeckError as error:
         _log.error("%s", error)
         return 1

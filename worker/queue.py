@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from kombu.transport import get_transport_cls
 
+from limbeck.errors import InvalidInput
 from models.settings import Settings
 from worker import filesystem_broker
 
@@ -103,6 +105,27 @@ class Bell:
         # A connection of its own: one from a pool may be dead since the broker was restarted.
         with self._app.connection_for_write() as connection:
             self._app.send_task(BELL, connection=connection, retry=False)
+
+
+def require_broker(settings: Settings) -> None:
+    """For everything that starts servers, before it does: a worker without a broker's client ends at its start.
+
+    Raises:
+        InvalidInput: there is no client for such an address here.
+    """
+    scheme, found, _ = settings.broker_url.partition("://")
+    if scheme == filesystem_broker.SCHEME:
+        return
+    try:
+        if not found:
+            raise KeyError(scheme)
+        get_transport_cls(scheme)
+    except (KeyError, ImportError) as error:  # the address itself may hold a password
+        given = f"begins with '{scheme}://'" if found else "has no '://'"
+        raise InvalidInput(
+            f"LIMBECK_BROKER_URL {given}, and no broker is spoken to like that here; allowed: redis://host:6379/0, "
+            "rediss://…, or nothing for the embedded one"
+        ) from error
 
 
 def _is_redis(settings: Settings) -> bool:

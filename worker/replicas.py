@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from limbeck.errors import Conflict
-from models.settings import Settings, complaint
-from worker.supervisor import Child, Supervisor, bind, refuse, say
+from models.settings import Settings, complaint, refuse
+from worker.supervisor import Child, Supervisor, bind, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,9 +22,10 @@ from pydantic import ValidationError
 from limbeck.errors import Conflict, InvalidInput, LimbeckError
 from models.db import Database
 from models.providers import require_providers
-from models.settings import Settings, complaint
+from models.settings import Settings, complaint, refuse
+from models.storage import require_storage
+from worker.queue import require_broker
 
-USAGE_ERROR = 2
 _TICK = 0.1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 #: A child that ran for so long is not failing at its start.
@@ -187,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
         require_providers(settings)
+        require_storage(settings)
+        require_broker(settings)
         with bind(given.host, given.port) as listener, _alone_in(settings.data_dir):
             _migrate(settings)
             _supervise(settings, listener)
@@ -199,11 +202,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     say("stopped")
     return 0
-
-
-def refuse(why: str) -> int:
-    sys.stderr.write(f"limbeck: {why}\n")
-    return USAGE_ERROR
 
 
 def _supervise(settings: Settings, listener: socket.socket) -> None:

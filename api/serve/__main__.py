@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import structlog
 from pydantic import ValidationError
@@ -19,10 +19,11 @@ from api.serve.app import create_app
 from api.serve.folder import FolderShelf
 from api.serve.server import server
 from limbeck.errors import Conflict, LimbeckError
+from models.engine import absent_file
 from models.providers import require_providers
-from models.settings import Settings, complaint
+from models.settings import Settings, complaint, refuse, unknown_variables
+from models.storage import require_storage
 
-USAGE_ERROR = 2
 log = structlog.get_logger("limbeck.serve")
 
 
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     service = create_app(settings)
     leave_lasting_objects_alone()
     running = server(service, host=options.host, port=options.port, drain=settings.serve_drain_seconds)
+    for line in unknown_variables(os.environ):
+        log.warning(line)
     log.info(said)
     # uvicorn raises the signal that ended it once more when all is closed; being told to end is no failure.
     for told in (signal.SIGTERM, signal.SIGINT):
@@ -65,20 +68,17 @@ def check(settings: Settings) -> str:
         Conflict: the embedded database is not there; asking for it would make an empty one.
     """
     require_providers(settings)
+    if settings.serve_folder is None:
+        require_storage(settings)
     if settings.serve_folder is not None:
         return f"students in {settings.serve_folder}: {', '.join(FolderShelf(settings.serve_folder).names())}"
-    url = make_url(settings.database_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+    absent = absent_file(settings.database_url)
+    if absent is not None:
         raise Conflict(
-            f"There is no database {url.database}. Name the folder of a `limbeck up` with --data-dir, or one with "
+            f"There is no database {absent}. Name the folder of a `limbeck up` with --data-dir, or one with "
             "students with --local; in production set the LIMBECK_… variables of the API."
         )
-    return f"students of the database {url.render_as_string(hide_password=True)}"
-
-
-def refuse(why: str) -> int:
-    sys.stderr.write(f"limbeck: {why}\n")
-    return USAGE_ERROR
+    return f"students of the database {make_url(settings.database_url).render_as_string(hide_password=True)}"
 
 
 if __name__ == "__main__":

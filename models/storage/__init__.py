@@ -2,6 +2,6 @@
 
 from models.storage.base import Entry, Storage, Stored, Watch, unwatched
 from models.storage.local import LocalStorage
-from models.storage.opening import open_storage
+from models.storage.opening import open_storage, require_storage
 
-__all__ = ["Entry", "LocalStorage", "Storage", "Stored", "Watch", "open_storage", "unwatched"]
+__all__ = ["Entry", "LocalStorage", "Storage", "Stored", "Watch", "open_storage", "require_storage", "unwatched"]

@@ -20,18 +20,29 @@ def open_storage(settings: Settings) -> Storage:
     Raises:
         InvalidInput: neither ``file:///folder`` nor ``s3://bucket/prefix``.
     """
+    require_storage(settings)
     url = urlsplit(settings.storage_url)
-    if url.scheme == "file" and url.path.startswith("/"):
+    if url.scheme == "file":
         return LocalStorage(Path(unquote(url.path)))
-    if url.scheme == "s3" and url.netloc:
-        return S3Storage(
-            url.netloc,
-            prefix=url.path.strip("/"),
-            endpoint=settings.s3_endpoint,
-            region=settings.s3_region,
-            access_key_id=_plain(settings.s3_access_key_id),
-            secret_access_key=_plain(settings.s3_secret_access_key),
-        )
+    return S3Storage(
+        url.netloc,
+        prefix=url.path.strip("/"),
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        access_key_id=_plain(settings.s3_access_key_id),
+        secret_access_key=_plain(settings.s3_secret_access_key),
+    )
+
+
+def require_storage(settings: Settings) -> None:
+    """For everything that starts servers, before it does: one that cannot open its storage ends, and is started again.
+
+    Raises:
+        InvalidInput: neither ``file:///folder`` nor ``s3://bucket/prefix``.
+    """
+    url = urlsplit(settings.storage_url)
+    if (url.scheme == "file" and url.path.startswith("/")) or (url.scheme == "s3" and url.netloc):
+        return
     raise InvalidInput(
         f"LIMBECK_STORAGE_URL is {settings.storage_url!r}; allowed: file:///absolute/folder or s3://bucket/prefix"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import NotFound
+from models import maintenance
 from models.db import Database
 from models.job import Job, JobStatus
 from models.model import ModelKind
@@ -196,3 +197,13 @@ def test_parts_of_a_pass_go_when_no_job_fetched_them(
     done = gc(database, storage, _settings(tmp_path), NOW)
     assert (done.orphans, done.answers) == (1, 0)
     assert [storage.exists(key) for key in (old, young)] == [False, True]
+
+
+def test_a_folder_without_a_server_is_told_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against a sweep in the wrong place that finds nothing to sweep, and makes a database there."""
+    folder = tmp_path / "elsewhere"
+    assert maintenance.main(["--data-dir", str(folder), "gc", "--dry-run"]) == 1
+    assert capsys.readouterr().err.startswith(f"There is no database {folder / 'limbeck.db'}. Name the folder")
+    assert not folder.exists()

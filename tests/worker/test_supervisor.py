@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.runtime.providers import installed
+from models.settings import unknown_variables
 from tests.services import free_port
 
 
@@ -70,3 +71,50 @@ def test_a_provider_that_is_not_installed_is_one_clear_line_and_exit_code_2(
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
     assert f"LIMBECK_PREDICT_PROVIDERS cannot be used: {missing} is not in this ONNX Runtime" in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+_BEAT = "LIMBECK_HEARTBEAT_SECONDS has to be at most half of LIMBECK_LEASE_SECONDS"
+_UNSET = "in production these have no default and have to be set: LIMBECK_DATABASE_URL, "
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "value", "said"),
+    [
+        ("limbeck up", "LIMBECK_SLOTS", "many", "LIMBECK_SLOTS: Input should be a valid integer"),
+        ("limbeck up", "LIMBECK_HEARTBEAT_SECONDS", "50", _BEAT),
+        ("limbeck up", "LIMBECK_ENVIRONMENT", "production", _UNSET),
+        ("limbeck up", "LIMBECK_STORAGE_URL", "gs://bucket", "LIMBECK_STORAGE_URL is 'gs://bucket'; allowed: file:///"),
+        ("limbeck up", "LIMBECK_BROKER_URL", "foo://me:secret@host", "LIMBECK_BROKER_URL begins with 'foo://'"),
+        ("limbeck up", "LIMBECK_BROKER_URL", "me:secret@host:6379", "LIMBECK_BROKER_URL has no '://'"),
+        ("limbeck up", "LIMBECK_DATABASE_URL", "me:secret@host", "LIMBECK_DATABASE_URL is no address; allowed: sqlite"),
+        ("api", "LIMBECK_STORAGE_URL", "gs://bucket", "LIMBECK_STORAGE_URL is 'gs://bucket'"),
+        ("worker", "LIMBECK_STORAGE_URL", "gs://bucket", "LIMBECK_STORAGE_URL is 'gs://bucket'"),
+        ("worker", "LIMBECK_BROKER_URL", "foo://me:secret@host", "LIMBECK_BROKER_URL begins with 'foo://'"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_that_names_its_variable(
+    program: str, name: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a worker that dies of it again and again, while the API says that it is ready."""
+    monkeypatch.setenv(name, value)
+    if program == "limbeck up":
+        done = up(tmp_path / "data", port=free_port())
+    else:
+        command = [sys.executable, "-m", program, *(["--port", str(free_port())] if program == "api" else [])]
+        environment = os.environ | {"LIMBECK_DATA_DIR": str(tmp_path / "data")}
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=120
+        )
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("limbeck: ")
+    assert said in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_variable_that_nothing_reads_is_told(tmp_path: Path) -> None:
+    """Guards against a setting with a typo, which changes nothing and says nothing."""
+    found = unknown_variables(["LIMBECK_SLOT", "LIMBECK_SLOTS", "LIMBECK_URL", "PATH", "LIMBECK_XYZ"])
+    assert found == [
+        "LIMBECK_SLOT is no setting of the server, and changes nothing; is LIMBECK_SLOTS meant?",
+        "LIMBECK_XYZ is no setting of the server, and changes nothing",
+    ]
