@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -18,7 +19,7 @@ from api.openapi import answers
 from api.places import place_of
 from api.schemas import Listing
 from api.transfer import matches
-from limbeck.errors import InvalidConfig, InvalidInput, Problem, QueueFull
+from limbeck.errors import InvalidConfig, InvalidInput, NotFound, Problem, QueueFull
 from models.job import Job, JobStatus
 from models.repository import catalogue, jobs, overview
 from models.text import refuse_unstorable
@@ -53,7 +54,7 @@ def submit_job(house: House, document: JobDocument, idempotency_key: Idempotency
     with house.database.session() as session:
         job, created = jobs.submit(
             session,
-            name=wanted.name or _name(wanted),
+            name=wanted.name or _name(session, wanted),
             owner=wanted.owner,
             priority=wanted.priority,
             config=wanted.config().model_dump(mode="json"),
@@ -216,11 +217,20 @@ def _parsed(document: Any) -> JobRequest:
     return JobRequest.parse(document)
 
 
-def _name(wanted: JobRequest) -> str:
-    teacher, dataset = (
-        source.split(":")[-1].split("/")[-1] for source in (wanted.teacher.source, wanted.dataset.source)
-    )
+def _name(session: Session, wanted: JobRequest) -> str:
+    teacher, dataset = (_called(session, source) for source in (wanted.teacher.source, wanted.dataset.source))
     return f"{wanted.method.type}: {teacher} on {dataset}"[:200]
+
+
+def _called(session: Session, source: str) -> str:
+    """What people call a source: an upload by its name, which an id is not."""
+    kind, _, name = source.rpartition(":")
+    with suppress(NotFound):  # deleted a moment ago: the submit itself refuses that
+        if kind == "dataset":
+            return catalogue.get_dataset(session, name).name
+        if kind == "model":
+            return catalogue.get_model(session, name).name
+    return name.split("/")[-1]
 
 
 def _hash(document: Any) -> str:

@@ -43,6 +43,13 @@ def test_a_job_without_a_name_gets_one_that_people_can_tell_apart(submit: Submit
     assert submit(name="  mine ")["name"] == "mine"
 
 
+def test_a_job_is_called_after_the_names_of_what_was_uploaded(client: TestClient, submit: Submit) -> None:
+    """Guards against a list of jobs `kd: mdl_01a2… on ds_01a2…`."""
+    rows = "text,label\n" + "".join(f"text {number},{'ab'[number % 2]}\n" for number in range(40))
+    uploaded = client.post("/v1/datasets", files={"train": ("reviews.csv", rows)}).json()
+    assert submit(dataset=f"dataset:{uploaded['id']}")["name"] == "kd: minilm-l6 on reviews"
+
+
 def test_the_bell_rings_after_the_commit(submit: Submit, house: Services) -> None:
     """A worker that is woken before the commit finds nothing, and the job waits for the next look."""
     seen = []
