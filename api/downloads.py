@@ -25,8 +25,8 @@ from limbeck.scorecard import HARD_SAMPLES
 from models.model import Model, ModelFile
 from models.storage import Storage
 
-Format = Literal["safetensors"] | Export
-FORMATS: tuple[Format, ...] = ("safetensors", *get_args(Export))
+Format = Literal["safetensors", Export]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 #: Goes into an archive's cache name; raise it when the layout changes.
 _LAYOUT = 1

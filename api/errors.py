@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
@@ -161,7 +162,8 @@ async def _invalid_request(request: Request, error: Exception) -> Response:
         return _malformed_json(request, str(error.body), int(found[0]["loc"][1]), found[0]["ctx"]["error"])
     if isinstance(error.body, bytes):
         return await _http_exception(request, not_json())
-    listed = [one for item in found for one in _located(item, error.body)]
+    model = _body_model(request)
+    listed = [one for item in found for one in _located(item, error.body, model)]
     return problem(
         request,
         status=422,
@@ -186,13 +188,20 @@ def _malformed_json(request: Request, text: str, position: int, reason: str) -> 
     )
 
 
-def _located(item: Any, body: Any) -> list[dict[str, str]]:
+def _body_model(request: Request) -> type[BaseModel] | None:
+    """What the route reads its body into, where that has fields."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    kind = None if field is None else field.field_info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _located(item: Any, body: Any, model: type[BaseModel] | None) -> list[dict[str, str]]:
     """One of FastAPI's findings; those outside the body say in which part of the request they are."""
     where, *path = item["loc"]
     if where == "body" and not path and item["type"] == "missing":
         return [{"pointer": "", "detail": "this request needs a body"}]
     if where == "body":
-        return list(_listed(problems_in([item | {"loc": tuple(path)}], body)))
+        return list(_listed(problems_in([item | {"loc": tuple(path)}], body, model)))
     given = {path[0]: item.get("input")} if path else {}
     detail = problems_in([item | {"loc": tuple(path)}], given)[0].detail
     return [{"pointer": json_pointer(path[:1]), "in": str(where), "detail": detail}]

@@ -59,10 +59,12 @@ def put_alias(
     expected = _expected(if_match, if_none_match)
     aliases.check_name(name)
     with house.database.reading() as session:
-        files = catalogue.model_files(session, wanted.model)
-    house.students.get(wanted.model, files)
+        model_id = catalogue.get_model(session, wanted.model).id  # it may be named by another alias
+        files = catalogue.model_files(session, model_id)
+    house.students.get(model_id, files)
     with house.database.session() as session:
-        view = AliasView.of(aliases.put_alias(session, name, wanted.model, expected=expected))
+        catalogue.get_model(session, model_id)  # it may be gone by now
+        view = AliasView.of(aliases.put_alias(session, name, model_id, expected=expected))
     house.students.forget_name(name)
     response.headers["ETag"] = f'"{view.version}"'
     return view

@@ -51,3 +51,8 @@ def metrics(telemetry: Annotated[Telemetry, Depends(_telemetry)]) -> Response:
     """Requests and their latency by route, texts that wait and students that are loaded; of the API also jobs by
     status and open streams of events."""
     return Response(telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+# What load balancers send, and `curl -I`.
+router.head("/healthz", include_in_schema=False)(live)
+router.head("/readyz", include_in_schema=False)(ready)

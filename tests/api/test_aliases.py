@@ -37,6 +37,24 @@ def test_an_alias_serves_wherever_a_models_id_does(client: TestClient, students:
     assert client.post("/v1/models/reviews/predict", json={"inputs": "x"}).status_code == 404
 
 
+def test_a_field_that_there_is_not_is_told_with_the_one_that_is_meant(client: TestClient, students: list[str]) -> None:
+    answer = client.put("/v1/aliases/a", json={"modle": students[0]}).json()
+    assert {"pointer": "/modle", "detail": "there is no such field; is 'model' meant?"} in answer["errors"]
+    body = {"inputs": "x", "parameters": {"topk": 2}}
+    answer = client.post(f"/v1/models/{students[0]}/predict", json=body).json()
+    assert answer["errors"] == [{"pointer": "/parameters/topk", "detail": "there is no such field; is 'top_k' meant?"}]
+
+
+def test_an_alias_may_be_named_by_another_and_means_its_model(client: TestClient, students: list[str]) -> None:
+    """Guards against a 500: the name of an alias is no id that a row could refer to."""
+    client.put("/v1/aliases/live", json={"model": students[0]})
+    for name in ("fallback", "live"):
+        answer = client.put(f"/v1/aliases/{name}", json={"model": "live"})
+        assert (answer.status_code, answer.json().get("model")) == (200, students[0]), answer.text
+    client.put("/v1/aliases/live", json={"model": students[1]})
+    assert client.get("/v1/aliases/fallback").json()["model"] == students[0]
+
+
 def test_a_switch_under_an_old_version_is_refused(client: TestClient, students: list[str]) -> None:
     """Guards two people who roll out at once: the second has to see what the first did."""
     first, second = students

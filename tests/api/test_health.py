@@ -19,6 +19,9 @@ def test_a_service_that_works_is_alive_and_ready(client: TestClient) -> None:
     ready = client.get("/readyz")
     assert (ready.status_code, ready.json()["status"]) == (200, "ok")
     assert set(ready.json()["checks"]) == {"database", "storage", "broker"}
+    for path in ("/healthz", "/readyz"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_a_database_without_its_tables_is_not_ready_and_says_why(client: TestClient, house: Services) -> None:

@@ -165,7 +165,11 @@ def test_a_format_that_the_model_lacks_is_404_and_names_what_there_is(client: Te
     answer = client.get(f"/v1/models/{bare}/download?format=onnx")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert "safetensors" in answer.json()["detail"]
-    assert client.get(f"/v1/models/{bare}/download?format=gguf").status_code == 422
+    wrong = client.get(f"/v1/models/{bare}/download?format=gguf")
+    assert wrong.status_code == 422
+    assert [one["detail"] for one in wrong.json()["errors"]] == [
+        "Input should be 'safetensors', 'onnx', 'onnx-int8', 'onnx-int8-static' or 'onnx-fp16'; found 'gguf'"
+    ]
 
 
 def test_the_cache_of_archives_keeps_its_limit_and_the_newest(house: Services, tmp_path: Path) -> None:
