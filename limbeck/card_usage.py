@@ -126,7 +126,8 @@ print(torch.nn.functional.normalize(pooled, dim=-1))
 The package sentence-transformers reads the folder as well."""
 _IMAGES_WITHOUT_TORCH = """
 
-Without torch and transformers (`pip install 'limbeck[runtime]'`), images prepared as they were in training:
+Without torch and transformers (`pip install 'limbeck[runtime]'`), where the folder has `$graph`, images prepared as
+they were in training:
 
 ```python
 from pathlib import Path
@@ -144,7 +145,7 @@ _RECURRENT = "import recurrent  # the file beside the weights: tells transformer
 
 _WITHOUT_TORCH = """
 
-Without torch and transformers (`pip install 'limbeck[runtime]'`):
+Without torch and transformers (`pip install 'limbeck[runtime]'`), where the folder has `$graph`:
 
 ```python
 from pathlib import Path
@@ -154,7 +155,7 @@ student = Predictor.load(Path("this/folder"))
 print(student.predict($question))
 ```
 
-With ONNX Runtime alone:
+With ONNX Runtime alone, likewise:
 
 ```python
 import numpy as np

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from api.shelves import Found
 from limbeck.errors import InvalidInput, NotFound, Unavailable
+from limbeck.formats import FILES
 from limbeck.runtime.student import IMAGE_SIDE_FILES, SIDE_FILES
 from models.repository.catalogue import StoredFile
 from models.storage.local import LocalStorage
@@ -44,6 +45,10 @@ class FolderShelf:
         self._hashed: dict[Path, _Hashed] = {}
         if not self.names():
             raise InvalidInput(f"{folder} is no student's folder, and has none in it: no {_STUDENT} there.")
+        if not any((self._top(name) / file).is_file() for name in self.names() for file in FILES.values()):
+            raise InvalidInput(
+                f"No student in {folder} has an ONNX file to answer with; `limbeck download --format onnx` fetches it."
+            )
         self.storage = LocalStorage(self._folder, read_only=True)
 
     def names(self) -> list[str]:
@@ -56,10 +61,13 @@ class FolderShelf:
         names = self.names()
         if name not in names:
             raise NotFound(f"There is no student {name!r} in {self._folder}; it has: {', '.join(names)}.")
-        files = tuple(self._files(self._folder if self._alone else self._folder / name))
+        files = tuple(self._files(self._top(name)))
         # Its content is its id: what is loaded of the student before must not answer for the one that replaced it.
         content = hashlib.sha256("".join(f"{one.path}\n{one.sha256}\n" for one in files).encode())
         return f"sha256:{content.hexdigest()}", files
+
+    def _top(self, name: str) -> Path:
+        return self._folder if self._alone else self._folder / name
 
     def ping(self) -> None:
         if not self._folder.is_dir():

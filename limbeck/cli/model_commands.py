@@ -66,7 +66,8 @@ def predict(
         typer.Option(help="JSONL: texts, or objects with text and text_pair, or question and context; - is stdin."),
     ] = None,
     local: Annotated[
-        Path | None, typer.Option(help="A downloaded student's folder; no server then, and no MODEL.")
+        Path | None,
+        typer.Option(help="A student's folder, downloaded with --format onnx; no server then, and no MODEL."),
     ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,

@@ -81,8 +81,12 @@ def exported(folder: Path, wanted: Format | None) -> tuple[Format, Path]:
     for name, file in found.items():
         if wanted in (None, name):
             return name, file
-    has = " and ".join(found) or "none"
-    raise InvalidModel(f"The student in {folder} has no exported form {wanted or 'at all'}; it has: {has}.")
+    if not found:
+        raise InvalidModel(
+            f"The folder {folder} has no ONNX file, with which a student answers: `limbeck download JOB --format onnx` "
+            "fetches it with one. (The form safetensors is for transformers.)"
+        )
+    raise InvalidModel(f"The student in {folder} has no exported form {wanted}; it has: {' and '.join(found)}.")
 
 
 def _read_json(path: Path, expected: str) -> dict[str, Any]:

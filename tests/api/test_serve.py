@@ -234,6 +234,15 @@ def test_names_in_a_folder(exported_student: Path, tmp_path: Path) -> None:
         FolderShelf(tmp_path)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_students_without_a_graph_are_told_at_the_start(alone: bool, exported_student: Path, tmp_path: Path) -> None:
+    """Guards against a server that is ready, and answers each question with 409: safetensors are what one downloads."""
+    folder = renamed(exported_student, tmp_path / "all" / "student", "")
+    shutil.rmtree(folder / "onnx")
+    with pytest.raises(InvalidInput, match="has an ONNX file to answer with; `limbeck download --format onnx`"):
+        FolderShelf(folder if alone else folder.parent)
+
+
 def test_it_does_not_start_on_nothing(tmp_path: Path) -> None:
     """Guards against an empty database that is made by asking for it, and a server that knows no student for ever."""
     environment = {**os.environ, "LIMBECK_DATA_DIR": str(tmp_path)}

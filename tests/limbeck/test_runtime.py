@@ -192,7 +192,7 @@ def test_a_missing_form_is_named(exported_pair_student: Path, tmp_path: Path) ->
     """Guards against another form being run than the one that was asked for."""
     with pytest.raises(InvalidModel, match="no exported form onnx-int8; it has: onnx"):
         Predictor.load(exported_pair_student, format="onnx-int8")
-    with pytest.raises(InvalidModel, match="it has: none"):
+    with pytest.raises(InvalidModel, match="has no ONNX file, with which a student answers"):
         Predictor.load(broken(exported_pair_student, tmp_path / "student", "onnx/model.onnx", None))
 
 
