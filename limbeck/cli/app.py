@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from limbeck import __version__
 from limbeck.cli import job_commands, model_commands, server_commands, submitting
 from limbeck.cli.output import complain
 from limbeck.errors import InvalidInput, LimbeckError, NotFound, TooLarge
@@ -29,12 +30,28 @@ class _Polite(TyperGroup):
             raise typer.Exit(1) from error
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"limbeck {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Polite,
     help="Distils BERT-family models into small students. Start a server with `limbeck up`, then submit a job.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print Limbeck's version.")
+    ] = False,
+) -> None: ...
+
+
 app.command()(server_commands.up)
 app.command()(server_commands.serve)
 app.command()(submitting.submit)

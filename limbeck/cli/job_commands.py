@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,8 @@ from limbeck.cli.output import DEFAULT_URL, AsJson, JobId, Url, connect, out, pr
 from limbeck.cli.tables import hard_samples_table, jobs_table, scorecard_table
 from limbeck.cli.watching import details, headline, watch_to_the_end
 from limbeck.client import Client, Job
+
+HardSplit = Literal["train", "validation"]
 
 
 def watch(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
@@ -38,7 +40,7 @@ def jobs(
     if not page.data:
         say("There are no jobs." if status is None else f"No job is {status}.")
         return
-    out.print(jobs_table(page.data))
+    out.print(jobs_table(page.data, out.width))
     if page.has_more:
         say(f"These are the newest {limit}; --limit shows more.", "dim")
 
@@ -64,7 +66,7 @@ def hard_samples(
     job: JobId,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv or .parquet to write.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many examples, the hardest first.")] = 20,
-    split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
+    split: Annotated[HardSplit, typer.Option(help="Whose examples.")] = "validation",
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +87,10 @@ def hard_samples(
 def logs(job: JobId, url: Url = DEFAULT_URL) -> None:
     """Print what a job's processes printed."""
     with connect(url) as client:
-        typer.echo(client.logs(job), nl=False)
+        printed = client.logs(job)
+    typer.echo(printed, nl=False)
+    if not printed:
+        say(f"Its processes have printed nothing. What has happened: `limbeck watch {job}`.", "dim")
 
 
 def cancel(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
@@ -130,7 +135,7 @@ def _report(found: Job, as_json: bool) -> None:
         return
     line = f"{found.id} ({found.name}): {headline(found)}"
     if found.progress and not found.ended:
-        line += f", {found.progress.percent:.0f} %  {details(found)}"
+        line += f", {found.progress.percent:.0f} %  {details(found)}".rstrip()
     if found.error:
         line += f" ({found.error.code}): {found.error.message}"
     if found.result:

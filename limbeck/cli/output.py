@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -15,7 +17,10 @@ from rich.text import Text
 from limbeck.client import Client
 from limbeck.errors import Problem
 
-out = Console()
+#: Columns of what goes into a file or a pipe, where nothing need be cut or broken for a screen.
+_PIPED = 160
+
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED)
 err = Console(stderr=True)
 
 Url = Annotated[str, typer.Option("--url", envvar="LIMBECK_URL", help="Where the server listens.")]
@@ -33,7 +38,7 @@ def complain(message: str, problems: Iterable[Problem] = ()) -> None:
     """One red line on stderr, and one for each problem that the message does not tell already."""
     err.print(Text(message, style="red"), soft_wrap=True)
     for problem in problems:
-        if problem.pointer in message and problem.detail in message:
+        if problem.detail in message:
             continue
         place = problem.pointer or "(the whole input)"
         err.print(Text.assemble("  ", (place, "bold"), f"  {problem.detail}"), soft_wrap=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from limbeck.cli.output import DEFAULT_URL, AsJson, Url, connect, print_json, sa
 from limbeck.cli.watching import watch_to_the_end
 from limbeck.client import Client
 from limbeck.client.packing import ARCHIVES, TABLES
-from limbeck.config import Columns, Dataset, Student, Teacher
+from limbeck.config import Columns, Dataset, DistillConfig, Student, Teacher
 from limbeck.errors import InvalidInput, Problem
 from limbeck.recipes import recipe as find_recipe
 from limbeck.spec import invalid_config
@@ -30,6 +30,8 @@ _SHORTHAND = {
 }
 #: Endings of files that are data.
 _TABLES = (*TABLES, *(suffix + ".gz" for suffix in TABLES))
+#: Fields of a job that are none of its configuration.
+_BESIDE_THE_CONFIG = ("name", "metadata", "owner", "priority", "resources")
 
 Document = dict[str, Any]
 
@@ -64,8 +66,9 @@ def submit(
     for setting in settings or ():
         set_field(document, *_pair(setting, "--set"))
     notes = dict(_pair(one, "--metadata") for one in metadata or ())
+    _require_valid(document)
     with connect(url) as client:
-        _upload_what_is_local(client, document)
+        _upload_what_is_local(_Uploader(client), document)
         job = client.submit(document, name=name, metadata=notes, priority=priority, idempotency_key=key)
         if as_json:
             print_json(job)
@@ -141,28 +144,77 @@ def _layers(text: str | None) -> int | list[int] | None:
     return numbers if "," in text else numbers[0]
 
 
-def _upload_what_is_local(client: Client, document: Document) -> None:
+class _Uploads(Protocol):
+    """Takes what lies here, and gives what the server calls it."""
+
+    def model(self, path: Path) -> str:
+        """A teacher."""
+
+    def dataset(self, path: Path, columns: Columns | None, task: str | None) -> str:
+        """Data, or texts alone."""
+
+
+class _Uploader:
+    """To the server, and tells."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def model(self, path: Path) -> str:
+        return self._told(path, lambda: self._client.upload_model(path).reference)
+
+    def dataset(self, path: Path, columns: Columns | None, task: str | None) -> str:
+        return self._told(path, lambda: self._client.upload_dataset(path, columns=columns, task=task).reference)
+
+    def _told(self, path: Path, upload: Callable[[], str]) -> str:
+        say(f"Uploading {path} …", "dim")
+        reference = upload()
+        say(f"{path} is now {reference}.")
+        return reference
+
+
+class _Pretence:
+    """Uploads nothing, and counts what would be."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def model(self, path: Path) -> str:
+        self.count += 1
+        return "model:mdl_to_be"
+
+    def dataset(self, path: Path, columns: Columns | None, task: str | None) -> str:
+        self.count += 1
+        return "dataset:ds_to_be"
+
+
+def _require_valid(document: Document) -> None:
+    """A typo must not cost an upload, which nobody would use: the server is asked only after it.
+
+    Raises:
+        InvalidConfig: naming each field.
+        InvalidInput: something is written like a path, and is not there.
+    """
+    pretence, checked = _Pretence(), deepcopy(document)
+    _upload_what_is_local(pretence, checked)
+    if pretence.count:
+        DistillConfig.parse({name: value for name, value in checked.items() if name not in _BESIDE_THE_CONFIG})
+
+
+def _upload_what_is_local(uploads: _Uploads, document: Document) -> None:
     """Upload, and name in ``document`` what the server made of it."""
     teacher = _local(_source(document, "teacher"), ARCHIVES)
-    _upload_further_teachers(client, document)
+    _upload_further_teachers(uploads, document)
     dataset = _local(_source(document, "dataset"), _TABLES)
     if teacher is not None:
-        say(f"Uploading {teacher} …", "dim")
-        model = client.upload_model(teacher)
-        _put(document, "teacher", model.reference)
-        say(f"{teacher} is now {model.reference}.")
+        _put(document, "teacher", uploads.model(teacher))
     if dataset is not None:
-        say(f"Uploading {dataset} …", "dim")
-        uploaded = client.upload_dataset(dataset, columns=_take_columns(document), task=_task(document))
-        _put(document, "dataset", uploaded.reference)
-        say(f"{dataset} is now {uploaded.reference}.")
+        _put(document, "dataset", uploads.dataset(dataset, _take_columns(document), _task(document)))
     for extra in _unlabelled(document):
         texts = _local(extra["source"], _TABLES)
         if texts is not None:
-            say(f"Uploading {texts} …", "dim")
             columns = Columns(text=(extra.pop("columns", None) or {}).get("text"))
-            extra["source"] = client.upload_dataset(texts, columns=columns, task="masked_lm").reference
-            say(f"{texts} is now {extra['source']}.")
+            extra["source"] = uploads.dataset(texts, columns, "masked_lm")
 
 
 def _unlabelled(document: Document) -> list[Document]:
@@ -173,7 +225,7 @@ def _unlabelled(document: Document) -> list[Document]:
     return [one for one in each if isinstance(one, dict) and isinstance(one.get("source"), str)]
 
 
-def _upload_further_teachers(client: Client, document: Document) -> None:
+def _upload_further_teachers(uploads: _Uploads, document: Document) -> None:
     """Those of ``teacher.more`` that lie here."""
     teacher = document.get("teacher")
     more = teacher.get("more") if isinstance(teacher, dict) else None
@@ -184,9 +236,7 @@ def _upload_further_teachers(client: Client, document: Document) -> None:
         source = one.get("source") if isinstance(one, dict) else one
         path = _local(source if isinstance(source, str) else None, ARCHIVES)
         if path is not None:
-            say(f"Uploading {path} …", "dim")
-            reference = client.upload_model(path).reference
-            say(f"{path} is now {reference}.")
+            reference = uploads.model(path)
             one = {**one, "source": reference} if isinstance(one, dict) else reference
         found.append(one)
     document["teacher"] = {**teacher, "more": found}
@@ -199,7 +249,7 @@ def _take_columns(document: Document) -> Columns | None:
     try:
         return None if columns is None else Columns.model_validate(columns)
     except ValidationError as error:
-        raise invalid_config(error, columns) from error
+        raise invalid_config(error, columns, Columns) from error
 
 
 def _task(document: Document) -> str | None:

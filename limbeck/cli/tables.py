@@ -12,18 +12,20 @@ from limbeck.cli.output import size
 from limbeck.client import Job
 from limbeck.scorecard import NO_SHARES, Estimate, Latency, ModelCard, Scorecard
 
+#: Columns of text with room for a job's method beside its name.
+_WIDE = 100
 _COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 
-def jobs_table(jobs: Iterable[Job]) -> Table:
-    """One row a job; where the terminal is narrow, the name alone is cut."""
-    rows = [_job_cells(job) for job in jobs]
+def jobs_table(jobs: Iterable[Job], width: int) -> Table:
+    """One row a job. Where the terminal is narrow, the method is left out and the name is cut."""
     table = Table(box=None, pad_edge=False, expand=True)
-    for heading in ("id", "status", "method", "submitted"):
+    headings = ("id", "status", "submitted", "method")[: 4 if width >= _WIDE else 3]
+    for heading in headings:
         table.add_column(heading, no_wrap=True)
     table.add_column("name", no_wrap=True, overflow="ellipsis", ratio=1)
-    for row in rows:
-        table.add_row(*row)
+    for job in jobs:
+        table.add_row(*_job_cells(job)[: len(headings)], Text(job.name))
     return table
 
 
@@ -32,9 +34,8 @@ def _job_cells(job: Job) -> list[Text]:
     return [
         Text(job.id),
         Text(job.status + percent, style=_COLOURS.get(job.status, "")),
-        Text(str(job.config["method"]["type"])),
         Text(f"{job.created_at.astimezone():%m-%d %H:%M}"),
-        Text(job.name),
+        Text(str(job.config["method"]["type"])),
     ]
 
 
@@ -134,7 +135,7 @@ def _findings(card: Scorecard) -> list[str]:
     lines.append(f"speed-up      {speedup}; file {card.compression:.1f}× smaller")
     lines.append(f"measured on   {card.hardware.cpu}, {card.hardware.threads} threads, {card.hardware.device}")
     if card.difficulty is not None and (lost := card.difficulty.lost.get("validation")) is not None:
-        lines.append(f"hard samples  {lost} validation examples that the teacher has right and the student wrong")
+        lines.append(f"hard samples  the teacher is right and the student wrong on {lost} of validation")
     for reason in card.verdict.reasons:
         lines.append(f"gate          {'passed' if card.verdict.passed else 'not passed'}: {reason}")
     lines.append("In brackets: 95 % intervals by bootstrap over the test examples.")

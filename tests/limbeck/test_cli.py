@@ -106,7 +106,8 @@ def test_submit_uploads_unlabelled_texts_as_texts_alone(api: Api, tmp_path: Path
     api.answer("POST /v1/datasets", row | {"id": "ds_7", "splits": {}}, status=201)
     api.answer("POST /v1/jobs", JOB, status=202)
     extra = {"type": "unlabelled", "source": str(texts), "columns": {"text": "body"}}
-    run(api, "submit", "--dataset", "org/data", "--set", f"training.augmentation={json.dumps(extra)}", "--json")
+    named = ("--teacher", "org/name", "--dataset", "org/data")
+    run(api, "submit", *named, "--set", f"training.augmentation={json.dumps(extra)}", "--json")
     uploaded = next(body for asked, body in api.requests if asked == "POST /v1/datasets")
     assert b'name="task"\r\n\r\nmasked_lm\r\n' in uploaded
     assert b'name="text"\r\n\r\nbody\r\n' in uploaded
@@ -157,6 +158,32 @@ def test_wrong_options_are_told_before_anything_is_sent(api: Api, options: list[
     assert result.exit_code == 2
     assert message in result.stderr
     assert api.requests == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "training.epoch=2"], "/training/epoch: there is no such field; is 'epochs' meant?"),
+        (["--method", "kdd"], "/method: found 'kdd'"),
+    ],
+)
+def test_a_typo_is_told_before_anything_is_uploaded(api: Api, tmp_path: Path, options: list[str], message: str) -> None:
+    """Guards against gigabytes that go up for a job that is refused, and stay there."""
+    data = tmp_path / "reviews.csv"
+    data.write_text("text,label\n")
+    result = run(api, "submit", "--teacher", "builtin:minilm-l6", "--dataset", str(data), *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert api.requests == []
+
+
+def test_the_version_is_told() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"limbeck {limbeck.__version__}\n"
+
+
+def test_what_an_error_says_it_says_once(api: Api) -> None:
+    result = run(api, "submit", "--teacher", "org/name", "--dataset", "org/data", "--student", "three")
+    assert result.stderr.count("found 'three'") == 1
 
 
 def test_an_unknown_column_role_is_named(api: Api, tmp_path: Path) -> None:
@@ -243,6 +270,27 @@ def test_jobs_shows_names_as_they_are(api: Api) -> None:
     assert "a [bold] name" in result.stdout
     assert "running 4" in result.stdout
     assert json.loads(run(api, "jobs", "--json").stdout)["data"][0]["id"] == "job_1"
+
+
+def test_jobs_in_a_pipe_have_their_whole_names(api: Api) -> None:
+    """Guards against `limbeck jobs | grep NAME` that finds nothing, as there were 80 columns for a line."""
+    name = "kd: minilm-l6 on customer-reviews-2026"
+    api.answer("GET /v1/jobs?limit=20", {"data": [JOB | {"id": "job_" + 36 * "0", "name": name}], "has_more": False})
+    assert name in run(api, "jobs").stdout
+
+
+def test_a_log_without_a_line_says_so(api: Api) -> None:
+    """Guards against a command that seems to have done nothing."""
+    api.answer("GET /v1/jobs/job_1/logs", b"")
+    result = run(api, "logs", "job_1")
+    assert (result.stdout, result.exit_code) == ("", 0)
+    assert "printed nothing" in result.stderr
+
+
+def test_hard_samples_of_a_split_that_has_none_are_refused(api: Api) -> None:
+    result = run(api, "hard-samples", "job_1", "--split", "test")
+    assert (result.exit_code, api.requests) == (2, [])
+    assert "'train'" in result.stderr
 
 
 def test_job_and_its_changes(api: Api) -> None:
@@ -390,6 +438,9 @@ def test_a_data_folder_is_saved_and_brought_back(tmp_path: Path) -> None:
         command = [sys.executable, "-P", "-m", "limbeck.cli", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
+    checkout = Path(limbeck.__file__).parents[1]
+    served = os.environ | {"LIMBECK_DATA_DIR": str(tmp_path / "data")}
+    subprocess.run([sys.executable, "-m", "migrations"], cwd=checkout, env=served, check=True, capture_output=True)
     cleaned = execute("gc", "--data-dir", "data", "--dry-run")
     assert cleaned.returncode == 0, cleaned.stderr
     assert json.loads(cleaned.stdout)["dry_run"] is True
