@@ -78,7 +78,7 @@ def _run(console: Console) -> int:
             job = follow(client, job.id, display)
         if job.status != "succeeded":
             return _report_failure(client, job)
-        console.print(scorecard_table(client.scorecard(job.id)))
+        console.print(scorecard_table(client.scorecard(job.id), console.width))
         client.download(job.student_id, student, format="onnx")
         clock.say(f"Downloaded the student to {student}.")
         _ask(client, job.student_id, console, clock)

@@ -247,7 +247,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "up.lock").open("a+")
     except OSError as error:
-        raise Conflict(f"the data folder {folder} cannot be used: {error.strerror}") from error
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise Conflict(f"the data folder {folder} cannot be used: {reason}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

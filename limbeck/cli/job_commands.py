@@ -59,7 +59,7 @@ def scorecard(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
     if as_json:
         print_json(card)
     else:
-        out.print(scorecard_table(card))
+        out.print(scorecard_table(card, out.width))
 
 
 def hard_samples(

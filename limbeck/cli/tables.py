@@ -39,14 +39,18 @@ def _job_cells(job: Job) -> list[Text]:
     ]
 
 
-def scorecard_table(card: Scorecard) -> RenderableType:
-    """Teacher, baseline and student, and below them what the student is worth."""
+def scorecard_table(card: Scorecard, width: int = _WIDE) -> RenderableType:
+    """Teacher, baseline and student, and below them what the student is worth.
+
+    Where the terminal is narrow, of more than two metrics the main one alone has its interval: cut numbers say nothing.
+    """
     data = card.dataset
     classes = f", {len(data.labels)} labels" if data.labels else ""
     guess = f"{data.majority:.3f}" if card.main_metric in NO_SHARES else f"{data.majority:.1%}"
     about = f"{data.source}: {data.test} test examples{classes}, guessing gets {guess}"
     sizes = (_sizes(card),) if card.sub_networks else ()
-    return Group(Text(about), _quality(card), _speed(card), *sizes, Text("\n" + "\n".join(_findings(card))))
+    intervals = len(card.student.metrics) <= 2 or width >= _WIDE
+    return Group(Text(about), _quality(card, intervals), _speed(card), *sizes, Text("\n" + "\n".join(_findings(card))))
 
 
 def hard_samples_table(rows: Iterable[Mapping[str, str]]) -> Table:
@@ -70,16 +74,18 @@ def _models(card: Scorecard) -> list[tuple[str, ModelCard]]:
     return [(name, model) for name, model in rows if model is not None]
 
 
-def _quality(card: Scorecard) -> Table:
+def _quality(card: Scorecard, intervals: bool) -> Table:
     metrics = list(card.student.metrics)
+
+    def cells(found: Mapping[str, Estimate]) -> list[str]:
+        return [_estimate(found.get(name), name, intervals or name == card.main_metric) for name in metrics]
+
     table = _table(*(name.replace("_", " ") for name in metrics), "layers", "params")
     for name, model in _models(card):
         shape = (str(model.layers), f"{model.parameters / 1e6:.1f} M")
-        table.add_row(name, *(_estimate(model.metrics.get(metric), metric) for metric in metrics), *shape)
+        table.add_row(name, *cells(model.metrics), *shape)
     for export in card.exports:
-        table.add_row(
-            f"student {export.format}", *(_estimate(export.metrics.get(metric), metric) for metric in metrics)
-        )
+        table.add_row(f"student {export.format}", *cells(export.metrics))
     return table
 
 
@@ -119,10 +125,11 @@ def _latency_cells(latencies: Iterable[Latency]) -> list[str]:
     return cells + ([f"{batch.p50_ms:.1f} ms", f"{batch.examples_per_second:.0f}"] if batch else ["", ""])
 
 
-def _estimate(found: Estimate | None, metric: str = "") -> str:
-    if found is not None and metric in NO_SHARES:
-        return f"{found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
-    return "" if found is None else f"{found.value:.1%} ({found.low:.1%}–{found.high:.1%})"
+def _estimate(found: Estimate | None, metric: str = "", interval: bool = True) -> str:
+    if found is None:
+        return ""
+    form = ".3f" if metric in NO_SHARES else ".1%"
+    return f"{found.value:{form}}" + (f" ({found.low:{form}}–{found.high:{form}})" if interval else "")
 
 
 def _findings(card: Scorecard) -> list[str]:

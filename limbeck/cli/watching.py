@@ -192,7 +192,7 @@ def watch_to_the_end(client: Client, job_id: str, *, as_json: bool) -> None:
 
 def show_scorecard(client: Client, job: Job) -> None:
     """The table, and what to do with the student."""
-    out.print(scorecard_table(client.scorecard(job.id)))
+    out.print(scorecard_table(client.scorecard(job.id), out.width))
     say(f"Student: {job.student_id}. Fetch it with `limbeck download {job.id}`.")
 
 

@@ -452,6 +452,23 @@ def test_a_data_folder_is_saved_and_brought_back(tmp_path: Path) -> None:
     assert "is not empty" in refused.stderr
 
 
+def test_a_scorecard_of_three_metrics_fits_a_narrow_terminal() -> None:
+    """Guards against `0.786 (0.585–0.8…`: an estimate whose interval is cut, and layers and sizes with it."""
+    card = Scorecard.model_validate(SCORECARD)
+    value = {"value": 0.786, "low": 0.585, "high": 0.891}
+    names = ("spearman", "pearson", "rmse")
+    changes: dict[str, Any] = {"main_metric": "spearman"}
+    for model in ("teacher", "baseline", "student"):
+        changes[model] = getattr(card, model).model_dump() | {"metrics": dict.fromkeys(names, value)}
+    three = Scorecard.model_validate(card.model_dump() | changes)
+    console = Console(width=80, file=io.StringIO())
+    console.print(scorecard_table(three, 80))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert re.search(r"teacher +0\.786 \(0\.585–0\.891\) +0\.786 +0\.786 +6 +22\.7 M", text)
+
+
 def test_the_scorecard_shows_every_row_and_finding() -> None:
     console = Console(width=200, file=io.StringIO())
     console.print(scorecard_table(Scorecard.model_validate(SCORECARD)))

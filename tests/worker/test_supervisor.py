@@ -59,6 +59,11 @@ def test_a_data_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> 
     (tmp_path / "file").write_text("not a folder")
     done = up(tmp_path / "file" / "data", port=free_port())
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    done = up(tmp_path / "file", port=free_port())
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"limbeck: the data folder {tmp_path / 'file'} cannot be used: it is no folder\n",
+    )
 
 
 def test_a_provider_that_is_not_installed_is_one_clear_line_and_exit_code_2(
