@@ -2,70 +2,151 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
 
 from api.inference import Batcher, Students
+from api.inference.batcher import WINDOW
+from api.inference.turns import Turns
 from api.shelves import Shelf
+from limbeck.errors import Busy, TooSlow
 from limbeck.runtime import Predictor, Question
 from limbeck.runtime.inputs import TopK
 from models.settings import Settings
 from models.storage import Storage
 
-#: Requests of one process that look their student up, or wait until it is loaded, at a time.
+_Found = TypeVar("_Found")
+
+#: Names that one process looks up, or loads, at a time; and those that were found before and are looked up again, which
+#: no student that is being loaded holds up.
 LOOKING = 40
+RENEWING = 20
+#: Names that may wait for it, of those that were not found before.
+_NAMES = 1000
+#: A longer list is read in a thread, or the event loop would stand still for it.
+_READ_HERE = 1000
+#: Characters of inputs that hold as much room as a text while they are read, so that what waits for it is bounded in
+#: bytes, too: with room for 4,096 texts in 512 MiB.
+_CHARACTERS = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Answering:
     """The students of one process, and the threads that answer for them.
 
-    Reading and looking up have limits of their own: neither fills the pool of threads that ``/readyz`` is answered
-    from, and no more images are in memory decoded than there are cores to decode them.
+    Reading and looking up have threads of their own: neither fills the pool that ``/readyz`` is answered from, and no
+    more images are in memory decoded than there are cores to decode them, and one. What is given up at its deadline
+    goes on to its end in its thread, and gives back its room behind it.
     """
 
     shelf: Shelf
     students: Students
     batcher: Batcher
-    _reading: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(cores()))
+    _reading: Turns = field(default_factory=lambda: Turns(cores()))
     _looking: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LOOKING))
+    _renewing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(RENEWING))
+    #: By name, and by the generation of what names mean.
+    _lookups: dict[tuple[str, int], asyncio.Task[Predictor]] = field(default_factory=dict)
 
-    async def student(self, name: str) -> Predictor:
-        """The student of this id or alias, loaded where it is not yet.
+    def deadline(self) -> float:
+        """Of a question that comes now, on the monotonic clock."""
+        return time.monotonic() + self.batcher.seconds
+
+    async def student(self, name: str, until: float = math.inf) -> Predictor:
+        """The student of this id or alias, loaded where it is not yet; that goes on behind the deadline.
 
         Raises:
             NotFound, Conflict: there is no such model, or it has no exported form.
             Unavailable: neither the shelf nor this process knows it now.
+            Busy: too many names are looked up.
+            TooSlow: it is not there by the deadline.
         """
         student = self.students.at_hand(name)
-        return student if student is not None else await to_thread.run_sync(self._load, name, limiter=self._looking)
+        return student if student is not None else await self._in_time(self._looked_up(name), until)
 
     async def read(
-        self, student: Predictor, inputs: Any, *, top_k: TopK = None, speed: float | None = None
+        self,
+        student: Predictor,
+        inputs: Any,
+        *,
+        top_k: TopK = None,
+        speed: float | None = None,
+        until: float = math.inf,
     ) -> Question:
         """What a student is asked, checked; in a thread where that decodes images, or looks at tokens: for masks, or to
-        cut contexts.
+        cut contexts; and where the list is long.
 
         Raises:
             InvalidInput: with a pointer for each input that is wrong.
+            Busy: too much waits already.
+            TooSlow: it is not read by the deadline.
         """
-        if student.task not in ("image_classification", "question_answering") and student.mask is None:
+        if (
+            student.task not in ("image_classification", "question_answering")
+            and student.mask is None
+            and not (isinstance(inputs, list) and len(inputs) > _READ_HERE)
+        ):
             return student.question(inputs, top_k=top_k, speed=speed)
-        question = partial(student.question, inputs, top_k=top_k, speed=speed)
-        return await to_thread.run_sync(question, limiter=self._reading)
+        work = partial(student.question, inputs, top_k=top_k, speed=speed, until=until)
+        return await self._in_time(asyncio.ensure_future(self._read(student, inputs, work)), until)
 
-    def _load(self, name: str) -> Predictor:
+    async def _read(self, student: Predictor, inputs: Any, work: Callable[[], Question]) -> Question:
+        with self.batcher.reading(student, _texts(inputs)):
+            return await self._reading.run(student, work)
+
+    def _looked_up(self, name: str) -> asyncio.Task[Predictor]:
+        """One look-up for all who ask for a name meanwhile, unless names have changed their meaning since it began."""
+        generation = self.students.generation
+        key = name, generation
+        found = self._lookups.get(key)
+        if found is None:
+            known = self.students.knows(name)
+            if not known and len(self._lookups) >= _NAMES:
+                raise Busy(f"{len(self._lookups):,} other models are looked up or loaded already.")
+            load = partial(self._load, name, generation)
+            limiter = self._renewing if known else self._looking
+            found = self._lookups[key] = asyncio.ensure_future(to_thread.run_sync(load, limiter=limiter))
+            found.add_done_callback(lambda _: self._lookups.pop(key))
+        return found
+
+    def _load(self, name: str, generation: int) -> Predictor:
         model_id, files = self.shelf.find(name)
         student = self.students.get(model_id, files)
-        self.students.know(name, model_id, student)
+        self.students.know(name, model_id, student, generation)
         return student
+
+    async def _in_time(self, task: asyncio.Task[_Found], until: float) -> _Found:
+        """What it gives; at the deadline it is left to itself."""
+        left = None if until == math.inf else max(0.0, until - time.monotonic())
+        task.add_done_callback(_hear)
+        done, _ = await asyncio.wait([task], timeout=left)
+        if done:
+            return task.result()
+        late = "the student is not loaded yet, or too much is being read"
+        raise TooSlow(f"No answer within {self.batcher.seconds:g} s: {late}.")
+
+
+def _texts(inputs: Any) -> int:
+    """The room that inputs hold while they are read; a long list that of a window."""
+    each = inputs if isinstance(inputs, list) else [inputs]
+    texts = [text for one in each for text in (one.values() if isinstance(one, Mapping) else [one])]
+    return max(1, min(len(each), WINDOW), sum(len(text) for text in texts if isinstance(text, str)) // _CHARACTERS)
+
+
+def _hear(task: asyncio.Task[Any]) -> None:
+    """Of what nobody may wait for by now: asyncio writes a traceback for an error that nobody has looked at."""
+    if not task.cancelled():
+        task.exception()
 
 
 @contextmanager

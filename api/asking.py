@@ -7,6 +7,7 @@ that is done for such a request in Python. The endpoint is called in the same wa
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -29,7 +30,8 @@ def limit_body(request: Request, student: Predictor) -> None:
 
 
 class QuestionRoute(APIRoute):
-    """Its endpoint takes ``asked``, ``student`` and ``question``; ``model_id`` in the path names the student.
+    """Its endpoint takes ``asked``, ``student``, ``question``, and ``until``, the deadline; ``model_id`` in the path
+    names the student.
 
     Whom it asks it knows before the body is read, which FastAPI does before everything else.
     """
@@ -39,13 +41,16 @@ class QuestionRoute(APIRoute):
 
         async def ask(request: Request) -> Response:
             asked: Answering = request.app.state.answering
-            student = await asked.student(request.path_params["model_id"])
+            until = asked.deadline()
+            student = await asked.student(request.path_params["model_id"], until)
             limit_body(request, student)
+            began = time.monotonic()
             question = await _question(request)
+            until += time.monotonic() - began  # how long the body takes to come is its sender's affair
             if question is None:
-                request.state.student = student
+                request.state.student, request.state.until = student, until
                 return await solve(request)
-            answer: Response = await self.endpoint(asked=asked, student=student, question=question)
+            answer: Response = await self.endpoint(asked=asked, student=student, question=question, until=until)
             return answer
 
         return ask
@@ -68,8 +73,14 @@ async def _student(request: Request, model_id: str) -> Predictor:
     return student
 
 
-#: What :class:`QuestionRoute` has found by the time at which FastAPI solves parameters.
+async def _until(request: Request) -> float:
+    until: float = request.state.until
+    return until
+
+
+#: What :class:`QuestionRoute` has found by the time at which FastAPI solves parameters, and the question's deadline.
 Student = Annotated[Predictor, Depends(_student)]
+Until = Annotated[float, Depends(_until)]
 
 
 async def _question(request: Request) -> PredictRequest | None:

@@ -69,9 +69,9 @@ class Settings(BaseSettings):
     predict_providers: Annotated[tuple[Literal["cuda", "openvino", "cpu"], ...], NoDecode] = ()
     """What computes for ``/predict``, the preferred one first, with commas; default: whatever of it is installed."""
     predict_queue_texts: int = Field(default=4096, gt=0)
-    """Texts that may wait for ``/predict`` in one API process; beyond that the answer is 429."""
+    """Texts that may wait for ``/predict`` in an API process, to be read or answered; beyond that the answer is 429."""
     predict_seconds: float = Field(default=30, gt=0)
-    """How long a text may wait for ``/predict``; behind that the answer is 503."""
+    """In which ``/predict`` answers: loading, reading, waiting and computing; behind that the answer is 503."""
     predict_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
     """Students' files that ``/predict`` fetched from a bucket to ``scratch_dir``; the oldest goes first."""
     serve_folder: Path | None = None

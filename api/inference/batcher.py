@@ -2,9 +2,10 @@
 
 A thread that is free takes whatever waits for one student, as many texts as a window holds, or its share of them while
 others are free as well, and never waits for more to come. Students take turns, so that one that everybody asks does not
-starve the others; within a student it is first come, first served. What waits is bounded: beyond that a question is
-refused at once. At its deadline it is refused as well, whether it waits or is computed; the window that a thread has of
-it is computed to its end. Of a student with early exits a thread takes one layer's worth at a time, see
+starve the others; within a student it is first come, first served. What waits is bounded, in all and for each student:
+beyond that a question is refused at once. Of a long list a few windows wait at a time, and it takes the room of these.
+At its deadline a question is refused as well, whether it waits or is computed; the window that a thread has of it is
+computed to its end. Of a student with early exits a thread takes one layer's worth at a time, see
 ``api/inference/layered.py``.
 """
 
@@ -16,11 +17,13 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from api.inference.layered import Layered
+from api.inference.room import Room
 from limbeck.errors import Busy, TooSlow
 from limbeck.runtime import Predictor, Question
 from limbeck.runtime.parts import joined, parts
@@ -30,8 +33,11 @@ from limbeck.runtime.parts import joined, parts
 WINDOW = 32
 #: Texts of one question that are too few to be shared out among threads.
 _LEAST = 8
+#: Windows of one question that wait at a time, for each thread: one is computed, and the next is there.
+_AHEAD = 2
 #: Seconds over which the rate for Retry-After is judged.
 _MEMORY = 10.0
+_GOING_DOWN = "The server is going down."
 _THREAD_NAMES = itertools.count()
 
 
@@ -74,16 +80,17 @@ class Batcher:
 
     Args:
         threads: that answer at the same time; each of them calls the runtime.
-        limit: texts that may wait; a context counts as its windows.
-        seconds: in which a question is answered, or refused.
+        limit: texts that may wait, or are being read; a context counts as its windows, a long list as those that wait.
+        seconds: in which a question is answered, or refused, from when it came.
     """
 
     def __init__(self, *, threads: int, limit: int, seconds: float) -> None:
-        self._limit, self._seconds = limit, seconds
+        self.seconds = seconds
+        self._ahead = _AHEAD * threads
         self._turn = threading.Condition()
         self._lines: OrderedDict[int, _Line] = OrderedDict()
         self._under_way: dict[int, _Line] = {}  # those of students with early exits that have texts between layers
-        self._texts = 0  # that wait, except for those
+        self._room = Room(limit)  # what waits has of it, except for those, and what is being read
         self._idle = 0  # threads that wait for something to do
         self._closed = False
         self._waking: asyncio.AbstractEventLoop | None = None  # that will wake a thread in its next turn
@@ -95,28 +102,52 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    async def ask(self, student: Predictor, question: Question) -> Any:
+    async def ask(self, student: Predictor, question: Question, *, until: float | None = None) -> Any:
         """The answer, in the shape of :meth:`Predictor.predict`.
+
+        Args:
+            until: its deadline on the monotonic clock; default: ``seconds`` from now.
 
         Raises:
             Busy: too many texts wait already; ``retry_after`` is an estimate from the rate of late.
             TooSlow: there is no answer in time.
         """
         loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + self._seconds
+        now = time.monotonic()
+        deadline = now + self.seconds if until is None else until
         # Of a long list, or context, each thread can have its share, too.
         size = min(WINDOW, max(_LEAST, math.ceil(question.rows / len(self._threads))))
         asked = parts(question, size)
-        waiting = [Waiting(part, deadline, loop.create_future(), loop) for part in asked]
-        self._enter(student, waiting, question.rows)
-        late = loop.call_later(self._seconds, self._refuse, waiting)
+        waiting = [Waiting(part, deadline, loop.create_future(), loop) for part in asked[: self._ahead]]
+        whole = len(waiting) == len(asked)
+        self._enter(student, waiting, question.rows if whole else sum(one.question.rows for one in waiting))
+        late = loop.call_later(deadline - now, self._refuse, waiting)
+        answers = []
         try:
-            answers = [await one.answer for one in waiting]
+            for one in waiting:  # to which more come
+                answers.append(await one.answer)
+                if len(waiting) < len(asked):
+                    self._go_on(student, waiting, asked[len(waiting)])
         finally:
             late.cancel()
             for one in waiting:  # of a caller who went away, or whose first part failed, the rest need not be answered
                 one.answer.cancel()
         return joined(asked, answers)
+
+    @contextmanager
+    def reading(self, student: Predictor, texts: int) -> Iterator[None]:
+        """Room for what is being read, before it is a question.
+
+        Raises:
+            Busy: as :meth:`ask`.
+        """
+        with self._turn:
+            self._admit(student, texts)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._room.leave(student, texts)
 
     def close(self) -> None:
         """Let the threads end; what waits is refused."""
@@ -125,38 +156,67 @@ class Batcher:
             left = [one for line in self._lines.values() for one in line.waiting]
             left += [one for line in self._under_way.values() if line.layered for one in line.layered.refuse()]
             for line in self._lines.values():
+                self._room.leave(line.student, sum(one.question.rows for one in line.waiting))
                 line.waiting.clear()
             self._lines.clear()
-            self._texts = 0
             self._turn.notify_all()
-        self._deliver([(one, Busy("The server is going down.", retry_after=5)) for one in left])
+        self._deliver([(one, Busy(_GOING_DOWN, retry_after=5)) for one in left])
         for thread in self._threads:
             thread.join()
 
     @property
     def waiting(self) -> int:
-        """Texts that wait, for a thread or between two layers."""
-        return self._texts + sum(line.layered.texts for line in [*self._under_way.values()] if line.layered is not None)
+        """Texts that wait, to be read, for a thread, or between two layers."""
+        texts = self._room.texts
+        if self._under_way:
+            texts += sum(line.layered.texts for line in [*self._under_way.values()] if line.layered is not None)
+        return texts
 
     def _enter(self, student: Predictor, parts: Sequence[Waiting], texts: int) -> None:
         with self._turn:
-            # One that is larger than all the room there is gets in when nothing else waits.
-            waiting = self.waiting
-            if self._closed or (waiting and waiting + texts > self._limit):
-                raise Busy(
-                    f"{waiting:,} texts wait for an answer already; this server lets {self._limit:,} wait.",
-                    retry_after=self._retry_after(waiting),
-                )
-            line = self._lines.get(id(student), self._under_way.get(id(student)))
-            if line is None:
-                line = _Line(student, Layered(student) if student.exits is not None else None)
-            line.waiting.extend(parts)
-            self._line_up(line)
-            self._texts += texts
+            self._admit(student, texts)
+            self._put(student, parts)
+
+    def _go_on(self, student: Predictor, waiting: list[Waiting], part: Question) -> None:
+        """Let the next part of a question in that was let in before: in place of one that was answered."""
+        first = waiting[0]
+        if time.monotonic() > first.deadline:
+            raise self._too_slow()
+        one = Waiting(part, first.deadline, first.loop.create_future(), first.loop)
+        with self._turn:
+            self._require_open()
+            self._room.hold(student, part.rows)
+            self._put(student, [one])
+        waiting.append(one)
+
+    def _put(self, student: Predictor, parts: Sequence[Waiting]) -> None:
+        line = self._lines.get(id(student), self._under_way.get(id(student)))
+        if line is None:
+            line = _Line(student, Layered(student) if student.exits is not None else None)
+        line.waiting.extend(parts)
+        self._line_up(line)
         loop = parts[0].loop
         if self._waking is not loop:
             self._waking = loop
             loop.call_soon(self._wake)
+
+    def _admit(self, student: Predictor, texts: int) -> None:
+        """Hold room for so many of a student, if there is room."""
+        self._require_open()
+        waiting = self.waiting
+        line = self._under_way.get(id(student))
+        own = self._room.of(student) + (line.layered.texts if line is not None and line.layered is not None else 0)
+        if not self._room.allows(texts, own=own, waiting=waiting):
+            raise Busy(
+                f"{waiting:,} texts wait for an answer already, {own:,} of them for this student; this server lets "
+                f"{self._room.limit:,} wait, and leaves some room to other students.",
+                retry_after=self._retry_after(waiting),
+            )
+        self._room.hold(student, texts)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Busy(_GOING_DOWN, retry_after=5)
 
     def _wake(self) -> None:
         """Once for all questions of one turn of the loop: woken by the first, a thread would take that one alone."""
@@ -193,7 +253,7 @@ class Batcher:
                 self._idle -= 1
             _, line = self._lines.popitem(last=False)
             line.calls += 1
-            window = self._window(line.waiting, self._room(line))
+            window = self._window(line, self._share(line))
             if line.layered is None:
                 self._finished.append((time.monotonic(), sum(one.question.rows for one in window)))
             elif window:
@@ -237,23 +297,26 @@ class Batcher:
         else:
             line.calls = 0
 
-    def _room(self, line: _Line) -> int:
+    def _share(self, line: _Line) -> int:
         """Texts that a thread takes of a student: its share of what waits while others have nothing to do."""
         if not self._idle or line.layered is not None or not line.waiting:
             return WINDOW
         share = math.ceil(sum(one.question.rows for one in line.waiting) / (1 + self._idle))
         return min(WINDOW, max(share, line.waiting[0].question.rows))
 
-    def _window(self, waiting: deque[Waiting], room: int) -> list[Waiting]:
+    def _window(self, line: _Line, room: int) -> list[Waiting]:
         window: list[Waiting] = []
+        waiting, taken = line.waiting, 0
         now = time.monotonic()
         while waiting and (rows := waiting[0].question.rows) <= room:
             one = waiting.popleft()
-            self._texts -= rows
+            taken += rows
             if one.expired(now):
                 continue
             room -= rows
             window.append(one)
+        if taken:
+            self._room.leave(line.student, taken)
         return window
 
     def _refuse(self, parts: Sequence[Waiting]) -> None:
@@ -261,8 +324,11 @@ class Batcher:
         for, and it gives up the others."""
         for part in parts:
             if not part.answer.done():
-                part.answer.set_exception(TooSlow(f"No answer within {self._seconds:g} s: too much is asked."))
+                part.answer.set_exception(self._too_slow())
                 return
+
+    def _too_slow(self) -> TooSlow:
+        return TooSlow(f"No answer within {self.seconds:g} s: too much is asked.")
 
     @staticmethod
     def _deliver(answers: Sequence[tuple[Waiting, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -75,6 +76,7 @@ class Students:
         self._call_threads = settings.predict_call_threads
         require_providers(settings)  # a server that cannot compute so does not start
         self._known: dict[str, _Known] = {}
+        self.generation = 0  #: of what names mean: what was looked up in one is not known in the next
 
     def get(self, model_id: str, files: Sequence[FileFacts], format: Format | None = None) -> Predictor:
         """The student, loaded now if it is not yet; of several callers at once one loads and the others wait for it.
@@ -124,19 +126,34 @@ class Students:
     def forget(self, model_id: str) -> None:
         """Drop a model that was deleted."""
         with self._lock:
+            self.generation += 1
             self._known = {name: known for name, known in self._known.items() if known.key[0] != model_id}
             for key in [key for key in self._places if key[0] == model_id]:
                 del self._places[key]
 
-    def know(self, name: str, model_id: str, predictor: Predictor) -> None:
-        """Let :meth:`at_hand` find a student under the ``name`` by which the database was just asked for it."""
+    def know(self, name: str, model_id: str, predictor: Predictor, generation: int) -> None:
+        """Let :meth:`at_hand` find a student under the ``name`` by which the shelf was just asked for it.
+
+        Args:
+            generation: from before the shelf was asked. Where a name has changed its meaning since, in this process,
+                what the shelf said may be older than that.
+        """
         with self._lock:
-            self._known[name] = _Known((model_id, predictor.format), self._clock())
+            if generation == self.generation:
+                self._known[name] = _Known((model_id, predictor.format), self._clock())
+
+    def knows(self, name: str) -> bool:
+        """Whether a student that is still loaded was found under this name, whatever it means by now."""
+        with self._lock:
+            known = self._known.get(name)
+            return known is not None and known.key in self._places
 
     def forget_name(self, name: str) -> None:
         """An alias means another model now."""
         with self._lock:
-            self._known.pop(name, None)
+            self.generation += 1
+            if name in self._known:
+                self._known[name].since = -math.inf
 
     @property
     def loaded(self) -> tuple[Loaded, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,13 +98,17 @@ async def infer(asked: Asked, name: str, request: Request) -> Response:
     themselves (`binary_data_output`, `sequence_id`, `priority`, `timeout`, `content_type`, …) has no effect; any other
     parameter is refused.
     """
-    student = await asked.student(name)
+    until = asked.deadline()
+    student = await asked.student(name, until)
     limit_body(request, student)
-    document, columns = _read(await request.body(), request.headers.get(_JSON_LENGTH), _inputs(student))
+    began = time.monotonic()
+    body = await request.body()
+    until += time.monotonic() - began  # how long the body takes to come is its sender's affair
+    document, columns = _read(body, request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
     top_k = 1 if student.task == "image_classification" else None
-    question = await asked.read(student, _asked(columns), top_k=top_k, speed=_speed(document))
-    answer = await asked.batcher.ask(student, question)
+    question = await asked.read(student, _asked(columns), top_k=top_k, speed=_speed(document), until=until)
+    answer = await asked.batcher.ask(student, question, until=until)
     if top_k is not None:
         answer = [best for best, *_ in answer]
     if student.task == "embeddings":

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api import examples
 from api.answering import Asked
-from api.asking import QuestionRoute, Student
+from api.asking import QuestionRoute, Student, Until
 from api.openapi import answers
 from api.schemas import PredictRequest
 
@@ -26,6 +26,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"], route_class=QuestionRou
 async def predict(
     asked: Asked,
     student: Student,
+    until: Until,
     question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
     """Answers in the shapes of Hugging Face's pipelines: labels and their probabilities (text-classification, also of
@@ -38,8 +39,8 @@ async def predict(
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.
     """
     parameters = question.parameters
-    checked = await asked.read(student, question.inputs, top_k=parameters.top_k, speed=parameters.speed)
-    return _json(await asked.batcher.ask(student, checked))
+    checked = await asked.read(student, question.inputs, top_k=parameters.top_k, speed=parameters.speed, until=until)
+    return _json(await asked.batcher.ask(student, checked, until=until))
 
 
 @router.post(
@@ -51,6 +52,7 @@ async def predict(
 async def inference(
     asked: Asked,
     student: Student,
+    until: Until,
     question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
     """For `huggingface_hub.InferenceClient(model=<this address>)`: a list of labels, best first, for each text.
@@ -60,8 +62,8 @@ async def inference(
     inputs, top_k = question.inputs, question.parameters.top_k
     if student.task not in ("image_classification", "masked_lm"):  # whose clients read what the pipelines give
         inputs, top_k = (inputs if isinstance(inputs, list) else [inputs]), top_k or "all"
-    checked = await asked.read(student, inputs, top_k=top_k, speed=question.parameters.speed)
-    return _json(await asked.batcher.ask(student, checked))
+    checked = await asked.read(student, inputs, top_k=top_k, speed=question.parameters.speed, until=until)
+    return _json(await asked.batcher.ask(student, checked, until=until))
 
 
 def _json(answer: Any) -> Response:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from limbeck.errors import InvalidInput, Problem
+from limbeck.errors import InvalidInput, Problem, TooSlow
 
 if TYPE_CHECKING:
     from limbeck.runtime.images import Picture
@@ -130,6 +132,15 @@ def check_top_k(top_k: Any) -> None:
     if top_k is None or top_k == "all" or (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1):
         return
     raise _invalid([Problem("/parameters/top_k", f"found {top_k!r}; allowed: a whole number from 1 on, or 'all'")])
+
+
+def require_time(until: float) -> None:
+    """
+    Raises:
+        TooSlow: it is later than that, on the monotonic clock.
+    """
+    if until < math.inf and time.monotonic() > until:
+        raise TooSlow("The inputs were not read in time: too much is asked.")
 
 
 def refuse_top_k(why: str) -> None:

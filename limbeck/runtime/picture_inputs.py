@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import InvalidInput, Problem
 from limbeck.runtime.images import Picture, Preparation, from_base64, opened
-from limbeck.runtime.inputs import Question, TopK, check_top_k
+from limbeck.runtime.inputs import Question, TopK, check_top_k, require_time
 
 #: Labels where a call names no number, as transformers' image-classification has it.
 USUAL_TOP_K = 5
@@ -17,14 +18,16 @@ MOST_IMAGES = 64
 _FORMS = "an image in base64 (PNG, JPEG, WebP, BMP or GIF), or a list of such"
 
 
-def read_pictures(inputs: Any, preparation: Preparation, *, top_k: TopK = None) -> Question:
+def read_pictures(inputs: Any, preparation: Preparation, *, top_k: TopK = None, until: float = math.inf) -> Question:
     """Decode images and bring them to the student's size.
 
     Args:
         inputs: a text of base64, ``bytes``, or a ``Path`` (in the library alone), or a list of these.
+        until: on the monotonic clock: then what is left is not decoded.
 
     Raises:
         InvalidInput: with a pointer (``/inputs/3``) for each image that cannot be read.
+        TooSlow: ``until`` is past.
     """
     check_top_k(top_k)
     alone = isinstance(inputs, str | bytes | Path)
@@ -37,6 +40,7 @@ def read_pictures(inputs: Any, preparation: Preparation, *, top_k: TopK = None) 
     pictures: list[Picture] = []
     table = preparation.table()
     for place, one in enumerate(each):
+        require_time(until)
         try:
             pixels = preparation.pixels(opened(_bytes(one)))
             pictures.append(Picture(pixels, table, preparation.places))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,15 @@ from limbeck.runtime.entities import entities
 from limbeck.runtime.exits import ExitSession, check_speed, found_graphs
 from limbeck.runtime.feeding import feeds_of
 from limbeck.runtime.images import Picture, Preparation
-from limbeck.runtime.inputs import Question, TopK, read_asked, read_question, refuse_top_k, require_contexts
+from limbeck.runtime.inputs import (
+    Question,
+    TopK,
+    read_asked,
+    read_question,
+    refuse_top_k,
+    require_contexts,
+    require_time,
+)
 from limbeck.runtime.layers import Text
 from limbeck.runtime.masks import TOP_K, fillings, require_few, require_masks
 from limbeck.runtime.parts import spans_answer
@@ -170,15 +179,22 @@ class Predictor:
         """
         return self.answers([self.question(inputs, top_k=top_k, speed=speed)])[0]
 
-    def question(self, inputs: Any, *, top_k: TopK = None, speed: float | None = None) -> Question:
+    def question(
+        self, inputs: Any, *, top_k: TopK = None, speed: float | None = None, until: float = math.inf
+    ) -> Question:
         """What :meth:`predict` is asked, checked, for :meth:`answers`.
+
+        Args:
+            until: on the monotonic clock: then it is given up, between two images.
 
         Raises:
             InvalidInput: with a pointer for each input that is wrong.
+            TooSlow: ``until`` is past.
         """
+        require_time(until)
         check_speed(speed, self.speed)
         if isinstance(self._reader, Preparation):
-            return read_pictures(inputs, self._reader, top_k=top_k)
+            return read_pictures(inputs, self._reader, top_k=top_k, until=until)
         if self.task == "question_answering":
             asked = read_asked(inputs, top_k=top_k)
             windows = self._encoder.windows.encode(asked.texts, asked.pairs or [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -190,7 +191,7 @@ def test_students_take_turns() -> None:
         many = asyncio.ensure_future(made.ask(hot, question(*map(str, range(5 * WINDOW)))))  # type: ignore[arg-type]
         await until(hot.begun.is_set)
         one = asyncio.ensure_future(made.ask(cold, question("x")))  # type: ignore[arg-type]
-        await until(lambda: made.waiting == 4 * WINDOW + 1)
+        await until(lambda: made.waiting == WINDOW + 1)
         hot.go.set()
         assert await one == ["X"]
         assert await many == [str(i) for i in range(5 * WINDOW)]
@@ -216,6 +217,89 @@ def test_more_than_may_wait_is_refused_with_a_time_to_come_back() -> None:
         assert await second == ["B", "C"]
 
     with batcher(limit=2) as made:
+        run(script(made))
+
+
+def test_a_hot_student_leaves_room_for_others() -> None:
+    """Guards against one student whose callers take every place in which a question could wait: fair turns are of no
+    use to a student whose questions are all refused."""
+    hot, warm, cold = (Slow(name=name) for name in ("hot", "warm", "cold"))
+
+    async def asked(made: Batcher, student: Slow, times: int) -> list[asyncio.Future[Any]]:
+        asking = [asyncio.ensure_future(made.ask(student, question("a"))) for _ in range(times)]  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        return [one for one in asking if not one.done() or one.exception() is None]
+
+    async def script(made: Batcher) -> None:
+        first = await asked(made, hot, 1)
+        await until(hot.begun.is_set)
+        waiting = [await asked(made, student, 64) for student in (hot, warm, cold)]
+        assert [len(one) for one in waiting] == [12, 3, 1]
+        for student in (hot, warm, cold):
+            student.go.set()
+        await asyncio.gather(*first, *(one for each in waiting for one in each))
+        assert made.waiting == 0
+        waiting = [await asked(made, hot, 64)]
+        assert len(waiting[0]) >= 12, "the room comes back"
+        await asyncio.gather(*waiting[0])
+
+    with batcher(limit=16) as made:
+        run(script(made))
+
+
+def test_a_long_list_takes_the_room_of_a_few_windows() -> None:
+    """Guards against one request, of a single caller, for which everybody else is refused until it is through; and it
+    is answered itself, however little may wait."""
+    long, short = Slow(name="long"), Slow(name="short")
+    short.go.set()
+    texts = [str(i) for i in range(20 * WINDOW + 7)]
+
+    async def script(made: Batcher) -> None:
+        list_ = asyncio.ensure_future(made.ask(long, question(*texts)))  # type: ignore[arg-type]
+        await until(long.begun.is_set)
+        assert made.waiting <= 2 * WINDOW
+        one = asyncio.ensure_future(made.ask(short, question("a")))  # type: ignore[arg-type]
+        long.go.set()
+        assert await one == ["A"]
+        assert not list_.done()
+        assert await list_ == texts
+        assert made.waiting == 0
+
+    with batcher(limit=3 * WINDOW) as made:
+        run(script(made))
+
+
+def test_a_long_list_that_is_not_through_at_its_deadline_is_refused() -> None:
+    """Guards against a caller who waits for ever: for a window that was to come in behind the deadline."""
+
+    class Steady(Slow):
+        def answers(self, questions: list[Question]) -> list[Any]:
+            time.sleep(0.02)
+            return super().answers(questions)
+
+    student = Steady()
+    student.go.set()
+
+    async def script(made: Batcher) -> None:
+        with pytest.raises(TooSlow, match=r"0\.15 s"):
+            await made.ask(student, question(*map(str, range(50 * WINDOW))))  # type: ignore[arg-type]
+        await until(lambda: made.waiting == 0)
+
+    with batcher(seconds=0.15) as made:
+        run(script(made))
+
+
+def test_a_deadline_counts_from_when_the_question_came() -> None:
+    student = Slow()
+
+    async def script(made: Batcher) -> None:
+        began = time.monotonic()
+        with pytest.raises(TooSlow):
+            await made.ask(student, question("a"), until=began + 0.05)  # type: ignore[arg-type]
+        assert time.monotonic() - began < 5
+        student.go.set()
+
+    with batcher() as made:
         run(script(made))
 
 

@@ -315,14 +315,27 @@ def test_one_caller_alone_looks_a_name_up_again(bucket: Bucket, exported_student
     settings = Settings(data_dir=tmp_path / "data")
     loaded = Students(bucket, settings, clock=lambda: now[0])
     student = loaded.get("mdl_a", stored(bucket, exported_student, "mdl_a"))
-    loaded.know("reviews", "mdl_a", student)
+    loaded.know("reviews", "mdl_a", student, loaded.generation)
     assert loaded.at_hand("reviews") is student
     now[0] += 1.5
     assert [loaded.at_hand("reviews") for _ in range(3)] == [None, student, student]
     now[0] += 1
     assert [loaded.at_hand("reviews") for _ in range(2)] == [None, None]
-    loaded.know("reviews", "mdl_a", student)
+    loaded.know("reviews", "mdl_a", student, loaded.generation)
     assert loaded.at_hand("reviews") is student
+
+
+def test_an_old_meaning_does_not_come_back(bucket: Bucket, exported_student: Path, tmp_path: Path) -> None:
+    """Guards against an alias that was switched, and means the old student again: to a look-up that began before."""
+    loaded = Students(bucket, Settings(data_dir=tmp_path / "data"))
+    student = loaded.get("mdl_old", stored(bucket, exported_student, "mdl_old"))
+    before = loaded.generation
+    loaded.forget_name("prod")
+    loaded.know("prod", "mdl_old", student, before)
+    assert loaded.at_hand("prod") is None
+    loaded.know("prod", "mdl_old", student, loaded.generation)
+    loaded.forget_name("prod")
+    assert (loaded.at_hand("prod"), loaded.knows("prod")) == (None, True)
 
 
 def test_a_provider_that_is_not_there_is_told_before_anybody_asks(bucket: Bucket, tmp_path: Path) -> None:

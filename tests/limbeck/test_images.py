@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from limbeck.client.packing import pack_images
 from limbeck.config import Columns, Dataset
 from limbeck.data import ingest, load, preview
-from limbeck.errors import InvalidDataset, InvalidInput, InvalidModel
+from limbeck.errors import InvalidDataset, InvalidInput, InvalidModel, TooSlow
 from limbeck.image_files import image_splits
 from limbeck.runtime import images
 from limbeck.runtime.images import Picture, Preparation, stacked
+from limbeck.runtime.picture_inputs import read_pictures
 from tests.images import png
 
 _DRAW = np.random.default_rng(0)
@@ -99,6 +101,14 @@ def test_grey_palettes_and_turned_cameras_are_read_as_people_see_them(tmp_path: 
     assert images.opened(turned.getvalue()).size == (53, 71)
     assert (np.asarray(images.opened(turned.getvalue())) == np.rot90(Image.open(turned), -1)).all()
     assert isinstance(images.opened(png(PHOTO)), ImageFile.ImageFile)  # what was decoded, and not a copy of it
+
+
+def test_images_are_read_until_the_deadline(tmp_path: Path) -> None:
+    """Guards against half a minute of decoding for a caller who has been refused, in a thread that others wait for."""
+    preparation = Preparation.read(_folder(tmp_path, None, model_type="vit", image_size=4))
+    assert len(read_pictures([png(PHOTO)] * 2, preparation, until=time.monotonic() + 60)) == 2
+    with pytest.raises(TooSlow):
+        read_pictures([b"never looked at"] * 2, preparation, until=time.monotonic() - 1)
 
 
 _CUT = {"image_processor_type": "DeiTImageProcessor", "crop_size": 8}
