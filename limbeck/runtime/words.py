@@ -63,15 +63,16 @@ def _without_marks(text: str, start: int, end: int) -> list[Span]:
     while text[start] in _OPENING and not _WHOLE.fullmatch(text, start, end):
         before.append((start, start + 1))
         start += 1
-    while not _WHOLE.fullmatch(text, start, end):
+    while start < end and not _WHOLE.fullmatch(text, start, end):
         begin = end - 1
         if text[end - 2 : end] in _POSSESSIVE and end - 2 > start:
             begin = end - 2
         elif text[begin] not in _CLOSING:
             break
         else:
-            while text[begin - 1] == text[end - 1]:
+            while begin > start and text[begin - 1] == text[end - 1]:
                 begin -= 1
         after.append((begin, end))
         end = begin
-    return [*before, (start, end), *reversed(after)]
+    # Nothing is left of marks in front of an 's.
+    return [*before, *([(start, end)] if start < end else []), *reversed(after)]

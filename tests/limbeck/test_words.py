@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 
 import pytest
@@ -31,6 +32,7 @@ def cut(text: str) -> list[str]:
         ("the U.S. and J. Smith.", ["the", "U.S.", "and", "J.", "Smith", "."]),
         ("see https://t.co/a?b=1&c=2, #tag!", ["see", "https://t.co/a?b=1&c=2", ",", "#tag", "!"]),
         ("he came—late :) <3 &amp; 's ...", ["he", "came", "—", "late", ":)", "<", "3", "&amp;", "'s", "..."]),
+        (".'s It is ?’s!", [".", "'s", "It", "is", "?", "’s", "!"]),
         ("在北京2008年，iPhone 手机 OK。", [*"在北京2008年，iPhone", "手", "机", *"OK。"]),
         ("東京タワー", list("東京タワー")),
         ("  two\t\n words\u3000here ", ["two", "words", "here"]),
@@ -49,6 +51,16 @@ def test_words_stand_in_order_and_cover_all_but_the_blanks() -> None:
     assert all(start < end for start, end in found)
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(found))
     assert "".join(cut(text)) == "".join(text.split())
+
+
+def test_words_of_any_marks_have_their_places_in_the_text() -> None:
+    """Guards against an entity from a place that is none, such as -1: of marks in front of an 's nothing is left."""
+    draw = random.Random(1)
+    for _ in range(20_000):
+        text = "".join(draw.choices(".,;:!?…()[]\"'’s Sab1_—`“”«»¿-中", k=draw.randint(1, 9)))
+        ends = [0, *(place for span in words(text) for place in span), len(text)]
+        assert ends == sorted(ends), text
+        assert all(start < end for start, end in words(text)), text
 
 
 def test_a_list_of_tokens_joined_by_blanks_is_cut_into_these() -> None:
