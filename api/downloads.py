@@ -14,9 +14,11 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
+from weakref import WeakValueDictionary
 
 from limbeck.errors import NotFound
 from limbeck.formats import FILES
@@ -82,10 +84,12 @@ class Downloads:
         self._storage = storage
         self._folder = folder
         self._limit = limit
-        self._locks: dict[str, threading.Lock] = {}
+        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # of those that are asked for
+        self._guard = threading.Lock()
 
     def archive(self, model: Model, files: Sequence[ModelFile], form: Format) -> Archive:
-        """The model in one format; packed now if it was not yet.
+        """The model in one format; packed now if it was not yet. Another one's packing may remove it at once, where
+        there are too many: whoever does not find it asks again.
 
         Raises:
             NotFound: the model has no such format; the message names those that it has.
@@ -95,11 +99,13 @@ class Downloads:
             raise NotFound(f"Model {model.id} cannot be had as {form}; it has: {', '.join(available) or 'no weights'}.")
         files = files_of(files, form)
         stem = f"{model.id}.{form}.{_digest(files)}"
-        with self._locks.setdefault(stem, threading.Lock()):
+        with self._guard:
+            packing = self._locks.setdefault(stem, threading.Lock())
+        with packing:
             found = self._find(stem)
             if found is None:
                 found = self._pack(stem, model, files)
-                self._evict(keep=found.path)
+                self._evict(found)
         return found
 
     def forget(self, model_id: str) -> None:
@@ -109,8 +115,10 @@ class Downloads:
 
     def _find(self, stem: str) -> Archive | None:
         for path in self._folder.glob(f"{stem}.*.tar.gz"):
-            os.utime(path)
-            return Archive(path, path.stat().st_size, path.name.removeprefix(f"{stem}.").removesuffix(".tar.gz"))
+            with suppress(FileNotFoundError):  # another one's packing, or a deletion, has just removed it
+                os.utime(path)
+                size = path.stat().st_size
+                return Archive(path, size, path.name.removeprefix(f"{stem}.").removesuffix(".tar.gz"))
         return None
 
     def _pack(self, stem: str, model: Model, files: Sequence[ModelFile]) -> Archive:
@@ -121,12 +129,13 @@ class Downloads:
                 with gzip.GzipFile("", "wb", _COMPRESSION, hashed, mtime=0) as packed:
                     self._write(packed, model, files)
                 out.flush()
+                size = out.tell()
                 path = self._folder / f"{stem}.{hashed.hexdigest()}.tar.gz"
                 os.replace(out.name, path)
             except BaseException:
                 Path(out.name).unlink(missing_ok=True)
                 raise
-        return Archive(path, path.stat().st_size, hashed.hexdigest())
+        return Archive(path, size, hashed.hexdigest())
 
     def _write(self, packed: gzip.GzipFile, model: Model, files: Sequence[ModelFile]) -> None:
         with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -136,13 +145,17 @@ class Downloads:
                 with io.BufferedReader(_Chunks(self._storage.open(file.key)), _CHUNK) as content:
                     tar.addfile(entry, content)
 
-    def _evict(self, keep: Path) -> None:
-        archives = sorted(self._folder.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime, reverse=True)
-        total = keep.stat().st_size
-        for path in archives:
-            if path == keep:
+    def _evict(self, keep: Archive) -> None:
+        archives = []
+        for path in self._folder.glob("*.tar.gz"):
+            with suppress(FileNotFoundError):  # others' packing comes to its end, and evicts as well
+                facts = path.stat()
+                archives.append((facts.st_mtime, facts.st_size, path))
+        total = keep.bytes
+        for _, size, path in sorted(archives, reverse=True):
+            if path == keep.path:
                 continue
-            total += path.stat().st_size
+            total += size
             if total > self._limit:
                 path.unlink(missing_ok=True)
 

@@ -80,7 +80,10 @@ def download_model(
     archive = house.downloads.archive(model, files, format)
 
     def read(start: int, end: int) -> Iterator[bytes]:
-        return read_file(archive.path, start, end)
+        try:
+            return read_file(archive.path, start, end)
+        except FileNotFoundError:  # removed since: packed again it has the same bytes
+            return read_file(house.downloads.archive(model, files, format).path, start, end)
 
     name = f"{model.id}-{format}.tar.gz"
     return send(request, Content(archive.bytes, archive.sha256, name, "application/gzip", read))

@@ -6,6 +6,7 @@ import gzip
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.deps import Services
-from api.downloads import Downloads
+from api.downloads import Archive, Downloads
 from models.repository import catalogue
 from models.storage.local import LocalStorage
 from tests.api.conftest import add_model, sha256
@@ -181,6 +182,50 @@ def test_the_cache_of_archives_keeps_its_limit_and_the_newest(house: Services, t
                 catalogue.get_model(session, model), catalogue.model_files(session, model), "safetensors"
             )
     assert [path for path in (tmp_path / "cache").iterdir()] == [kept.path]
+
+
+class Shared(type(Path())):  # type: ignore[misc]
+    """A folder of which others remove an archive between the moment in which it is listed and the next."""
+
+    def glob(self, pattern: str) -> Iterator[Path]:
+        found = list(super().glob(pattern))
+        for path in found:
+            if path.name.endswith(".tar.gz"):
+                path.unlink(missing_ok=True)
+        yield from found
+
+
+def test_packing_does_not_mind_what_others_remove_meanwhile(house: Services, tmp_path: Path) -> None:
+    """Guards a download against another one's that comes to its end in the same moment, and keeps the cache's limit."""
+    downloads = Downloads(house.storage, Shared(tmp_path / "cache"), 1)
+    for _ in range(2):
+        model = add_model(house, FILES)
+        with house.database.reading() as session:
+            row, files = catalogue.get_model(session, model), catalogue.model_files(session, model)
+        first = downloads.archive(row, files, "safetensors")
+        again = downloads.archive(row, files, "safetensors")
+        assert (again.bytes, again.sha256) == (first.bytes, first.sha256)
+    assert not downloads._locks
+
+
+def test_an_archive_that_is_removed_before_it_is_read_is_packed_again(
+    client: TestClient, house: Services, model: str, tmp_path: Path
+) -> None:
+    class Hasty(Downloads):
+        removed = 0
+
+        def archive(self, *asked: Any) -> Archive:
+            found = super().archive(*asked)
+            if not self.removed:
+                self.removed = 1
+                found.path.unlink()
+            return found
+
+    whole = client.get(f"/v1/models/{model}/download").content
+    hasty = Hasty(house.storage, tmp_path / "cache", 10**9)
+    client.app.state.services = replace(house, downloads=hasty)  # type: ignore[attr-defined]
+    assert client.get(f"/v1/models/{model}/download").content == whole
+    assert hasty.removed
 
 
 def test_a_packing_that_fails_leaves_no_half_archive(house: Services, model: str, tmp_path: Path) -> None:
