@@ -140,7 +140,8 @@ def _texts(inputs: Any) -> int:
     """The room that inputs hold while they are read; a long list that of a window."""
     each = inputs if isinstance(inputs, list) else [inputs]
     texts = [text for one in each for text in (one.values() if isinstance(one, Mapping) else [one])]
-    return max(1, min(len(each), WINDOW), sum(len(text) for text in texts if isinstance(text, str)) // _CHARACTERS)
+    size = sum(len(text) for text in texts if isinstance(text, str | bytes))
+    return max(1, min(len(each), WINDOW), size // _CHARACTERS)
 
 
 def _hear(task: asyncio.Task[Any]) -> None:

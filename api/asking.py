@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from api.answering import Answering
-from api.schemas import PredictRequest
+from api.schemas import InferenceRequest, PredictRequest
 from limbeck.runtime import Predictor
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -38,6 +38,7 @@ class QuestionRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         solve = super().get_route_handler()
+        document: type[PredictRequest] = get_type_hints(self.endpoint)["question"]
 
         async def ask(request: Request) -> Response:
             asked: Answering = request.app.state.answering
@@ -45,7 +46,7 @@ class QuestionRoute(APIRoute):
             student = await asked.student(request.path_params["model_id"], until)
             limit_body(request, student)
             began = time.monotonic()
-            question = await _question(request)
+            question = await _question(request, document, student)
             until += time.monotonic() - began  # how long the body takes to come is its sender's affair
             if question is None:
                 request.state.student, request.state.until = student, until
@@ -83,11 +84,19 @@ Student = Annotated[Predictor, Depends(_student)]
 Until = Annotated[float, Depends(_until)]
 
 
-async def _question(request: Request) -> PredictRequest | None:
+async def _question(request: Request, document: type[PredictRequest], student: Predictor) -> PredictRequest | None:
     """The body's, or None where it is not plainly one: FastAPI then finds out why, in the same body."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        return None  # or one that FastAPI takes as well, such as application/vnd.api+json
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        return PredictRequest.model_validate(json.loads(await request.body()))
+        if kind == "application/json":
+            return document.model_validate(json.loads(await request.body()))
+        if document is InferenceRequest and student.task == "image_classification" and _is_image(kind):
+            return document(inputs=await request.body())
     except (ValueError, RecursionError, ClientDisconnect):  # pydantic's errors are values' errors too
-        return None
+        pass
+    return None  # or one that FastAPI takes as well, such as application/vnd.api+json
+
+
+def _is_image(kind: str) -> bool:
+    """Whether Hugging Face's client sends an image as it is under this content type; of bytes it knows none."""
+    return kind.startswith("image/") or kind in ("", "application/octet-stream")

@@ -137,6 +137,15 @@ class PredictRequest(Envelope):
     parameters: PredictParameters = PredictParameters()
 
 
+class InferenceRequest(PredictRequest):
+    """The same as Hugging Face's client sends it, which has parameters of feature-extraction beside the inputs."""
+
+    normalize: Literal[True] | None = None
+    """Vectors always have a length of 1."""
+    truncate: Literal[True] | None = None
+    """Texts that are longer than the student reads are always cut."""
+
+
 class CheckView(Envelope):
     ok: bool
     detail: str

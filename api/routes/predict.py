@@ -12,9 +12,12 @@ from api import examples
 from api.answering import Asked
 from api.asking import QuestionRoute, Student, Until
 from api.openapi import answers
-from api.schemas import PredictRequest
+from api.schemas import InferenceRequest, PredictRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=QuestionRoute)
+
+#: Tasks whose students answer with labels of texts.
+_LABELLED = ("sequence_classification", "multi_label", "regression")
 
 
 @router.post(
@@ -48,20 +51,27 @@ async def predict(
     summary="Ask a student as the Hugging Face Inference API is asked",
     response_model=None,
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.HF_PREDICTION)),
+    openapi_extra={"requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def inference(
     asked: Asked,
     student: Student,
     until: Until,
-    question: Annotated[PredictRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
+    question: Annotated[InferenceRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
-    """For `huggingface_hub.InferenceClient(model=<this address>)`: a list of labels, best first, for each text.
+    """For `huggingface_hub.InferenceClient(model=<this address>)`: its `text_classification`, `token_classification`,
+    `question_answering`, `fill_mask`, `feature_extraction` and `image_classification`.
 
-    A single text is answered as a list of one; without `top_k` every label is in it.
+    Labels of texts are a list, best first, for each text, every label without `top_k`; a single text is answered as a
+    list of one, and so is its vector. Everything else comes in the shapes of `/predict`. An image may be the body.
     """
     inputs, top_k = question.inputs, question.parameters.top_k
-    if student.task not in ("image_classification", "masked_lm"):  # whose clients read what the pipelines give
-        inputs, top_k = (inputs if isinstance(inputs, list) else [inputs]), top_k or "all"
+    if student.task in (*_LABELLED, "embeddings") and not isinstance(inputs, list):
+        inputs = [inputs]
+    if student.task in _LABELLED:
+        top_k = top_k or "all"
+    elif student.task == "question_answering" and top_k == 1:
+        top_k = None  # one answer is no list
     checked = await asked.read(student, inputs, top_k=top_k, speed=question.parameters.speed, until=until)
     return _json(await asked.batcher.ask(student, checked, until=until))
 
