@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -97,12 +97,16 @@ class Answering:
             and not (isinstance(inputs, list) and len(inputs) > _READ_HERE)
         ):
             return student.question(inputs, top_k=top_k, speed=speed)
-        work = partial(student.question, inputs, top_k=top_k, speed=speed, until=until)
-        return await self._in_time(asyncio.ensure_future(self._read(student, inputs, work)), until)
+        texts = _texts(inputs)
+        self.batcher.hold(student, texts)
+        reading = self._reading.run(student, partial(student.question, inputs, top_k=top_k, speed=speed, until=until))
+        reading.add_done_callback(lambda _: self.batcher.release(student, texts))
+        return await self._in_time(reading, until)
 
-    async def _read(self, student: Predictor, inputs: Any, work: Callable[[], Question]) -> Question:
-        with self.batcher.reading(student, _texts(inputs)):
-            return await self._reading.run(student, work)
+    def close(self) -> None:
+        """What still waits is refused, or not read."""
+        self.batcher.close()
+        self._reading.close()
 
     def _looked_up(self, name: str) -> asyncio.Task[Predictor]:
         """One look-up for all who ask for a name meanwhile, unless names have changed their meaning since it began."""
@@ -125,13 +129,13 @@ class Answering:
         self.students.know(name, model_id, student, generation)
         return student
 
-    async def _in_time(self, task: asyncio.Task[_Found], until: float) -> _Found:
+    async def _in_time(self, begun: asyncio.Future[_Found], until: float) -> _Found:
         """What it gives; at the deadline it is left to itself."""
         left = None if until == math.inf else max(0.0, until - time.monotonic())
-        task.add_done_callback(_hear)
-        done, _ = await asyncio.wait([task], timeout=left)
+        begun.add_done_callback(_hear)
+        done, _ = await asyncio.wait([begun], timeout=left)
         if done:
-            return task.result()
+            return begun.result()
         late = "the student is not loaded yet, or too much is being read"
         raise TooSlow(f"No answer within {self.batcher.seconds:g} s: {late}.")
 
@@ -144,10 +148,10 @@ def _texts(inputs: Any) -> int:
     return max(1, min(len(each), WINDOW), size // _CHARACTERS)
 
 
-def _hear(task: asyncio.Task[Any]) -> None:
+def _hear(begun: asyncio.Future[Any]) -> None:
     """Of what nobody may wait for by now: asyncio writes a traceback for an error that nobody has looked at."""
-    if not task.cancelled():
-        task.exception()
+    if not begun.cancelled():
+        begun.exception()
 
 
 @contextmanager
@@ -158,10 +162,11 @@ def open_answering(settings: Settings, shelf: Shelf, storage: Storage) -> Iterat
         limit=settings.predict_queue_texts,
         seconds=settings.predict_seconds,
     )
+    asked = Answering(shelf, Students(storage, settings), batcher)
     try:
-        yield Answering(shelf, Students(storage, settings), batcher)
+        yield asked
     finally:
-        batcher.close()
+        asked.close()
 
 
 def cores() -> int:

@@ -17,8 +17,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,20 +133,18 @@ class Batcher:
                 one.answer.cancel()
         return joined(asked, answers)
 
-    @contextmanager
-    def reading(self, student: Predictor, texts: int) -> Iterator[None]:
-        """Room for what is being read, before it is a question.
+    def hold(self, student: Predictor, texts: int) -> None:
+        """Room for what is being read, before it is a question; until :meth:`release`.
 
         Raises:
             Busy: as :meth:`ask`.
         """
         with self._turn:
             self._admit(student, texts)
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._room.leave(student, texts)
+
+    def release(self, student: Predictor, texts: int) -> None:
+        with self._turn:
+            self._room.leave(student, texts)
 
     def close(self) -> None:
         """Let the threads end; what waits is refused."""
