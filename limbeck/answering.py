@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from limbeck.answer_files import Answers
 from limbeck.batches import Collator, forward_batches
 from limbeck.cache import answers_key
 from limbeck.callbacks import Callbacks
@@ -17,10 +18,10 @@ from limbeck.errors import Conflict
 from limbeck.families import pad_id_of
 from limbeck.offer import Part
 from limbeck.part_files import Computed, write_part
-from limbeck.phases import teacher_of
+from limbeck.phases import states_wanted, teacher_of
 from limbeck.preparation import prepare
 from limbeck.run import Run
-from limbeck.teacher_pass import answer
+from limbeck.teacher_pass import answer_all
 
 
 class Answerer:
@@ -52,7 +53,10 @@ class Answerer:
         job = prepare(run, sources)
         member, weights = job.members[teacher], run.store.read_tensors(teacher)[0]
         self._data, self._task, self._key = member.train, job.task, key
+        self._states = states_wanted(config, job, teacher)
         found = answers_key(run, member.blueprint.config, weights, member.train, job.task)
+        if self._states is not None:
+            found = self._states.key(found)
         if found != key:
             raise Conflict(f"This machine would answer as {found}, and not as {key}.")
         self._batches = forward_batches(member.train.lengths)
@@ -70,10 +74,10 @@ class Answerer:
         """
         started = time.monotonic()
         collate = Collator(self._data, pad_id_of(self._model.config), self._run.device.torch)
-        found = []
+        found: list[Answers] = []
         for rows in self._batches[part.first : part.end]:
             self._run.poll()
             with self._run.device.autocast():
-                found.append(answer(self._model, collate, rows, self._task)[1])
-        logits = torch.cat(found).float()
-        write_part(path, self._key, part, Computed(logits, time.monotonic() - started, worker))
+                found.append(answer_all(self._model, collate, rows, self._task, self._states))
+        answers = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        write_part(path, self._key, part, Computed(answers, time.monotonic() - started, worker))

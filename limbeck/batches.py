@@ -221,6 +221,8 @@ class Batch:
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
     tagged: Tensor | None = None  # (labelled,): where tokens have a label of their own, the places of those that have,
     # counted through the batch's (examples, tokens)
+    teacher_states: Tensor | None = None  # (examples, places, width): of the first teacher's first token, in the places
+    # that the method names; None where it names none, or all of them together would take too much room
     stands_in: bool = False  #: another rank's examples, on a rank that has none of the batch: they count nothing
 
     @property
@@ -307,6 +309,7 @@ class Collator:
     device: torch.device
     teacher_logits: Tensor | None = None  # (rows of the split, or its tokens, classes), on the CPU
     labelled: int | None = None  #: the first so many examples have a label; None: all
+    teacher_states: Tensor | None = None  # (rows, places, width), on the CPU, or mapped
 
     def __call__(self, rows: NDArray[np.int64]) -> Batch:
         lengths = self.data.lengths_of(rows)
@@ -325,7 +328,8 @@ class Collator:
         if self.labelled is not None:
             labelled = self._on_device(np.flatnonzero(rows < self.labelled))
         teacher, counts = self._teacher(rows, places, mask), self.counts(rows)
-        return Batch(inputs, self._on_device(labels), teacher, counts, rows, labelled, tagged=tagged)
+        sent, states = self._on_device(labels), self._states(rows)
+        return Batch(inputs, sent, teacher, counts, rows, labelled, tagged=tagged, teacher_states=states)
 
     def counts(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """How many units of each kind a batch of these rows has; those of its parts sum to it."""
@@ -345,6 +349,9 @@ class Collator:
         padded = self.teacher_logits.new_zeros((*mask.shape, self.teacher_logits.shape[-1]))
         padded[torch.from_numpy(mask)] = self.teacher_logits[torch.from_numpy(places)]
         return self._send(padded)
+
+    def _states(self, rows: NDArray[np.int64]) -> Tensor | None:
+        return None if self.teacher_states is None else self._send(self.teacher_states[torch.from_numpy(rows)])
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:
         return self._send(torch.from_numpy(array))

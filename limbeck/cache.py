@@ -16,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from limbeck.answer_files import LOGITS, STATES, Answers, Shapes, bytes_of, shapes_of
 from limbeck.batches import FORWARD_TOKENS, Collator, Encoded, forward_batches
 from limbeck.begun import Begun
+from limbeck.checkpoint import mapped_tensors
 from limbeck.errors import DamagedFile, LimbeckError
 from limbeck.families import pad_id_of
 from limbeck.losses import require_finite
 from limbeck.run import Run
-from limbeck.teacher_pass import ROLE, Help, TeacherPass, answer
+from limbeck.teacher_pass import ROLE, FirstTokens, Help, TeacherPass, answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -107,6 +109,7 @@ def teacher_logits(
     classes: int,
     run: Run,
     role: str = ROLE,
+    states: FirstTokens | None = None,
 ) -> Tensor:
     """The teacher's logits over the training split, float32, from the state or computed: (rows, classes), and where
     each token is answered (tokens, classes).
@@ -117,37 +120,41 @@ def teacher_logits(
         load: the teacher; not called where its answers are known.
         key: :func:`answers_key`.
         role: where the state keeps them, and the item of the plan.
+        states: what the same pass keeps beside them, for :func:`kept_states`.
 
     Raises:
-        Diverged: a logit is NaN or infinite.
+        Diverged: an answer is NaN or infinite.
         Interrupted: the part that was done is staged in the run's state.
     """
-    work = TeacherPass(run, data, task, key, classes, role)
+    work = TeacherPass(run, data, task, key, classes, role, states)
     run.meter.begin(role)
-    if not work.whole and (known := _find(run, key, tuple(work.logits.shape))) is not None:
-        work.take(known.logits, known.seconds)
+    if not work.whole and (known := _find(run, work.key, shapes_of(work.answers))) is not None:
+        work.take(known.answers, known.seconds)
         work.stage()
         run.commit()
         _say_used(run, known, len(data))
     elif not work.whole:
         hits, before = work.examples, work.seconds
         work.fill(load())
-        require_finite(work.logits, "the teacher's logits")
+        for name, found in work.answers.items():
+            require_finite(found, f"the teacher's {name}")
         work.stage()
         run.commit()
-        _say_built(run, role, work.logits, len(data), hits, work.seconds - before)
+        _say_built(run, role, work.answers, len(data), hits, work.seconds - before)
         _say_helped(run, work.help)
-        _keep(run, key, work.logits, work.seconds)
+        # For jobs that learn from the logits alone, too; first, as the folder may have room for nothing more.
+        for one, answers in {key: {LOGITS: work.answers[LOGITS]}, work.key: work.answers}.items():
+            _keep(run, one, answers, work.seconds)
     run.meter.finish(role)
-    return work.logits
+    return work.answers[LOGITS]
 
 
-def _find(run: Run, key: str, shape: tuple[int, ...]) -> Known | None:
+def _find(run: Run, key: str, shapes: Shapes) -> Known | None:
     """The answers that an earlier job left in the shared folder, if it has them whole."""
     if run.teacher_cache is None:
         return None
     try:
-        return run.teacher_cache.find(key, shape)
+        return run.teacher_cache.find(key, shapes)
     except DamagedFile as error:
         run.event("cache.damaged", f"{error.message} They are computed again.", key=key)
     except OSError as error:
@@ -155,12 +162,12 @@ def _find(run: Run, key: str, shape: tuple[int, ...]) -> Known | None:
     return None
 
 
-def _keep(run: Run, key: str, logits: Tensor, seconds: float) -> None:
+def _keep(run: Run, key: str, answers: Answers, seconds: float) -> None:
     """Leave the answers to later jobs; this one has them, whatever happens to the folder."""
     if run.teacher_cache is None:
         return
     try:
-        if not run.teacher_cache.keep(key, logits, seconds):
+        if not run.teacher_cache.keep(key, answers, seconds):
             run.event("cache.failed", "The teacher's answers are larger than the folder that later jobs share may be.")
     except (LimbeckError, OSError) as error:
         run.event("cache.failed", f"The teacher's answers could not be kept for later jobs: {error}", key=key)
@@ -179,11 +186,18 @@ def kept_logits(run: Run, teachers: Sequence[str] = ("teacher",)) -> Tensor | No
     return torch.cat([run.store.read_tensors(role)[0]["logits"] for role in roles], dim=-1)
 
 
+def kept_states(run: Run) -> Tensor | None:
+    """The states of the first teacher's first token over the training split, (rows, places, width): on every rank,
+    mapped from the state; None where it has none."""
+    path = run.first(lambda: run.store.path(STATES) if run.store.has(STATES) else None)
+    return None if path is None else mapped_tensors(path)[0][STATES]
+
+
 def _say_used(run: Run, known: Known, examples: int) -> None:
     run.event(
         "cache.used",
-        f"The teacher's answers to all {examples:,} training examples ({known.bytes:,} bytes) are known from an "
-        f"earlier job, which saves the {known.seconds:.1f} s that they took.",
+        f"The teacher's answers to all {examples:,} training examples{_and_states(known.answers)} ({known.bytes:,} "
+        f"bytes) are known from an earlier job, which saves the {known.seconds:.1f} s that they took.",
         hits=examples,
         misses=0,
         bytes=known.bytes,
@@ -191,18 +205,22 @@ def _say_used(run: Run, known: Known, examples: int) -> None:
     )
 
 
-def _say_built(run: Run, role: str, logits: Tensor, examples: int, hits: int, seconds: float) -> None:
+def _say_built(run: Run, role: str, answers: Answers, examples: int, hits: int, seconds: float) -> None:
     who = "The teacher" if role == ROLE else role.replace(f"{ROLE}-", "Teacher ")
-    size, misses = logits.numel() * logits.element_size(), examples - hits
+    size, misses = bytes_of(answers), examples - hits
     run.event(
         "cache.built",
         f"{who} answered {misses:,} training examples in {seconds:.1f} s ({hits:,} were known); "
-        f"its answers, {size:,} bytes, serve every epoch.",
+        f"its answers{_and_states(answers)}, {size:,} bytes, serve every epoch.",
         hits=hits,
         misses=misses,
         bytes=size,
         seconds=seconds,
     )
+
+
+def _and_states(answers: Answers) -> str:
+    return " and the states of its first token" * (STATES in answers)
 
 
 def _say_helped(run: Run, helped: Mapping[str, Help]) -> None:

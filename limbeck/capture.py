@@ -7,7 +7,7 @@ validated carries none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,12 @@ class Captured:
         """(examples, tokens, width): 0 is what the first layer reads, i what the i-th layer gives."""
         # What the next layer reads, not what the layer before gave: DeBERTa-v2 has a convolution between two of them.
         return self._read[place] if place < len(self._read) else self._gave[-1]
+
+    def first_token(self, places: Sequence[int]) -> Tensor:
+        """(examples, places, width): what :meth:`hidden` has of the first token at each of these places."""
+        import torch
+
+        return torch.stack([self.hidden(place)[:, 0] for place in places], dim=1)
 
     def projections(self, layer: int) -> Projections:
         """Of a layer, counted from 0."""

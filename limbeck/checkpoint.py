@@ -44,12 +44,15 @@ class CheckpointStore:
     def has(self, role: str) -> bool:
         return role in self._roles
 
+    def path(self, role: str) -> Path:
+        """Of a role's file, which no later content changes."""
+        return self.folder / self._roles[role]
+
     def read_tensors(self, role: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A role's tensors, each in memory of its own, and the facts beside them."""
-        with safe_open(self.folder / self._roles[role], framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-            # A tensor of the mapped file starts wherever its bytes lie; kernels may round otherwise on such addresses.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, facts
+        tensors, facts = mapped_tensors(self.path(role))
+        # A tensor of the mapped file starts wherever its bytes lie; kernels may round otherwise on such addresses.
+        return {name: tensor.clone() for name, tensor in tensors.items()}, facts
 
     def read_json(self, role: str) -> Any:
         return json.loads((self.folder / self._roles[role]).read_text(encoding="utf-8"))
@@ -132,6 +135,13 @@ class Follower(CheckpointStore):
 
     def write_json(self, role: str, value: Any) -> None:
         """Rank 0 stages the same."""
+
+
+def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :meth:`CheckpointStore.write_tensors` has written, mapped and not read. It outlives the file, and nobody
+    writes into it."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads((file.metadata() or {})["facts"])
 
 
 @contextmanager

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from limbeck import evaluate
+from limbeck.answer_files import STATES
 from limbeck.assignment import Assignment
+from limbeck.cache import kept_states
 from limbeck.callbacks import Callbacks
 from limbeck.checkpoint import storage_errors
 from limbeck.config import DistillConfig
@@ -141,8 +144,12 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teachers: Teach
     if name == "distilling":
         _say_remarks(run, job, method, models.student)
     (epochs, cut), rate = epochs_of(run.config, job, name), run.config.training.learning_rate
-    fitted = train(phase_of(run, job, name, method, models, logits, epochs, rate, cut), run)
+    phase = phase_of(run, job, name, method, models, logits, epochs, rate, cut)
+    if name == "distilling":
+        phase = replace(phase, teacher_states=kept_states(run))
+    fitted = train(phase, run)
     _say_trained(run, job, name, fitted)
+    run.store.drop(STATES)
     return keep(run, name, fitted.model)
 
 

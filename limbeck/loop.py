@@ -64,6 +64,7 @@ class Phase:
     labelled: int | None = None  #: the first so many training examples have a label; None: all
     ensemble: Ensemble | None = None  #: of several teachers, whose logits stand side by side
     token_budget: int | None = None  #: of what a device computes at once, padding included
+    teacher_states: Tensor | None = None  #: (training rows, places, width): as ``Method.teacher_places`` names them
     cut: int | None = None  #: the steps after which it ends, within its last epoch; None: at that one's end
 
     def __post_init__(self) -> None:
@@ -153,6 +154,7 @@ def train(phase: Phase, run: Run) -> Fitted:
     best = run.store.read_tensors(f"{phase.name}-best")[0] if run.store.has(f"{phase.name}-best") else None
     objective: Objective | None = None
     answers = _soft_labels(phase)
+    models = replace(phase.models, states_kept=phase.teacher_states is not None)
     for index, (part, steps) in enumerate(zip(phase.method.parts(), phase.part_steps(), strict=True)):
         if index < position.part:
             continue
@@ -160,7 +162,7 @@ def train(phase: Phase, run: Run) -> Fitted:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
         criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks, phase.models.teacher)
-        objective = phase.method.build(part, phase.models, criterion)
+        objective = phase.method.build(part, models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
         if saved is not None:
@@ -218,7 +220,8 @@ def train(phase: Phase, run: Run) -> Fitted:
 
 
 def _collator(objective: Objective, answers: Tensor | None, phase: Phase, run: Run) -> Collator:
-    return Collator(phase.train, pad_id_of(objective.student.config), run.device.torch, answers, phase.labelled)
+    pad_id, states = pad_id_of(objective.student.config), phase.teacher_states
+    return Collator(phase.train, pad_id, run.device.torch, answers, phase.labelled, states)
 
 
 def _end_epoch(

@@ -18,7 +18,7 @@ from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
 from limbeck.ensemble import Ensemble
-from limbeck.families import depth_of
+from limbeck.families import depth_of, width_of
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
 from limbeck.preparation import Prepared, special_tokens
@@ -26,6 +26,7 @@ from limbeck.progress import TRAINING, Item, forward_work
 from limbeck.pruning import PARTS, importance_of, kept_parts
 from limbeck.run import Run
 from limbeck.students import renew_head
+from limbeck.teacher_pass import FirstTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +38,10 @@ Weights = dict[str, Tensor]
 Teachers = Mapping[str, Weights]
 #: Prefix of the names of phases that try something out (``limbeck/trials.py``).
 TRIAL = "trial"
+
+#: Bytes that the states of the teacher's first token may take. The same everywhere: a student must not hang on the room
+#: that a machine has.
+MOST_STATES = 2**30
 
 #: Seconds that timing a model, and writing a form of the student, take on a small machine; for the estimate only.
 _TIMING_SECONDS = 3.0
@@ -169,7 +174,41 @@ def answers_of(run: Run, job: Prepared, teachers: Teachers) -> Tensor | None:
         if job.task.of_words:
             _say_live(run, job)
         return None
+    _say_live_states(run, job)
     return run.first(lambda: _all_answers(run, job, teachers))
+
+
+def states_wanted(config: DistillConfig, job: Prepared, teacher: str) -> FirstTokens | None:
+    """Which states of this teacher's first token are kept with its answers: of the first teacher those that the method
+    names, unless they take too much room."""
+    wanted = _states_named(config, job)
+    if teacher != next(iter(job.members)) or not wanted.places or _bytes_of(wanted, job) > MOST_STATES:
+        return None
+    return wanted
+
+
+def _states_named(config: DistillConfig, job: Prepared) -> FirstTokens:
+    places = config.method.teacher_places(job.student.shape.depth, job.blueprint.layers)
+    return FirstTokens(places, width_of(job.blueprint.config))
+
+
+def _bytes_of(states: FirstTokens, job: Prepared) -> int:
+    return 4 * len(job.train) * len(states.places) * states.width
+
+
+def _say_live_states(run: Run, job: Prepared) -> None:
+    """Once, where the method's states take too much room."""
+    wanted = _states_named(run.config, job)
+    size = _bytes_of(wanted, job)
+    if size <= MOST_STATES or run.facts.get("live_said"):
+        return
+    run.event(
+        "teacher.live",
+        f"The teacher is asked for its states anew in every step: those of its first token in {len(wanted.places)} "
+        f"layers would take {size:,} bytes, and {MOST_STATES:,} are kept at most",
+        bytes=size,
+    )
+    run.facts["live_said"] = True
 
 
 def _say_live(run: Run, job: Prepared) -> None:
@@ -193,7 +232,8 @@ def _all_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
         config, weights = read.blueprint.config, teachers[name]
         key = answers_key(run, config, weights, read.train, job.task)
         load, width = teacher_of(run, read, weights), job.task.width(config)
-        found.append(teacher_logits(load, read.train, job.task, key, width, run, cache_role(name)))
+        states = states_wanted(run.config, job, name)
+        found.append(teacher_logits(load, read.train, job.task, key, width, run, cache_role(name), states))
     return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 

@@ -6,7 +6,6 @@ damaged and never out of date. Nothing here is needed: whatever is missing is co
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import uuid
@@ -15,10 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
+from limbeck.answer_files import Answers, Shapes, bytes_of, read_answers, write_answers
 from limbeck.checkpoint import storage_errors
 from limbeck.errors import DamagedFile
 from limbeck.launching import AnswersPlace
@@ -33,12 +31,12 @@ _ABANDONED_SECONDS = 3600.0
 class Known:
     """What a file holds."""
 
-    logits: Tensor  #: mapped, not read: the rows of a batch come from the disk when they are asked for
+    answers: Answers  #: mapped
     seconds: float  #: that computing them took
 
     @property
     def bytes(self) -> int:
-        return self.logits.numel() * self.logits.element_size()
+        return bytes_of(self.answers)
 
 
 class TeacherCache:
@@ -81,8 +79,8 @@ class TeacherCache:
     def path(self, key: str) -> Path:
         return self.folder / (key + SUFFIX)
 
-    def find(self, key: str, shape: tuple[int, ...]) -> Known | None:
-        """The answers, which have to be of this shape; from now on the file counts as just used.
+    def find(self, key: str, shapes: Shapes) -> Known | None:
+        """The answers, which have to be of these shapes; from now on the file counts as just used.
 
         Raises:
             DamagedFile: the file is not what was written; it is gone now.
@@ -96,7 +94,8 @@ class TeacherCache:
         if not path.exists():
             return None
         try:
-            known = _read(path, shape)
+            answers, facts = read_answers(path, shapes)
+            known = Known(answers, float(facts["seconds"]))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             path.unlink(missing_ok=True)
             raise DamagedFile(f"The teacher's answers in {path.name} are damaged: {error}.") from error
@@ -104,22 +103,19 @@ class TeacherCache:
         self._used(key)
         return known
 
-    def keep(self, key: str, logits: Tensor, seconds: float) -> bool:
+    def keep(self, key: str, answers: Answers, seconds: float) -> bool:
         """Write a file; whether it fits into the limit at all.
 
         Raises:
             StorageFull, OSError: nothing is left behind.
         """
-        logits = logits.contiguous()
-        size = logits.numel() * logits.element_size()
-        if self.limit is not None and size > self.limit:
+        if self.limit is not None and bytes_of(answers) > self.limit:
             return False
-        facts = {"sha256": sha256_of(logits), "seconds": repr(seconds)}
         aside = self.folder / f"{key}.{uuid.uuid4().hex}{_PARTIAL}"
         with storage_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                save_file({"logits": logits}, aside, facts)
+                write_answers(aside, answers, {"seconds": repr(seconds)})
                 aside.replace(self.path(key))
             finally:
                 aside.unlink(missing_ok=True)
@@ -144,19 +140,3 @@ class TeacherCache:
             if path != keep:
                 path.unlink(missing_ok=True)
                 total -= size
-
-
-def _read(path: Path, shape: tuple[int, ...]) -> Known:
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata() or {}
-        logits = file.get_tensor("logits")
-    if tuple(logits.shape) != shape:
-        raise ValueError(f"they have the shape {tuple(logits.shape)} instead of {shape}")
-    if sha256_of(logits) != facts["sha256"]:
-        raise ValueError("their sha256 is not the one that was written")
-    return Known(logits, float(facts["seconds"]))
-
-
-def sha256_of(tensor: Tensor) -> str:
-    """Of a tensor's bytes."""
-    return hashlib.sha256(tensor.numpy().data).hexdigest()

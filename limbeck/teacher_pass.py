@@ -3,6 +3,7 @@ takes long by several workers (``limbeck/offer.py``)."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from limbeck.answer_files import LOGITS, STATES, Answers, shapes_of
 from limbeck.batches import Collator, Encoded, forward_batches
+from limbeck.capture import captured
+from limbeck.checkpoint import mapped_tensors
 from limbeck.errors import DamagedFile, Interrupted
 from limbeck.families import pad_id_of
 from limbeck.machine import likeness
@@ -43,6 +47,29 @@ def answer(
     return collate.data.answer_places(rows), found.cpu()
 
 
+def answer_all(
+    model: PreTrainedModel, collate: Collator, rows: NDArray[np.int64], task: Task, states: FirstTokens | None
+) -> Answers:
+    """All that is kept of the answers to these rows, from one forward pass; the logits are those of :func:`answer`."""
+    if states is None:
+        return {LOGITS: answer(model, collate, rows, task)[1]}
+    with captured(model) as inside:
+        logits = answer(model, collate, rows, task)[1]
+    return {LOGITS: logits, STATES: inside.first_token(states.places).float().cpu()}
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """The states of a teacher's first token that a method learns from beside the answers."""
+
+    places: tuple[int, ...]  #: how many of the teacher's layers lie before each
+    width: int
+
+    def key(self, key: str) -> str:
+        """Of a pass that keeps them too, from that of the logits alone."""
+        return hashlib.sha256(f"{key} and the first token behind layers {self.places}".encode()).hexdigest()
+
+
 @dataclass(slots=True)
 class Help:
     """What one other worker has done for a pass."""
@@ -57,13 +84,27 @@ class TeacherPass:
 
     Args:
         key: :func:`limbeck.cache.answers_key`.
-        role: where the state keeps the answers, and the item of the plan.
+        role: where the state keeps the logits, and the item of the plan.
+        states: what else is kept; the state has it as :data:`STATES`.
     """
 
-    def __init__(self, run: Run, data: Encoded, task: Task, key: str, classes: int, role: str) -> None:
-        self._run, self._data, self._task, self._key, self._role = run, data, task, key, role
+    def __init__(
+        self,
+        run: Run,
+        data: Encoded,
+        task: Task,
+        key: str,
+        classes: int,
+        role: str,
+        states: FirstTokens | None = None,
+    ) -> None:
+        self._run, self._data, self._task, self._role, self._states = run, data, task, role, states
+        #: Of all that is kept.
+        self.key = key if states is None else states.key(key)
         self._batches = forward_batches(data.lengths)
-        self.logits = torch.zeros(len(data.ids) if data.per_token else len(data), classes)
+        self.answers: Answers = {LOGITS: torch.zeros(len(data.ids) if data.per_token else len(data), classes)}
+        if states is not None:
+            self.answers[STATES] = torch.zeros(len(data), len(states.places), states.width)
         self._done = np.zeros(len(self._batches), dtype=bool)
         #: That computing what is done took, whoever did.
         self.seconds = 0.0
@@ -83,29 +124,36 @@ class TeacherPass:
         """Rows that are answered."""
         return sum(len(rows) for rows, done in zip(self._batches, self._done, strict=True) if done)
 
-    def take(self, logits: Tensor, seconds: float) -> None:
+    def take(self, answers: Answers, seconds: float) -> None:
         """All of it, from elsewhere."""
-        self.logits, self.seconds = logits, seconds
+        self.answers, self.seconds = answers, seconds
         self._done[:] = True
 
     def stage(self) -> None:
         """Put what is done into the run's state."""
-        tensors = {"logits": self.logits, "done": torch.from_numpy(self._done)}
+        tensors = {LOGITS: self.answers[LOGITS], "done": torch.from_numpy(self._done)}
         facts: dict[str, Any] = {
-            "key": self._key,
+            "key": self.key,
             "seconds": self.seconds,
             "help": {worker: [one.parts, one.examples, one.seconds] for worker, one in self.help.items()},
             "size": self._size,
         }
-        self._run.store.write_tensors(self._role, tensors, facts)
+        store = self._run.store
+        store.write_tensors(self._role, tensors, facts)
+        if self._states is not None:  # a file of their own: they are large, and training reads nothing else
+            store.write_tensors(STATES, {STATES: self.answers[STATES]}, {"key": self.key})
 
     def _restore(self) -> None:
-        if not self._run.store.has(self._role):
+        store = self._run.store
+        if not store.has(self._role):
             return
-        tensors, facts = self._run.store.read_tensors(self._role)
-        if facts["key"] != self._key or "done" not in tensors:
+        tensors, facts = store.read_tensors(self._role)
+        if facts["key"] != self.key or "done" not in tensors:
             return
-        self.logits, self._done = tensors["logits"], tensors["done"].numpy()
+        self.answers[LOGITS], self._done = tensors[LOGITS], tensors["done"].numpy()
+        if self._states is not None:
+            states = mapped_tensors(store.path(STATES))[0][STATES]
+            self.answers[STATES] = states if self.whole else states.clone()
         self.seconds, self._size = facts["seconds"], facts["size"]
         self.help = {worker: Help(*one) for worker, one in facts["help"].items()}
 
@@ -128,13 +176,19 @@ class TeacherPass:
                 run.commit()
             started = time.monotonic()
             with run.device.autocast():
-                places, answers = answer(model, collate, self._batches[number], self._task)
-                self.logits[torch.from_numpy(places)] = answers
+                answers = answer_all(model, collate, self._batches[number], self._task, self._states)
+            self._put(self._batches[number], answers)
             self._timed = (self._timed[0] + 1, self._timed[1] + time.monotonic() - started)
             self.seconds += time.monotonic() - started
             self._mark([number])
         if self._sharing is not None:
             self._sharing.place.withdraw()
+
+    def _put(self, rows: NDArray[np.int64], answers: Answers) -> None:
+        """The answers to these rows, in their order."""
+        self.answers[LOGITS][torch.from_numpy(self._data.answer_places(rows))] = answers[LOGITS]
+        if self._states is not None:
+            self.answers[STATES][torch.from_numpy(rows)] = answers[STATES]
 
     def _next(self) -> int | None:
         """The batch to compute now; None where all are done."""
@@ -167,7 +221,7 @@ class TeacherPass:
                 return None
             self._size = _part_size(limit * _PART * count / seconds, len(self._done))
         offer = Offer(
-            key=self._key,
+            key=self.key,
             teacher=self._role.replace(ROLE, "teacher", 1),
             likeness=likeness(),
             threads=torch.get_num_threads(),
@@ -193,17 +247,18 @@ class TeacherPass:
 
     def _take_in(self, place: OfferFolder, part: Part) -> None:
         """Another worker's answers; what is damaged is left to be computed here."""
-        batches = self._batches[part.first : part.end]
-        places = np.concatenate([self._data.answer_places(rows) for rows in batches] or [np.empty(0, np.int64)])
+        rows = np.concatenate([np.empty(0, np.int64), *self._batches[part.first : part.end]])
+        shapes = {name: (len(rows), *shape[1:]) for name, shape in shapes_of(self.answers).items()}
+        shapes[LOGITS] = (len(self._data.answer_places(rows)), self.answers[LOGITS].shape[-1])
         try:
-            found = read_part(place.path(self._key, part), self._key, part, (len(places), self.logits.shape[-1]))
+            found = read_part(place.path(self.key, part), self.key, part, shapes)
         except DamagedFile as error:
-            self._run.event("cache.damaged", f"{error.message} They are computed again.", key=self._key, part=part.name)
+            self._run.event("cache.damaged", f"{error.message} They are computed again.", key=self.key, part=part.name)
             return
         fresh = [number for number in range(part.first, part.end) if not self._done[number]]
         if not fresh:
             return
-        self.logits[torch.from_numpy(places)] = found.logits
+        self._put(rows, found.answers)
         theirs = self.help.setdefault(found.worker, Help())
         theirs.parts += 1
         theirs.examples += sum(len(self._batches[number]) for number in fresh)

@@ -110,8 +110,7 @@ def useful_work(workload: Workload, system: System, teacher: Path, lengths: NDAr
     taught = forward_work(config, config.num_hidden_layers, lengths) / len(lengths)
     student = forward_work(config, len(workload.layers), lengths) / len(lengths)
     left_out = work_left_out(config, lengths) / len(lengths) if system.trainer is None else 0.0
-    # States are asked of the teacher in every step, by everyone.
-    asked = taught if not system.cached or workload.matches else 0.0
+    asked = 0.0 if system.cached else taught
     return {"step": TRAINING * (student - left_out) + asked, "pass": taught - left_out if system.cached else 0.0}
 
 

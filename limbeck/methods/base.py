@@ -6,8 +6,8 @@ never writes a loop; this is how those of ``docs/methods.md`` say what they need
 
 ===========  ==========================================================================================================
 kd           one part, cached teacher logits; terms ``soft_loss`` and ``hard_loss``
-patient      ``build`` takes ``models.teacher()`` and runs it under ``no_grad`` with hooks (``limbeck/capture.py``); a
-             third term, the distance of the normalised states of the first token
+patient      ``teacher_places`` names the states of the teacher's first token that batches carry, cached as the logits
+             are; a third term, the distance of the normalised states
 distilbert   a masked-LM head beside the student in ``Objective.module``; words are masked in ``losses``, drawn for each
              example from seed, step and its place, and the term is divided by 15 % of all tokens
 tinybert     two parts. The first (``selects=False``: its student answers nothing yet) matches attention and hidden
@@ -88,6 +88,7 @@ class Models:
     #: How much each of the teacher's ``neurons`` or ``heads`` matters, (layers, parts); measured once, on training
     #: texts.
     importance: Callable[[ModelPart], Tensor] = _not_measured
+    states_kept: bool = False  #: whether batches carry the states that the method's ``teacher_places`` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,12 @@ class Method(Spec, ABC):
     def parts(self) -> tuple[Part, ...]:
         """The parts, in order."""
         return (Part(teacher_logits=self.uses_teacher),)
+
+    def teacher_places(self, student_layers: int, teacher_layers: int) -> tuple[int, ...]:
+        """How many of the teacher's layers lie before each state of its first token that batches carry
+        (``Batch.teacher_states``, computed once, with the logits), where ``Models.states_kept`` says so: those of a
+        large training split take too much room."""
+        return ()
 
     @abstractmethod
     def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:

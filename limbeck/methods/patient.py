@@ -12,6 +12,8 @@ from limbeck.methods.base import Method, Models, Objective, Part, Term, no_deepe
 from limbeck.methods.kd import TeacherAndLabels
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from limbeck.batches import Batch
     from limbeck.criterion import Criterion
 
@@ -72,11 +74,8 @@ class Patient(Method):
 class _FirstTokens(TeacherAndLabels):
     def __init__(self, models: Models, criterion: Criterion, options: Patient) -> None:
         super().__init__(models.student, criterion, options.temperature, options.alpha)
-        self.teacher = models.teacher()
         self.beta = options.beta
-        ours, theirs = self.student.config, self.teacher.config
-        require_same_width(int(ours.hidden_size), int(theirs.hidden_size))
-        self.places = options.teacher_places(int(ours.num_hidden_layers), int(theirs.num_hidden_layers))
+        self.asked = None if models.states_kept else _Asked(models, options)
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
         import torch
@@ -86,13 +85,32 @@ class _FirstTokens(TeacherAndLabels):
 
         with captured(self.student) as ours:
             terms = dict(super().losses(batch, step, steps))
-        with torch.no_grad(), captured(self.teacher) as theirs:
-            self.teacher.base_model(**batch.inputs)
+        theirs = batch.teacher_states if self.asked is None else self.asked.states(batch)
+        assert theirs is not None
         found = [
-            normalised_distance(ours.hidden(place)[:, 0], theirs.hidden(there)[:, 0])
-            for place, there in enumerate(self.places, start=1)
+            normalised_distance(ours.hidden(place)[:, 0], known)
+            for place, known in enumerate(theirs.unbind(1), start=1)
         ]
         return terms | {"state_loss": Term(torch.stack(found).mean(), self.beta)}
+
+
+class _Asked:
+    """The teacher, where its states are not kept."""
+
+    def __init__(self, models: Models, options: Patient) -> None:
+        self.teacher = models.teacher()
+        ours, theirs = models.student.config, self.teacher.config
+        require_same_width(int(ours.hidden_size), int(theirs.hidden_size))
+        self.places = options.teacher_places(int(ours.num_hidden_layers), int(theirs.num_hidden_layers))
+
+    def states(self, batch: Batch) -> Tensor:  # (examples, places, width)
+        import torch
+
+        from limbeck.capture import captured
+
+        with torch.no_grad(), captured(self.teacher) as found:
+            self.teacher.base_model(**batch.inputs)
+        return found.first_token(self.places)
 
 
 def require_same_width(student: int, teacher: int) -> None:

@@ -153,9 +153,15 @@ def ranks_of(pid: int) -> dict[int, psutil.Process]:
     [
         ("kd", {"sample_weighting": "focal", "batch_size": 24}, True),
         ("theseus", {"gradient_accumulation": 2}, False),
+        ("patient", {"batch_size": 24}, False),
         ("distilbert", {"sample_weighting": "curriculum", "gradient_accumulation": "auto"}, False),
     ],
-    ids=["weights by the student, two teachers", "theseus", "masked words, weights by the teacher, parts by a probe"],
+    ids=[
+        "weights by the student, two teachers",
+        "theseus",
+        "kept states",
+        "masked words, weights by the teacher, parts by a probe",
+    ],
 )
 def test_two_ranks_learn_what_one_does(
     house: House, tmp_path: Path, method: str, training: Mapping[str, Any], several: bool

@@ -54,17 +54,17 @@ def test_files_are_found_whole_until_the_limit_and_the_least_recently_used_goes_
     values = torch.randn(100, 2)
     cache = TeacherCache(tmp_path, limit=2500)
     for age, key in ((300, ONE), (200, OTHER)):
-        assert cache.keep(key, values, 1.5)
+        assert cache.keep(key, {"logits": values}, 1.5)
         moment = cache.path(key).stat().st_mtime - age
         os.utime(cache.path(key), (moment, moment))
-    found = cache.find(ONE, (100, 2))
+    found = cache.find(ONE, {"logits": (100, 2)})
     assert found is not None
-    assert torch.equal(found.logits, values)
+    assert torch.equal(found.answers["logits"], values)
     assert (found.seconds, found.bytes) == (1.5, 800)
-    assert cache.keep(THIRD, values, 1.0)
+    assert cache.keep(THIRD, {"logits": values}, 1.0)
     assert [cache.path(key).exists() for key in (ONE, OTHER, THIRD)] == [True, False, True]
-    assert torch.equal(found.logits, values)
-    assert not cache.keep(OTHER, torch.randn(1000, 2), 1.0)
+    assert torch.equal(found.answers["logits"], values)
+    assert not cache.keep(OTHER, {"logits": torch.randn(1000, 2)}, 1.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(cache.path(key).name for key in (ONE, THIRD))
 
 
@@ -80,18 +80,18 @@ def test_files_are_found_whole_until_the_limit_and_the_least_recently_used_goes_
 def test_a_damaged_file_is_noticed_and_gone(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     """Guards against a student that learns from a flipped bit."""
     cache = TeacherCache(tmp_path)
-    cache.keep(ONE, torch.randn(10, 2), 1.0)
+    cache.keep(ONE, {"logits": torch.randn(10, 2)}, 1.0)
     cache.path(ONE).write_bytes(damage(cache.path(ONE).read_bytes()))
     with pytest.raises(DamagedFile, match="damaged"):
-        cache.find(ONE, (10, 2))
-    assert cache.find(ONE, (10, 2)) is None
+        cache.find(ONE, {"logits": (10, 2)})
+    assert cache.find(ONE, {"logits": (10, 2)}) is None
 
 
 def test_answers_of_another_shape_are_not_taken(tmp_path: Path) -> None:
     cache = TeacherCache(tmp_path)
-    cache.keep(ONE, torch.randn(10, 2), 1.0)
+    cache.keep(ONE, {"logits": torch.randn(10, 2)}, 1.0)
     with pytest.raises(DamagedFile, match=r"\(10, 2\) instead of \(10, 3\)"):
-        cache.find(ONE, (10, 3))
+        cache.find(ONE, {"logits": (10, 3)})
 
 
 def test_each_thing_that_answers_hang_on_is_in_the_key(bench: Bench, tmp_path: Path) -> None:
@@ -152,11 +152,11 @@ def test_a_fetched_file_counts_against_the_limit(tmp_path: Path) -> None:
     far = TeacherCache(tmp_path / "far")
     near = TeacherCache(tmp_path / "near", limit=2500, fetch=lambda key: far.path(key).rename(near.path(key)))
     for age, key in ((300, ONE), (200, OTHER)):
-        assert near.keep(key, values, 1.0)
+        assert near.keep(key, {"logits": values}, 1.0)
         moment = near.path(key).stat().st_mtime - age
         os.utime(near.path(key), (moment, moment))
-    assert far.keep(THIRD, values, 1.0)
-    assert near.find(THIRD, (100, 2)) is not None
+    assert far.keep(THIRD, {"logits": values}, 1.0)
+    assert near.find(THIRD, {"logits": (100, 2)}) is not None
     assert [near.path(key).exists() for key in (ONE, OTHER, THIRD)] == [False, True, True]
 
 
@@ -194,10 +194,10 @@ def test_a_pass_that_was_interrupted_and_goes_on_leaves_the_whole(bench: Bench, 
             stops += 1
             assert not cache.path(ONE).exists()
     assert stops >= 2
-    found = cache.find(ONE, (len(many), len(LABELS)))
+    found = cache.find(ONE, {"logits": (len(many), len(LABELS))})
     assert found is not None
     expected = predict(teacher, many, TASK, open_run(bench, tmp_path / "whole", Recorder(), cache))
-    assert torch.equal(found.logits, torch.from_numpy(expected))
+    assert torch.equal(found.answers["logits"], torch.from_numpy(expected))
 
 
 @pytest.fixture(scope="module")

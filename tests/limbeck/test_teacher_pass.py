@@ -89,7 +89,7 @@ def hand_in(bench: Bench, many: Encoded, place: OfferFolder, part: Part, key: st
     rows = forward_batches(many.lengths)[part.first : part.end]
     logits = torch.cat([answer(bench.teacher(), collate, one, TASK)[1] for one in rows])
     path = place.path(key, part)
-    write_part(path, key, part, Computed(logits, 2.5, "colleague"))
+    write_part(path, key, part, Computed({"logits": logits}, 2.5, "colleague"))
     return path
 
 
