@@ -191,7 +191,7 @@ class Encoded:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Encoded:
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        arrays = {name: read_only(tensor) for name, tensor in tensors.items()}
         rest = json.loads(arrays["rest"].tobytes()) if "rest" in arrays else {}
         return cls(
             arrays["ids"],
@@ -233,6 +233,13 @@ class Batch:
             return found
         examples = self.counts["examples"]
         return torch.ones((examples, self.counts["tokens"] // examples), device=self.labels.device)
+
+
+def read_only(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's values where they are: those of a mapped file are not read before they are used, and nobody's own."""
+    array: NDArray[Any] = tensor.numpy()
+    array.flags.writeable = False
+    return array
 
 
 def encode(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limbeck.batches import Encoded, training_batches
+from limbeck.batches import Encoded, read_only, training_batches
 from limbeck.errors import InvalidDataset, InvalidInput, Problem
 from limbeck.runtime import images
 
@@ -79,7 +79,7 @@ class Pictures(Encoded):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Pictures:
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        arrays = {name: read_only(tensor) for name, tensor in tensors.items()}
         return cls(
             np.empty(0, np.int32),
             None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from limbeck import sources
 from limbeck.batches import Encoded
 from limbeck.callbacks import Stage
+from limbeck.checkpoint import mapped_tensors
 from limbeck.config import TASKS
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.methods.base import SpecialTokens
@@ -100,7 +101,7 @@ class Prepared:
 
 
 def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = MappingProxyType({})) -> Prepared:
-    """Fetch, check and encode; what an earlier attempt encoded is read from the state.
+    """Fetch, check and encode; what was encoded, now or by an earlier attempt, is mapped from the state.
 
     Args:
         expected: sha256 by ``dataset``, ``teacher``, ``teacher/more/0`` …, where a run repeats another.
@@ -119,7 +120,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
         run.facts["teacher_revisions"] = [one.model.revision for one in teachers]
         run.facts["student_revision"] = None if source is None else source.revision
         run.commit()
-    tensors, stored = run.store.read_tensors("data")
+    tensors, stored = mapped_tensors(run.store.path("data"))
     card = DatasetCard.model_validate(stored["card"])
     chosen: Task = run.config.task or TASKS[stored["task"]]()
     task = chosen.for_data(pair=stored["pair"])

@@ -31,8 +31,10 @@ from limbeck.errors import (
     OutOfMemory,
     TeacherUnfit,
 )
+from limbeck.preparation import prepare
+from limbeck.run import Run
 from limbeck.scorecard import Scorecard
-from tests.limbeck.bench import Recorder
+from tests.limbeck.bench import Recorder, is_mapped
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 
 LABELS = ("gui", "networking")
@@ -404,3 +406,15 @@ def test_a_repeat_on_other_data_or_from_another_teacher_is_refused(
         distill(place.config(), tmp_path / "same", callbacks=said, expected=hashes)
     with pytest.raises(refusal, match=f"/{part}/source: .*found the sha256 {hashes[part]}, and it has to be other"):
         distill(place.config(), tmp_path / "other", expected={**hashes, part: "other"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_token_ids_are_mapped_and_nobody_writes_into_them(place: Place, tmp_path: Path) -> None:
+    """Guards the memory of a large data set, which several ranks of a job would each have for themselves."""
+    run = Run(place.config(), tmp_path, Recorder(), 60)
+    job = prepare(run, {})
+    for split in (job.train, job.validation, job.test):
+        for array in (split.ids, split.starts, split.labels):
+            assert is_mapped(array.ctypes.data, run.store.path("data"))
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
