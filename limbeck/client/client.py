@@ -130,7 +130,7 @@ class Client:
 
     def rerun(self, job_id: str) -> Job:
         """A new job with the same configuration, seed, data and revisions."""
-        return self._change(job_id, "rerun", repeatable=False)
+        return self._change(job_id, "rerun", headers={"Idempotency-Key": str(uuid.uuid4())})
 
     def delete(self, job_id: str, *, keep_models: bool = False) -> None:
         """Remove a job that has ended, with its models unless they are kept.
@@ -141,8 +141,8 @@ class Client:
         params = {"keep_models": "true"} if keep_models else {}
         self._connection.call("DELETE", f"/v1/jobs/{job_id}", repeatable=False, params=params)
 
-    def _change(self, job_id: str, verb: str, *, repeatable: bool = True) -> Job:
-        return Job.model_validate(self._connection.json("POST", f"/v1/jobs/{job_id}/{verb}", repeatable=repeatable))
+    def _change(self, job_id: str, verb: str, *, headers: Mapping[str, str] | None = None) -> Job:
+        return Job.model_validate(self._connection.json("POST", f"/v1/jobs/{job_id}/{verb}", headers=headers))
 
     # What a job tells
 

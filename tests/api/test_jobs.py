@@ -312,6 +312,20 @@ def test_rerun_makes_a_new_job_and_says_where_it_is(client: TestClient, house: S
     assert again["config"]["training"]["seed"] == 7
 
 
+def test_a_rerun_keeps_to_the_queues_bound_and_to_its_key(client: TestClient, house: Services, submit: Submit) -> None:
+    """Guards against a queue that reruns fill without end, and against a second one after an answer that was lost."""
+    object.__setattr__(house, "settings", house.settings.model_copy(update={"max_queued_jobs": 1}))
+    job = submit()["id"]
+    become(house, job, JobStatus.FAILED)
+    first, again = (client.post(f"/v1/jobs/{job}/rerun", headers={"Idempotency-Key": "k"}) for _ in range(2))
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["id"] == again.json()["id"]
+    assert again.headers["idempotency-replayed"] == "true"
+    answer = client.post(f"/v1/jobs/{job}/rerun")
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert len(client.get("/v1/jobs").json()["data"]) == 2
+
+
 def test_deleting_a_job_takes_its_models_and_their_files_along(
     client: TestClient, house: Services, submit: Submit
 ) -> None:
