@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import unexpected
+from api.errors import unexpected, unstorable
 from api.telemetry import Telemetry
 
 log = structlog.get_logger("limbeck.api")
@@ -50,7 +50,7 @@ class Observed:
 
         scope["body_limit"] = limit = BodyLimit(scope, receive)
         try:
-            await self._app(scope, limit.receive, observed)
+            await (unstorable(Request(scope)) or self._app)(scope, limit.receive, observed)
         except Exception:
             log.exception("request failed", request_id=request_id, method=scope["method"], path=scope["path"])
             if status:

@@ -94,6 +94,27 @@ def not_json() -> HTTPException:
     return HTTPException(415, "Send the body as JSON, with the header 'Content-Type: application/json'.")
 
 
+def unstorable(request: Request) -> Response | None:
+    """The answer to an address with U+0000, which no database has or takes; None where there is nothing to refuse."""
+    if "\0" in request.scope["path"]:
+        detail = "Nothing has the character U+0000 in its name."
+        title = ANSWERS[errors.NotFound].title
+        return problem(request, status=404, code=errors.NotFound.code, title=title, detail=detail)
+    if b"%00" not in request.scope["query_string"]:
+        return None
+    found = [name for name, value in request.query_params.multi_items() if "\0" in name + value]
+    detail = "found the character U+0000, which no text here has"
+    listed = [{"pointer": json_pointer([name]), "in": "query", "detail": detail} for name in found]
+    return problem(
+        request,
+        status=422,
+        code=errors.InvalidInput.code,
+        title=ANSWERS[errors.InvalidInput].title,
+        detail=_summary(listed),
+        problems=listed,
+    )
+
+
 def unexpected(request: Request) -> Response:
     """What a caller may know of an error that nobody expected: where to look in the log."""
     return problem(

@@ -13,6 +13,7 @@ from api.openapi import answers
 from api.schemas import AliasRequest, AliasView, Listing
 from limbeck.errors import InvalidInput, Problem, Stale
 from models.repository import aliases, catalogue
+from models.text import refuse_unstorable
 
 router = APIRouter(prefix="/v1/aliases", tags=["models"])
 
@@ -59,6 +60,7 @@ def put_alias(
     """
     expected = _expected(if_match, if_none_match)
     aliases.check_name(name)
+    refuse_unstorable({"model": wanted.model})
     with house.database.reading() as session:
         model_id = catalogue.get_model(session, wanted.model).id  # it may be named by another alias
         files = catalogue.model_files(session, model_id)
