@@ -148,8 +148,13 @@ class Client:
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """The events behind number ``after`` that there are now."""
-        page = self._connection.json("GET", f"/v1/jobs/{job_id}/events", params={"after": after})
-        return [Event.model_validate(one) for one in page["data"]]
+        events: list[Event] = []
+        while True:
+            page = self._connection.json("GET", f"/v1/jobs/{job_id}/events", params={"after": after})
+            events += [Event.model_validate(one) for one in page["data"]]
+            if not page.get("has_more"):
+                return events
+            after = events[-1].sequence
 
     def watch(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """Events as they happen, until the job has ended. A connection that breaks off is taken up where it broke.

@@ -175,6 +175,15 @@ def test_what_must_not_happen_twice_is_not_repeated(call: str, tmp_path: Path) -
     assert len(script.requests) == 1
 
 
+def test_events_are_all_that_there_are() -> None:
+    """Guards against the first page given for the whole."""
+    told = [{"sequence": number, "kind": "job.stage", "message": "m"} for number in (1, 2, 3)]
+    pages = [{"data": told[:2], "has_more": True}, {"data": told[2:], "has_more": False}]
+    limbeck, script = client(*(httpx.Response(200, json=page) for page in pages))
+    assert [event.sequence for event in limbeck.events("job_1")] == [1, 2, 3]
+    assert [request.url.params["after"] for request in script.requests] == ["0", "2"]
+
+
 def test_watch_goes_on_behind_the_last_event_that_it_saw() -> None:
     """Guards against events lost or doubled where the stream breaks off, and against splitting at U+2028."""
     told = [{"sequence": number, "kind": "job.stage", "message": f"part\u2028{number}"} for number in (1, 2, 3)]
