@@ -117,7 +117,8 @@ def get_job(request: Request, house: House, job_id: str) -> Response:
     with house.database.reading() as session:
         job = jobs.get(session, job_id)
         place = house.places.of(session, job)
-    etag = f'"{job.version}-{place.position if place else 0}"'
+    estimate = "-".join(map(str, (place and place.starts_in) or ()))
+    etag = f'"{job.version}-{place.position if place else 0}-{estimate}"'
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag})
     return _json(JobView.of(job, place), headers={"ETag": etag})
