@@ -203,6 +203,19 @@ def test_an_unexpected_error_leaks_nothing_and_is_logged_with_the_request_id(fai
     assert logged[0]["exc_info"]
 
 
+def test_a_path_writes_no_line_of_its_own_into_the_log(client: TestClient) -> None:
+    """Guards those who read the log against requests that nobody made, and a terminal against escape sequences."""
+    capture = LogCapture()
+    structlog.configure(processors=[capture])
+    try:
+        client.get("/v1/jobs/x%0A2026-01-01 forged%1B%C2%85ü")
+    finally:
+        structlog.reset_defaults()
+    (line,) = [entry["event"] for entry in capture.entries if "forged" in entry["event"]]
+    assert line.isprintable()
+    assert line.startswith("GET /v1/jobs/x%0A2026")
+
+
 def test_a_service_that_is_away_says_when_to_come_back(failing: TestClient) -> None:
     answer = failing.get("/away")
     assert problem(answer, 503, "unavailable")["errors"] == [{"pointer": "/x", "detail": "y"}]
