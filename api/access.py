@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from urllib.parse import quote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import unexpected
+from api.errors import refusal, unexpected
 from api.telemetry import Telemetry
 
 log = structlog.get_logger("limbeck.api")
@@ -38,7 +39,8 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = scope["request_id"] = _request_id(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        request_id = scope["request_id"] = _request_id(headers)
         began, status = time.perf_counter(), 0
 
         async def observed(message: Message) -> None:
@@ -48,11 +50,11 @@ class Observed:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        scope["body_limit"] = limit = BodyLimit(scope, receive)
+        scope["body_limit"] = limit = BodyLimit(scope, headers, receive)
         try:
-            await self._app(scope, limit.receive, observed)
+            await (refusal(scope, headers) or self._app)(scope, limit.receive, observed)
         except Exception:
-            log.exception("request failed", request_id=request_id, method=scope["method"], path=scope["path"])
+            log.exception("request failed", request_id=request_id, method=scope["method"], path=_path(scope))
             if status:
                 raise  # the answer has begun; only breaking the connection tells the caller that it is not whole
             await unexpected(Request(scope))(scope, receive, observed)
@@ -63,16 +65,16 @@ class Observed:
         self._telemetry.request(scope["method"], route_of(scope), status, seconds)
         write = log.debug if scope["path"] in _QUIET else log.info
         milliseconds = round(seconds * 1000, 1)
-        write(f"{scope['method']} {scope['path']} {status} {milliseconds} ms", request_id=scope["request_id"])
+        write(f"{scope['method']} {_path(scope)} {status} {milliseconds} ms", request_id=scope["request_id"])
 
 
 class BodyLimit:
     """Counts a request's body, so that no route reads more into memory than a JSON document may have, or, where
     students are asked, an image in base64."""
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, headers: Headers, receive: Receive) -> None:
         self._limit = MAX_IMAGE_BODY_BYTES if scope["path"].endswith(_ASKING) else MAX_BODY_BYTES
-        announced = Headers(scope=scope).get("content-length", "")
+        announced = headers.get("content-length", "")
         self._receive = receive
         self._announced = int(announced) if announced.isdecimal() else 0
         self._received = 0
@@ -110,6 +112,12 @@ class BodyLimit:
 def route_of(scope: Scope) -> str:
     """The route's template, so that ids do not become labels of metrics."""
     return getattr(scope.get("route"), "path_format", None) or "none"
+
+
+def _path(scope: Scope) -> str:
+    """For the log, in which a decoded end of a line would begin one that nobody wrote."""
+    path: str = scope["path"]
+    return path if path.isprintable() else quote(path)
 
 
 def _request_id(headers: Headers) -> str:

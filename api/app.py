@@ -21,6 +21,7 @@ from api.streams import Streams
 from api.telemetry import Telemetry
 from limbeck.errors import Unavailable
 from models.db import Database
+from models.scratch import sweep
 from models.settings import Settings
 from models.storage import open_storage
 from worker.queue import Bell
@@ -78,6 +79,7 @@ async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[S
         stack.callback(database.dispose)
         if settings.environment == "embedded":  # in production a step of the deployment does it
             await asyncio.to_thread(database.migrate)
+        await asyncio.to_thread(sweep, settings.scratch_dir)
         storage = open_storage(settings)
         bell = Bell(settings)
         stack.callback(bell.close)

@@ -13,6 +13,7 @@ import os
 import tarfile
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 #: Goes into an archive's cache name; raise it when the layout changes.
 _LAYOUT = 1
 _CHUNK = 1 << 18
+#: No archive is written to for so long without an end.
+_STALE_SECONDS = 6 * 3600
 #: Weights hardly compress: more effort costs seconds and saves nothing.
 _COMPRESSION = 1
 
@@ -113,6 +116,13 @@ class Downloads:
         for path in self._folder.glob(f"{model_id}.*.tar.gz"):
             path.unlink(missing_ok=True)
 
+    def _discard_unfinished(self) -> None:
+        """Remove what processes that were killed have not packed to its end."""
+        for path in self._folder.glob(".*.*"):
+            with suppress(FileNotFoundError):  # another one has come to its end, or is discarding as well
+                if path.stat().st_mtime < time.time() - _STALE_SECONDS:
+                    path.unlink()
+
     def _find(self, stem: str) -> Archive | None:
         for path in self._folder.glob(f"{stem}.*.tar.gz"):
             with suppress(FileNotFoundError):  # another one's packing, or a deletion, has just removed it
@@ -123,6 +133,7 @@ class Downloads:
 
     def _pack(self, stem: str, model: Model, files: Sequence[ModelFile]) -> Archive:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._discard_unfinished()
         with tempfile.NamedTemporaryFile(dir=self._folder, prefix=f".{stem}.", delete=False) as out:
             try:
                 hashed = _Hashing(out)

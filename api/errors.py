@@ -11,9 +11,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from limbeck import errors
 from limbeck.errors import LimbeckError, Problem
@@ -94,6 +97,40 @@ def not_json() -> HTTPException:
     return HTTPException(415, "Send the body as JSON, with the header 'Content-Type: application/json'.")
 
 
+def refusal(scope: Scope, headers: Headers) -> Response | None:
+    """The answer to what no route takes: U+0000 in an address, which no database has, or a body that is packed."""
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        detail = f"Send the body as it is: found 'Content-Encoding: {encoding}'."
+        return problem(
+            Request(scope),
+            status=415,
+            code=_CODES[415],
+            title=HTTPStatus(415).phrase,
+            detail=detail,
+            headers={"Accept-Encoding": "identity"},
+        )
+    if "\0" in scope["path"]:
+        detail = "Nothing has the character U+0000 in its name."
+        title = ANSWERS[errors.NotFound].title
+        return problem(Request(scope), status=404, code=errors.NotFound.code, title=title, detail=detail)
+    return _nul_in_query(Request(scope)) if b"%00" in scope["query_string"] else None
+
+
+def _nul_in_query(request: Request) -> Response:
+    found = [name for name, value in request.query_params.multi_items() if "\0" in name + value]
+    detail = "found the character U+0000, which no text here has"
+    listed = [{"pointer": json_pointer([name]), "in": "query", "detail": detail} for name in found]
+    return problem(
+        request,
+        status=422,
+        code=errors.InvalidInput.code,
+        title=ANSWERS[errors.InvalidInput].title,
+        detail=_summary(listed),
+        problems=listed,
+    )
+
+
 def unexpected(request: Request) -> Response:
     """What a caller may know of an error that nobody expected: where to look in the log."""
     return problem(
@@ -110,6 +147,7 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(LimbeckError, _limbeck_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(ClientDisconnect, _broken_off)
 
 
 async def _limbeck_error(request: Request, error: Exception) -> Response:
@@ -138,6 +176,11 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed(request))
     return problem(request, status=error.status_code, code=code, title=title, detail=detail, headers=headers)
+
+
+async def _broken_off(request: Request, error: Exception) -> Response:
+    """Nobody reads it; it is counted as what it is, and not as a failure of this server."""
+    return await _http_exception(request, HTTPException(400, "The request broke off before its end."))
 
 
 def _allowed(request: Request) -> list[str]:

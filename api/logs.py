@@ -14,6 +14,9 @@ import structlog
 
 from models.settings import Settings
 
+#: Without the frames' variables: among them are the callers' headers and texts.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+
 
 class Lines:
     """What structlog hands its lines to; one that cannot be written must not cost the answer that it tells of.
@@ -69,7 +72,7 @@ def configure_logging(settings: Settings) -> None:
     ]
     as_json = settings.log_format == "json"
     last: list[structlog.types.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_TRACEBACKS, structlog.processors.JSONRenderer()]
         if as_json
         else [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)

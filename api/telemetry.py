@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from api.answering import Answering
+from limbeck.errors import Unavailable
 from models.db import Database
 from models.job import JobStatus
 from models.repository import teacher_parts
@@ -72,8 +73,16 @@ class _Jobs(Collector):
         return ()  # registering must not ask the database
 
     def collect(self) -> Iterable[Metric]:
-        with self._database.reading() as session:
-            counts, shared = count_by_status(session), teacher_parts.count(session)
+        up = GaugeMetricFamily("limbeck_database_up", "Whether the database answers; else nothing is told of jobs.")
+        try:
+            with self._database.reading() as session:
+                counts, shared = count_by_status(session), teacher_parts.count(session)
+        except Unavailable:  # just now the rest is looked for
+            up.add_metric((), 0)
+            yield up
+            return
+        up.add_metric((), 1)
+        yield up
         family = GaugeMetricFamily("limbeck_jobs", "Jobs by status.", labels=("status",))
         for status in JobStatus:
             family.add_metric((status.value,), counts.get(status, 0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from limbeck.errors import InvalidInput, Problem, StorageFull, TooLarge
+from models.scratch import held, sweep
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -58,6 +58,7 @@ async def receive(
         InvalidInput: no form, a part that is not known, a required file that is missing.
         StorageFull: the disk took no more.
     """
+    await asyncio.to_thread(sweep, scratch)
     with working_folder(scratch) as folder:
         form = _Form(folder, frozenset(files), frozenset(fields))
         try:
@@ -77,18 +78,15 @@ def working_folder(scratch: Path) -> Iterator[Path]:
     Raises:
         StorageFull: in place of the operating system's error when the disk took no more.
     """
-    folder = None
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="upload-", dir=scratch))
-        yield folder
+        with held(folder):
+            yield folder
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull("The server's disk is full; nothing was stored.") from error
         raise
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _read(request: Request, form: _Form, limit: int) -> None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ExceptionContext,
+    PoolProxiedConnection,
+    create_engine,
+    event,
+    make_url,
+)
 from sqlalchemy.exc import ArgumentError
 
 from limbeck.errors import InvalidInput
+from models.failures import takes_no_writes
 from models.text import to_json
 
 _ALLOWED = "sqlite:///… and postgresql+psycopg://…"
@@ -61,21 +71,32 @@ def absent_file(address: str) -> Path | None:
 
 def read_only(engine: Engine) -> Engine:
     """The same pool, with transactions that cannot write."""
-    if engine.dialect.name == "postgresql":
-        return engine.execution_options(postgresql_readonly=True)
-    return engine.execution_options(**{_READ_ONLY: True})
+    options = {"postgresql_readonly": True} if engine.dialect.name == "postgresql" else {}
+    return engine.execution_options(**options, **{_READ_ONLY: True})
 
 
 def _open_postgres(url: URL) -> Engine:
     arguments = {name: value for name, value in _POSTGRES.items() if name not in url.query}
-    return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_recycle=1800, **_SHARED)
+    engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_recycle=1800, **_SHARED)
+    event.listen(engine, "handle_error", _leave_what_takes_no_writes)
+    return engine
 
 
 def _open_sqlite(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": _SQLITE_BUSY_SECONDS}, **_SHARED)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "handle_error", _leave_what_takes_no_writes)
     return engine
+
+
+def _leave_what_takes_no_writes(context: ExceptionContext) -> None:
+    # A server that has become a standby keeps its connections, and a file that was opened while it could not be
+    # written stays so: only a new connection finds that writes are taken again.
+    if context.connection is None or context.connection.get_execution_options().get(_READ_ONLY):
+        return
+    if takes_no_writes(context.original_exception):
+        context.is_disconnect = True
 
 
 def _configure_sqlite(connection: Any, record: PoolProxiedConnection) -> None:

@@ -16,6 +16,10 @@ def failure_of(error: DBAPIError | PoolTimeout) -> LimbeckError | None:
     if isinstance(error, PoolTimeout):
         return Unavailable("The database is busy: no connection became free in time.")
     cause = error.orig
+    if takes_no_writes(cause):
+        if not error.connection_invalidated:  # a session for reading has tried to write
+            return None
+        return Unavailable(f"The database takes no writes: {_first_line(cause)}")
     if isinstance(cause, sqlite3.Error):
         return _of_sqlite(cause)
     if isinstance(cause, psycopg.errors.DiskFull):
@@ -25,14 +29,24 @@ def failure_of(error: DBAPIError | PoolTimeout) -> LimbeckError | None:
     return None
 
 
-def _of_sqlite(cause: sqlite3.Error) -> LimbeckError | None:
+def takes_no_writes(cause: BaseException | None) -> bool:
+    """Whether a write was refused because the transaction, or the whole database, is for reading only."""
+    if isinstance(cause, sqlite3.Error):
+        return _sqlite_code(cause) == sqlite3.SQLITE_READONLY
+    return isinstance(cause, psycopg.errors.ReadOnlySqlTransaction)
+
+
+def _sqlite_code(cause: sqlite3.Error) -> int | None:
+    """The primary code; the bits above say which kind of it."""
     code = getattr(cause, "sqlite_errorcode", None)
-    if code is None:
-        return None
-    match code & 0xFF:  # the primary code; the bits above say which kind of it
+    return None if code is None else code & 0xFF
+
+
+def _of_sqlite(cause: sqlite3.Error) -> LimbeckError | None:
+    match _sqlite_code(cause):
         case sqlite3.SQLITE_FULL:
             return StorageFull("The database's disk is full.")
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
             return Unavailable("The database is busy: another process holds its write lock.")
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_IOERR:
             return Unavailable(f"The database file cannot be used: {cause}")

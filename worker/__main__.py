@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from limbeck.errors import InvalidInput, LimbeckError
 from models.db import Database
+from models.scratch import sweep
 from models.settings import Settings, complaint, refuse, unknown_variables
 from models.storage import open_storage
 from worker import logs
@@ -20,7 +21,6 @@ from worker.assistant import ANSWERER
 from worker.queue import Bell, celery_app, require_broker
 from worker.reconciler import Reconciler
 from worker.runner import TRAINER
-from worker.scratch import sweep_scratch
 from worker.service import Worker
 from worker.slots import Slots, find_gpus
 from worker.tasks import answer_bells
@@ -56,7 +56,8 @@ def serve(settings: Settings, command: Sequence[str] = TRAINER, answerer: Sequen
     """
     database = Database(settings)
     database.migrate()
-    sweep_scratch(settings)
+    assert settings.scratch_dir is not None  # Settings fills it in
+    sweep(settings.scratch_dir)
     storage = open_storage(settings)
     bell = Bell(settings)
     slots = Slots(settings.slots, find_gpus(os.environ))

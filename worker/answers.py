@@ -76,6 +76,8 @@ class AnswersPorter:
                 errand()
             except (LimbeckError, OSError) as error:
                 _log.warning("a teacher's answers could not be carried: %s", error)
+            except Exception:  # the boundary: the trainer waits for what it asks for next
+                _log.exception("a teacher's answers could not be carried")
 
     def _fetch(self, key: str) -> None:
         try:

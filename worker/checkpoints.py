@@ -119,6 +119,8 @@ class Courier:
             # The last one that was committed stays good. Waiting for the next would double what a fault costs.
             _log.warning("%s: a checkpoint could not be stored yet: %s", self._lease.job_id, error)
             return False
+        except Exception:  # the boundary: the thread has to be there for the next one
+            _log.exception("%s: a checkpoint could not be stored", self._lease.job_id)
         return True
 
     def _upload(self) -> dict[str, Any] | None:

@@ -68,6 +68,10 @@ class Heart:
                 if not away:
                     _log.warning("%s: the job goes on while the database is away: %s", self._lease.job_id, error)
                 away = True
+            except Exception:  # the boundary: without a next look nobody renews the lease
+                if not away:
+                    _log.exception("%s: a look at its row failed, and is made again", self._lease.job_id)
+                away = True
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -15,13 +15,13 @@ from models.base import db_now
 from models.db import Database
 from models.job import Job, JobStatus
 from models.repository import teacher_parts
+from models.scratch import sweep
 from models.settings import Settings
 from models.storage import Storage
 from worker.checkpoints import delete_checkpoints
 from worker.endings import settle_expired
 from worker.lease import due, seconds_until
 from worker.queue import Bell
-from worker.scratch import sweep_scratch
 from worker.service import Worker
 
 _log = logging.getLogger(__name__)
@@ -114,8 +114,9 @@ class Reconciler:
             self._worker.drain_in_background()
 
     def _tidy(self) -> None:
-        """Clean up after killed workers, and after jobs that were cancelled while no worker held them."""
-        sweep_scratch(self._settings)
+        """Clean up after killed processes, and after jobs that were cancelled while no worker held them."""
+        assert self._settings.scratch_dir is not None  # Settings fills it in
+        sweep(self._settings.scratch_dir)
         with self._database.reading() as session:
             now = session.scalar(select(db_now()))
             since = self._tidied or (now and now - _LOOK_BACK)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from api.inference.files import FileFacts, LocalFiles
 from api.inference.memory import give_back
-from limbeck.errors import Conflict
+from limbeck.errors import Conflict, InvalidModel, Unavailable
 from limbeck.formats import EIGHT_BITS, FILES, Format
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import FOLDER as EXITS
@@ -87,7 +87,7 @@ class Students:
 
         Raises:
             Conflict: the model has no such form.
-            InvalidModel, DamagedFile, NotFound, Unavailable: it cannot be loaded; the next call tries again.
+            DamagedFile, NotFound, Unavailable: it cannot be loaded; the next call tries again.
         """
         found, needed = files_of(model_id, files, format)
         key = model_id, found
@@ -183,6 +183,8 @@ class Students:
             with self._lock:
                 if self._places.get(key) is place:
                     del self._places[key]
+            if isinstance(error, InvalidModel):  # whoever asks has sent nothing that is not valid
+                error = Unavailable(f"The student {key[0]} cannot be loaded here: {error.message}")
             place.predictor.set_exception(error)
 
 

@@ -32,7 +32,7 @@ IdempotencyKey = Annotated[
     Header(
         min_length=1,
         max_length=255,
-        description="The same key with the same body answers the first job, however often it is sent.",
+        description="The same key with the same request answers the first job, however often it is sent.",
     ),
 ]
 
@@ -51,8 +51,9 @@ def submit_job(house: House, document: JobDocument, idempotency_key: Idempotency
         repeated = idempotency_key is not None and overview.knows_key(session, idempotency_key)
     if not repeated:
         preflight.require_possible(house, wanted.config())
-    with house.database.session() as session:
-        job, created = jobs.submit(
+    return _queued(
+        house,
+        lambda session: jobs.submit(
             session,
             name=wanted.name or _name(session, wanted),
             owner=wanted.owner,
@@ -65,14 +66,8 @@ def submit_job(house: House, document: JobDocument, idempotency_key: Idempotency
             request_hash=_hash(document),
             gpus=wanted.resources.gpus,
             max_attempts=house.settings.max_attempts,
-        )
-        if created and overview.count_queued(session) > house.settings.max_queued_jobs:
-            raise QueueFull(f"{house.settings.max_queued_jobs} jobs wait already; this one was not taken.")
-        view = _view(session, job)
-    if created:
-        house.bell.ring()
-    headers = {"Location": f"/v1/jobs/{view.id}"} | ({} if created else {"Idempotency-Replayed": "true"})
-    return _json(view, 202, headers)
+        ),
+    )
 
 
 @router.post(
@@ -122,7 +117,8 @@ def get_job(request: Request, house: House, job_id: str) -> Response:
     with house.database.reading() as session:
         job = jobs.get(session, job_id)
         place = house.places.of(session, job)
-    etag = f'"{job.version}-{place.position if place else 0}"'
+    estimate = "-".join(map(str, (place and place.starts_in) or ()))
+    etag = f'"{job.version}-{place.position if place else 0}-{estimate}"'
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag})
     return _json(JobView.of(job, place), headers={"ETag": etag})
@@ -180,11 +176,24 @@ def resume_job(house: House, job_id: str) -> Response:
     status_code=202,
     summary="Repeat a job that has ended",
     response_model=JobView,
-    responses=answers(404, 409, 422, 503, accepted=(JobView, examples.QUEUED)),
+    responses=answers(404, 409, 422, 429, 503, accepted=(JobView, examples.QUEUED)),
 )
-def rerun_job(house: House, job_id: str) -> Response:
+def rerun_job(house: House, job_id: str, idempotency_key: IdempotencyKey = None) -> Response:
     """A new job with the same configuration, seed, data and revisions."""
-    return _change(house, job_id, jobs.rerun)
+    return _queued(house, lambda session: jobs.rerun(session, job_id, idempotency_key=idempotency_key))
+
+
+def _queued(house: Services, create: Callable[[Session], tuple[Job, bool]]) -> Response:
+    """The answer about a job that ``create`` puts into the queue, if there is room, or has put there before."""
+    with house.database.session() as session:
+        job, created = create(session)
+        if created and overview.count_queued(session) > house.settings.max_queued_jobs:
+            raise QueueFull(f"{house.settings.max_queued_jobs} jobs wait already; this one was not taken.")
+        view = _view(session, job)
+    if created:
+        house.bell.ring()
+    headers = {"Location": f"/v1/jobs/{view.id}"} | ({} if created else {"Idempotency-Replayed": "true"})
+    return _json(view, 202, headers)
 
 
 def _change(house: Services, job_id: str, change: Callable[[Session, str], Job]) -> Response:
@@ -194,8 +203,7 @@ def _change(house: Services, job_id: str, change: Callable[[Session, str], Job])
     if job.status is JobStatus.QUEUED:
         house.bell.ring()
     under_way = job.status in (JobStatus.CANCELLING, JobStatus.PAUSING, JobStatus.QUEUED)
-    location = {"Location": f"/v1/jobs/{job.id}"} if job.id != job_id else {}
-    return _json(view, 202 if under_way else 200, location)
+    return _json(view, 202 if under_way else 200)
 
 
 def _view(session: Session, job: Job) -> JobView:

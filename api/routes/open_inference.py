@@ -30,6 +30,7 @@ router = APIRouter(prefix="/v2", tags=["open inference"])
 asking = APIRouter(prefix="/v2", tags=["open inference"], route_class=DirectRoute)
 
 _JSON_LENGTH = "Inference-Header-Content-Length"
+_DIGITS = 18  # of a length, at most
 #: Read by hand, as binary tensors stand behind it in the same body.
 _REQUEST: dict[str, Any] = {
     "schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array"}}},
@@ -42,6 +43,8 @@ _PASSED_BY = {
     *("binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"),
     *("triton_enable_empty_final_response", "content_type", "headers"),
 }
+#: The same of an output's.
+_PASSED_BY_OF_OUTPUTS = {"binary_data", "content_type"}
 
 
 @router.get("", summary="What the server is", responses=answers(ok=(None, examples.SERVER)))
@@ -167,8 +170,8 @@ def _read(body: bytes, json_length: str | None, names: Sequence[str]) -> tuple[d
     """
     length = len(body)
     if json_length is not None:
-        if not json_length.isdecimal() or int(json_length) > length:
-            raise _fault(f"/{_JSON_LENGTH}", f"found {json_length!r}; the body has {length} bytes")
+        if not json_length.isdecimal() or len(json_length) > _DIGITS or int(json_length) > length:
+            raise _fault(f"/{_JSON_LENGTH}", f"found {json_length[:80]!r}; the body has {length} bytes")
         length = int(json_length)
     try:
         document = json.loads(body[:length])
@@ -185,6 +188,8 @@ def _read(body: bytes, json_length: str | None, names: Sequence[str]) -> tuple[d
         if name not in names or name in columns:
             raise _fault(f"/inputs/{place}/name", f"found {name!r}; this model has, each once: {', '.join(names)}")
         columns[name], binary = _texts(tensor, binary, f"/inputs/{place}")
+    if binary:
+        raise _fault("/inputs", f"{len(binary)} bytes stand behind the last of the binary tensors")
     missing = [name for name in names if name not in columns]
     if missing:
         raise _fault("/inputs", f"the tensor {missing[0]!r} is missing")
@@ -218,7 +223,7 @@ def _texts(tensor: Mapping[str, Any], binary: memoryview, at: str) -> tuple[list
     if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
         raise _fault(f"{at}/data", "expected a list of texts, at least one")
     shape = tensor.get("shape")
-    numbers = shape if isinstance(shape, list) and all(type(one) is int for one in shape) else None
+    numbers = shape if isinstance(shape, list) and all(type(one) is int and one >= 0 for one in shape) else None
     if numbers is None or _product(numbers) != len(found):
         raise _fault(f"{at}/shape", f"found {shape!r}; there are {len(found)} texts")
     return found, rest
@@ -250,7 +255,17 @@ def _wanted(document: Mapping[str, Any], known: Sequence[tuple[str, str]]) -> se
         name = one.get("name") if isinstance(one, dict) else None
         if name not in names:
             raise _fault(f"/outputs/{place}/name", f"found {name!r}; allowed: {', '.join(names)}")
+        _refuse_wishes(one.get("parameters"), f"/outputs/{place}/parameters")
     return {one["name"] for one in outputs}
+
+
+def _refuse_wishes(parameters: Any, at: str) -> None:
+    """An output comes as it is: not with the best few classes, nor in shared memory."""
+    if parameters is not None and not isinstance(parameters, dict):
+        raise _fault(at, "expected an object")
+    for name in parameters or ():
+        if name not in _PASSED_BY_OF_OUTPUTS:
+            raise _fault(f"{at}/{name}", "there is no such parameter here")
 
 
 def _speed(document: Mapping[str, Any]) -> Any:

@@ -130,7 +130,7 @@ class Client:
 
     def rerun(self, job_id: str) -> Job:
         """A new job with the same configuration, seed, data and revisions."""
-        return self._change(job_id, "rerun", repeatable=False)
+        return self._change(job_id, "rerun", headers={"Idempotency-Key": str(uuid.uuid4())})
 
     def delete(self, job_id: str, *, keep_models: bool = False) -> None:
         """Remove a job that has ended, with its models unless they are kept.
@@ -141,15 +141,20 @@ class Client:
         params = {"keep_models": "true"} if keep_models else {}
         self._connection.call("DELETE", f"/v1/jobs/{job_id}", repeatable=False, params=params)
 
-    def _change(self, job_id: str, verb: str, *, repeatable: bool = True) -> Job:
-        return Job.model_validate(self._connection.json("POST", f"/v1/jobs/{job_id}/{verb}", repeatable=repeatable))
+    def _change(self, job_id: str, verb: str, *, headers: Mapping[str, str] | None = None) -> Job:
+        return Job.model_validate(self._connection.json("POST", f"/v1/jobs/{job_id}/{verb}", headers=headers))
 
     # What a job tells
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """The events behind number ``after`` that there are now."""
-        page = self._connection.json("GET", f"/v1/jobs/{job_id}/events", params={"after": after})
-        return [Event.model_validate(one) for one in page["data"]]
+        events: list[Event] = []
+        while True:
+            page = self._connection.json("GET", f"/v1/jobs/{job_id}/events", params={"after": after})
+            events += [Event.model_validate(one) for one in page["data"]]
+            if not page.get("has_more"):
+                return events
+            after = events[-1].sequence
 
     def watch(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """Events as they happen, until the job has ended. A connection that breaks off is taken up where it broke.

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from limbeck.errors import InvalidInput, NotFound, Problem, Stale
 from models.alias import Alias
 from models.base import db_now
+from models.model import Model
+
+#: The version that a caller has seen, or that there is one; None where it does not matter.
+Expected = int | Literal["any"] | None
 
 #: Not like an id, so that a name never hides a model.
 _NAME = re.compile(r"(?!mdl_)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -49,27 +54,30 @@ def resolve(session: Session, name: str) -> str:
     return session.scalar(select(Alias.model_id).where(Alias.name == name)) or name
 
 
-def put_alias(session: Session, name: str, model_id: str, *, expected: int | None = None) -> Alias:
+def put_alias(session: Session, name: str, model_id: str, *, expected: Expected = None) -> Alias:
     """Let ``name`` stand for a model from now on.
 
     Args:
-        expected: the version that the caller has seen, 0 for none; without it whatever stands there is replaced.
+        model_id: not an alias.
+        expected: 0 says that there is no such alias yet; without it whatever stands there is replaced.
 
     Raises:
         InvalidInput: no alias may be called so.
-        Stale: the alias has another version by now.
+        NotFound: there is no such model, any more.
+        Stale: the alias is not as expected by now.
     """
     check_name(name)
+    # Held until the commit, so that nobody deletes it meanwhile.
+    if session.scalar(select(Model.id).where(Model.id == model_id).with_for_update(read=True)) is None:
+        raise NotFound(f"There is no model {model_id!r}.")
     values = {"model_id": model_id, "updated_at": db_now()}
-    query = update(Alias).where(Alias.name == name).values(**values, version=Alias.version + 1)
-    if expected is not None:
-        query = query.where(Alias.version == expected)
+    query = update(Alias).where(Alias.name == name, *_as_expected(expected))
+    query = query.values(**values, version=Alias.version + 1)
     switched = session.scalars(query.returning(Alias), execution_options={"populate_existing": True}).one_or_none()
     if switched is not None:
         return switched
-    found = session.scalar(select(Alias.version).where(Alias.name == name))
-    if found is not None or expected not in (None, 0):
-        raise Stale(f"The alias {name!r} has version {found or 0}, not {expected}: somebody switched it meanwhile.")
+    if expected not in (None, 0) or _version(session, name) is not None:
+        raise _stale(session, name, expected)
     try:
         with session.begin_nested():
             return session.scalars(insert(Alias).values(name=name, version=1, **values).returning(Alias)).one()
@@ -77,7 +85,30 @@ def put_alias(session: Session, name: str, model_id: str, *, expected: int | Non
         raise Stale(f"The alias {name!r} was made by somebody else in this moment; look, and try again.") from error
 
 
-def delete_alias(session: Session, name: str) -> None:
-    """Raises NotFound where there is none of this name; the model stays."""
-    if session.scalars(delete(Alias).where(Alias.name == name).returning(Alias.name)).one_or_none() is None:
+def delete_alias(session: Session, name: str, *, expected: Expected = None) -> None:
+    """Delete the name; the model stays.
+
+    Raises:
+        NotFound: there is none of this name.
+        Stale: the alias is not as expected by now.
+    """
+    query = delete(Alias).where(Alias.name == name, *_as_expected(expected))
+    if session.scalars(query.returning(Alias.name)).one_or_none() is None:
+        if _version(session, name) is not None:
+            raise _stale(session, name, expected)
         raise NotFound(f"There is no alias {name!r}.")
+
+
+def _as_expected(expected: Expected) -> list[ColumnElement[bool]]:
+    return [Alias.version == expected] if isinstance(expected, int) else []
+
+
+def _version(session: Session, name: str) -> int | None:
+    return session.scalar(select(Alias.version).where(Alias.name == name))
+
+
+def _stale(session: Session, name: str, expected: Expected) -> Stale:
+    found = _version(session, name)
+    if found is None:
+        return Stale(f"There is no alias {name!r}, any more or yet.")
+    return Stale(f"The alias {name!r} has version {found}, not {expected}: somebody switched it meanwhile.")

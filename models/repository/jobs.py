@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, insert, null, or_, select, update
@@ -72,9 +73,6 @@ def submit(
         IdempotencyKeyReused: the key came with another body before.
         InvalidInput: the config names a data set or model that is not there, or a text cannot be stored.
     """
-    earlier = _earlier(session, idempotency_key, request_hash)
-    if earlier is not None:
-        return earlier, False
     values = {
         "name": name,
         "owner": owner,
@@ -88,14 +86,7 @@ def submit(
         "gpus": gpus,
         "max_attempts": max_attempts,
     }
-    try:
-        with session.begin_nested():
-            return _create(session, values, "The job is in the queue."), True
-    except IntegrityError:  # the same request in another process was faster
-        earlier = _earlier(session, idempotency_key, request_hash)
-        if earlier is None:
-            raise
-        return earlier, False
+    return _once(session, idempotency_key, request_hash, lambda: _create(session, values, "The job is in the queue."))
 
 
 def get(session: Session, job_id: str) -> Job:
@@ -176,17 +167,27 @@ def requeue_all(session: Session, message: str) -> None:
         telemetry.append_event(session, job.id, "job.queued", message, {})
 
 
-def rerun(session: Session, job_id: str) -> Job:
-    """A new job with the same config, and so the same seed, pinned to the revisions and data of the old one.
+def rerun(session: Session, job_id: str, *, idempotency_key: str | None = None) -> tuple[Job, bool]:
+    """A new job with the same config, and so the same seed, pinned to the revisions and data of the old one; True says
+    that it is new, False that this key has made it before.
 
     Raises:
+        IdempotencyKeyReused: the key came with another request before.
         NotFound, Conflict: the job has not ended yet.
         InvalidInput: its data set or teacher has been deleted.
     """
+    if idempotency_key is None:
+        return _repeat(session, job_id), True
+    request_hash = hashlib.sha256(f"rerun {job_id}".encode()).hexdigest()
+    keyed = {"idempotency_key": idempotency_key, "request_hash": request_hash}
+    return _once(session, idempotency_key, request_hash, lambda: _repeat(session, job_id, **keyed))
+
+
+def _repeat(session: Session, job_id: str, **keyed: str) -> Job:
     old = get(session, job_id)
     if not old.status.terminal:
         raise _refusal(old, "rerun", _ENDED)
-    values = {field: getattr(old, field) for field in _REPEATED}
+    values = {field: getattr(old, field) for field in _REPEATED} | keyed
     values["config"] = _pinned(old)
     # Under a key of its own: the run writes what it finds under ``dataset`` and ``teacher``, to be compared with this.
     known = {part: old.provenance[part] for part in (*_SOURCES, _MORE, _MICRO_BATCHES) if part in old.provenance}
@@ -233,6 +234,21 @@ def _earlier(session: Session, key: str | None, request_hash: str) -> Job | None
             "Send the same body, or another key."
         )
     return job
+
+
+def _once(session: Session, key: str | None, request_hash: str, create: Callable[[], Job]) -> tuple[Job, bool]:
+    """What ``create`` makes, or what the same request under the same key has made before."""
+    earlier = _earlier(session, key, request_hash)
+    if earlier is not None:
+        return earlier, False
+    try:
+        with session.begin_nested():
+            return create(), True
+    except IntegrityError:  # the same request in another process was faster
+        earlier = _earlier(session, key, request_hash)
+        if earlier is None:
+            raise
+        return earlier, False
 
 
 def _create(session: Session, values: Mapping[str, Any], message: str) -> Job:

@@ -60,6 +60,8 @@ def _read(cursor: str) -> tuple[datetime, str]:
     try:
         plain = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
         millis, row_id = plain.split("/", 1)
+        if "\0" in row_id:
+            raise ValueError("PostgreSQL takes no such text")
         return _EPOCH + int(millis) * _MILLISECOND, row_id
     except (ValueError, OverflowError, binascii.Error) as error:
         detail = f"found {cursor[:80]!r}; allowed: the next_cursor of an earlier page of this list"

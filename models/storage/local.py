@@ -76,7 +76,8 @@ class LocalStorage(Storage):
 
     @contextmanager
     def unlisted(self) -> Iterator[Path]:
-        """A folder on the storage's file system that :meth:`list` does not see; removed at the end."""
+        """A folder on the storage's file system that :meth:`list` does not see; removed at the end, and by
+        :meth:`discard_unfinished` where it is so old that whoever made it was killed."""
         folder = Path(tempfile.mkdtemp(dir=self._aside))
         try:
             yield folder
@@ -85,12 +86,10 @@ class LocalStorage(Storage):
 
     def discard_unfinished(self, before: datetime) -> int:
         freed = 0
-        for file in self._aside.iterdir():
+        for left in self._aside.iterdir():
             with suppress(FileNotFoundError):
-                facts = file.stat()
-                if facts.st_mtime < before.timestamp() and not file.is_dir():
-                    file.unlink()
-                    freed += facts.st_size
+                if left.stat().st_mtime < before.timestamp():
+                    freed += _remove(left)
         return freed
 
     def _path(self, key: str) -> Path:
@@ -137,6 +136,17 @@ def _place(file: Path, target: Path) -> None:
         for folder in {target.parent, *(folder.parent for folder in made)}:
             _sync(folder)
         return
+
+
+def _remove(path: Path) -> int:
+    """Remove a file or a folder; the bytes that it alone had."""
+    if not path.is_dir():
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    facts = [file.stat() for file in path.rglob("*") if file.is_file()]
+    shutil.rmtree(path, ignore_errors=True)
+    return sum(one.st_size for one in facts if one.st_nlink == 1)  # an object that is linked stays
 
 
 def _sync(path: Path) -> None:

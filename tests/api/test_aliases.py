@@ -45,7 +45,9 @@ def test_a_field_that_there_is_not_is_told_with_the_one_that_is_meant(client: Te
     assert answer["errors"] == [{"pointer": "/parameters/topk", "detail": "there is no such field; is 'top_k' meant?"}]
 
 
-def test_an_alias_may_be_named_by_another_and_means_its_model(client: TestClient, students: list[str]) -> None:
+def test_an_alias_may_be_named_by_another_and_means_its_model(
+    client: TestClient, house: Services, students: list[str]
+) -> None:
     """Guards against a 500: the name of an alias is no id that a row could refer to."""
     client.put("/v1/aliases/live", json={"model": students[0]})
     for name in ("fallback", "live"):
@@ -53,6 +55,7 @@ def test_an_alias_may_be_named_by_another_and_means_its_model(client: TestClient
         assert (answer.status_code, answer.json().get("model")) == (200, students[0]), answer.text
     client.put("/v1/aliases/live", json={"model": students[1]})
     assert client.get("/v1/aliases/fallback").json()["model"] == students[0]
+    assert len(house.students.loaded) == 2  # none twice, under the other's name
 
 
 def test_a_switch_under_an_old_version_is_refused(client: TestClient, students: list[str]) -> None:
@@ -66,6 +69,28 @@ def test_a_switch_under_an_old_version_is_refused(client: TestClient, students: 
     assert client.put("/v1/aliases/none", json={"model": first}, headers={"If-Match": '"1"'}).status_code == 412
     assert client.put("/v1/aliases/a", json={"model": first}, headers={"If-Match": "1"}).status_code == 422
     assert client.get("/v1/aliases/a").json()["model"] == second
+
+
+@pytest.mark.parametrize("etag", ["*", '"100000000000000000000"', f'"{"9" * 5000}"'])
+def test_an_alias_that_is_not_there_has_no_version(client: TestClient, students: list[str], etag: str) -> None:
+    """Guards against an alias made where a switch was meant, and a 500 for a number that no database holds."""
+    answer = client.put("/v1/aliases/a", json={"model": students[0]}, headers={"If-Match": etag})
+    assert (answer.status_code, answer.json()["code"]) == (412, "stale")
+    client.put("/v1/aliases/a", json={"model": students[0]})
+    switched = client.put("/v1/aliases/a", json={"model": students[1]}, headers={"If-Match": etag})
+    assert switched.status_code == (200 if etag == "*" else 412)
+
+
+def test_a_condition_that_nobody_reads_is_refused(client: TestClient, students: list[str]) -> None:
+    """Guards against a write that goes through under a condition that does not hold."""
+    client.put("/v1/aliases/a", json={"model": students[0]})
+    headers: dict[str, str]
+    for headers in ({"If-None-Match": '"3"'}, {"If-None-Match": "*", "If-Match": '"1"'}):
+        assert client.put("/v1/aliases/a", json={"model": students[1]}, headers=headers).status_code == 422
+    assert client.delete("/v1/aliases/a", headers={"If-Match": '"2"'}).status_code == 412
+    assert client.get("/v1/aliases/a").json()["model"] == students[0]
+    assert client.delete("/v1/aliases/a", headers={"If-Match": '"1"'}).status_code == 204
+    assert client.delete("/v1/aliases/a", headers={"If-Match": '"1"'}).status_code == 404
 
 
 def test_an_alias_means_a_student_that_can_answer(client: TestClient, house: Services, students: list[str]) -> None:

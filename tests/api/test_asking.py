@@ -130,3 +130,14 @@ def test_the_routes_that_ask_are_compared_first(client: TestClient) -> None:
         "/v1/models/{model_id}/inference",
         "/v2/models/{name}/infer",
     ]
+
+
+def test_a_student_that_cannot_be_loaded_is_no_fault_of_who_asks(
+    client: TestClient, house: Services, exported_student: Path
+) -> None:
+    """Guards against "the input is not valid" to whoever asked something valid, while a card has no memory left."""
+    broken = add_model(house, contents(exported_student) | {"onnx/model.onnx": b"no graph"}, labels=list(LABELS))
+    answer = client.post(f"/v1/models/{broken}/predict", json={"inputs": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert "cannot be loaded" in answer.json()["detail"]
+    assert int(answer.headers["retry-after"]) > 0

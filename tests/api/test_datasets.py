@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from api.app import create_app
 from api.deps import Services
 from limbeck.errors import StorageFull
 from models.job import JobStatus
+from models.settings import Settings
 from models.storage import Stored
 from models.storage.local import LocalStorage
 from tests.api.conftest import become
@@ -60,6 +64,27 @@ def test_the_preview_shows_what_is_learned_from(client: TestClient, dataset: dic
     assert (answer["split"], len(answer["rows"])) == ("test", 2)
     assert tuple(answer["rows"][0].values()) in ROWS
     assert client.get(f"/v1/datasets/{dataset['id']}/preview?split=dev").status_code == 422
+
+
+def test_what_a_killed_process_left_of_an_upload_goes(settings: Settings) -> None:
+    """Guards the disk: gigabytes each time, which nobody would ever remove."""
+    assert settings.scratch_dir is not None
+
+    def left_behind(name: str) -> Path:
+        lock = settings.data_dir / "scratch" / name / "lock"
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+        os.utime(lock, (1, 1))
+        return lock.parent
+
+    before, live = left_behind("upload-1"), left_behind("upload-2")
+    with (live / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with TestClient(create_app(settings)) as client:
+            assert (before.exists(), live.exists()) == (False, True)
+            later = left_behind("upload-3")
+            client.post("/v1/datasets", files={"train": ("a.csv", b"")})
+            assert (later.exists(), live.exists()) == (False, True)
 
 
 def test_what_lies_in_a_bucket_is_fetched_to_be_shown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,33 @@ def test_codes_are_not_shared_by_statuses() -> None:
     for kind in ANSWERS:
         statuses.setdefault(kind.code, set()).add(ANSWERS[kind].status)
     assert all(len(found) == 1 for found in statuses.values())
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.services)])
+def on_both(request: pytest.FixtureRequest, settings: Settings) -> Iterator[TestClient]:
+    """The application on SQLite, and on PostgreSQL where it is found."""
+    if request.param == "postgres":
+        settings = settings.model_copy(update={"database_url": request.getfixturevalue("postgres_url")})
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+def test_the_character_that_no_database_takes_is_refused_wherever_it_stands(on_both: TestClient) -> None:
+    """PostgreSQL's driver raises an error of its own for U+0000, which was a 500."""
+    for path in ("jobs/%00", "datasets/%00", "aliases/%00", "models/a%00/files/b", "jobs/x/events?after=0&%00"):
+        answer = on_both.get(f"/v1/{path}")
+        problem(answer, *((422, "invalid_input") if "?" in path else (404, "not_found")))
+    for path in ("v1/models/%00/predict", "v2/models/%00/infer"):
+        assert on_both.post(f"/{path}", json={"inputs": "x"}).status_code == 404
+    cursor = base64.urlsafe_b64encode(b"0/\0").decode()
+    for query, pointer in (
+        ("metadata[k]=%00", "/metadata[k]"),
+        ("method=a%00", "/method"),
+        ("cursor=" + cursor, "/cursor"),
+    ):
+        assert problem(on_both.get(f"/v1/jobs?{query}"), 422, "invalid_input")["errors"][0]["pointer"] == pointer
+    assert problem(on_both.put("/v1/aliases/a", json={"model": "\0"}), 422, "invalid_input")
+    assert on_both.get("/v1/jobs?metadata[k]=a%2500").status_code == 200
 
 
 def test_an_unknown_route_is_a_problem_too(client: TestClient) -> None:
@@ -173,6 +201,19 @@ def test_an_unexpected_error_leaks_nothing_and_is_logged_with_the_request_id(fai
     logged = [entry for entry in capture.entries if entry["log_level"] == "error"]
     assert [entry["request_id"] for entry in logged] == ["find-me"]
     assert logged[0]["exc_info"]
+
+
+def test_a_path_writes_no_line_of_its_own_into_the_log(client: TestClient) -> None:
+    """Guards those who read the log against requests that nobody made, and a terminal against escape sequences."""
+    capture = LogCapture()
+    structlog.configure(processors=[capture])
+    try:
+        client.get("/v1/jobs/x%0A2026-01-01 forged%1B%C2%85ü")
+    finally:
+        structlog.reset_defaults()
+    (line,) = [entry["event"] for entry in capture.entries if "forged" in entry["event"]]
+    assert line.isprintable()
+    assert line.startswith("GET /v1/jobs/x%0A2026")
 
 
 def test_a_service_that_is_away_says_when_to_come_back(failing: TestClient) -> None:

@@ -75,5 +75,17 @@ def test_metrics_count_jobs_by_status_and_requests_by_route(
     assert not any(job in answer.text for job in jobs)
 
 
+def test_metrics_are_told_while_the_database_is_away(client: TestClient, house: Services) -> None:
+    """Guards the counters just when they are looked for."""
+    assert "limbeck_database_up 1.0" in client.get("/metrics").text.splitlines()
+    house.database.dispose()
+    file = Path(house.settings.data_dir) / "limbeck.db"
+    file.rename(file.with_name("away"))
+    file.mkdir()
+    lines = client.get("/metrics").text.splitlines()
+    assert "limbeck_database_up 0.0" in lines
+    assert any(line.startswith("limbeck_http_requests_total{") for line in lines)
+
+
 def test_the_front_door_says_where_things_are(client: TestClient) -> None:
     assert client.get("/").json()["docs"] == "/docs"

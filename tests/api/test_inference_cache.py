@@ -18,7 +18,7 @@ import pytest
 
 from api.inference import Students
 from api.inference.files import LocalFiles
-from limbeck.errors import Conflict, DamagedFile, InvalidInput, InvalidModel, Unavailable
+from limbeck.errors import Conflict, DamagedFile, InvalidInput, Unavailable
 from limbeck.formats import Format
 from limbeck.runtime import Predictor
 from limbeck.runtime.providers import installed
@@ -253,7 +253,7 @@ def test_waiters_hear_of_a_failure(bucket: Bucket, exported_student: Path, tmp_p
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(loaded.get, "mdl_x", files) for _ in range(4)]
         errors = [type(one.exception(timeout=30)) for one in waiting]
-    assert errors == [InvalidModel] * 4
+    assert errors == [Unavailable] * 4
     bucket.away = True
     with pytest.raises(Unavailable):
         students(bucket, tmp_path / "elsewhere").get("mdl_a", files)

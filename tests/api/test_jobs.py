@@ -182,6 +182,28 @@ def test_the_etag_changes_with_the_job_and_with_its_place(client: TestClient, ho
     assert client.get(url, headers={"If-None-Match": moved.headers["etag"]}).json()["status"] == "failed"
 
 
+def test_the_etag_changes_with_the_estimate(client: TestClient, house: Services, submit: Submit) -> None:
+    """A watcher would show for ever when the job was once thought to begin."""
+    ended = [submit()["id"] for _ in range(3)]
+    url = f"/v1/jobs/{submit()['id']}"
+    began = datetime.now(UTC)
+    for job in ended:
+        become(house, job, JobStatus.SUCCEEDED)
+
+    def etag_after(seconds: int, total: int) -> str:
+        with house.database.session() as session:
+            for job in ended:
+                facts = {"fence": seconds, "number": 1, "worker": "w", "host": "h", "pid": 1, "started_at": began}
+                session.add(Attempt(job_id=job, **facts, ended_at=began + timedelta(seconds=seconds)))
+        deadline = time.monotonic() + 10  # the pace is worked out a few times a second
+        while (answer := client.get(url)).json()["starts_in_seconds"] != {"least": 0, "most": total}:
+            assert time.monotonic() < deadline, answer.json()["starts_in_seconds"]
+            time.sleep(0.05)
+        return answer.headers["etag"]
+
+    assert etag_after(10, 10) != etag_after(20, 30)
+
+
 def test_pages_give_every_job_once_newest_first(client: TestClient, submit: Submit) -> None:
     made = [submit()["id"] for _ in range(7)]
     seen: list[str] = []
@@ -310,6 +332,20 @@ def test_rerun_makes_a_new_job_and_says_where_it_is(client: TestClient, house: S
     assert again["id"] != job["id"]
     assert answer.headers["location"] == f"/v1/jobs/{again['id']}"
     assert again["config"]["training"]["seed"] == 7
+
+
+def test_a_rerun_keeps_to_the_queues_bound_and_to_its_key(client: TestClient, house: Services, submit: Submit) -> None:
+    """Guards against a queue that reruns fill without end, and against a second one after an answer that was lost."""
+    object.__setattr__(house, "settings", house.settings.model_copy(update={"max_queued_jobs": 1}))
+    job = submit()["id"]
+    become(house, job, JobStatus.FAILED)
+    first, again = (client.post(f"/v1/jobs/{job}/rerun", headers={"Idempotency-Key": "k"}) for _ in range(2))
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["id"] == again.json()["id"]
+    assert again.headers["idempotency-replayed"] == "true"
+    answer = client.post(f"/v1/jobs/{job}/rerun")
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert len(client.get("/v1/jobs").json()["data"]) == 2
 
 
 def test_deleting_a_job_takes_its_models_and_their_files_along(

@@ -47,8 +47,10 @@ others.debug("not shown")
 ours.info("GET / 200 1.0 ms", request_id="find-me")
 ours.warning("Grüße")
 others.warning("Grüße")
-try:
+def answer(headers):
     1 / 0
+try:
+    answer({{"authorization": "Bearer s3" + "cr3t"}})
 except ZeroDivisionError:
     ours.exception("request failed", request_id="find-me")
     others.exception("request failed")
@@ -82,6 +84,12 @@ def test_text_is_the_same_from_structlog_and_from_the_standard_library() -> None
     assert access.split()[1:] == "[info ] GET / 200 1.0 ms request_id=find-me".split()
     assert ours.split(" ", 1)[1].strip() == others.split(" ", 1)[1].strip() == "[warning  ] Grüße"
     assert sum("ZeroDivisionError" in line for line in failed) == 2
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_what_a_caller_sent_is_not_in_a_traceback(form: str) -> None:
+    """Guards callers' keys and texts: they are variables of the frames in which a request fails."""
+    assert "s3cr3t" not in "".join(run(form))
 
 
 def test_lines_of_a_turn_are_written_together_and_none_is_lost() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
-from tritonclient.http import InferenceServerClient, InferInput
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from limbeck.runtime import Predictor
@@ -47,7 +49,8 @@ def test_tritons_client_gets_what_the_predictor_answers(address: str, exported_s
         assert described["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
         given = InferInput("text", [len(asked)], "BYTES")
         given.set_data_from_numpy(np.array([text.encode() for text in asked], dtype=np.object_), binary_data=binary)
-        found = client.infer("reviews", [given], request_id="7")
+        wanted = [InferRequestedOutput(name, binary_data=binary) for name in ("label", "score")]
+        found = client.infer("reviews", [given], request_id="7", outputs=wanted)
     finally:
         client.close()
     assert found.get_response()["id"] == "7"
@@ -84,6 +87,15 @@ def test_the_speed_of_a_request_is_read_beside_what_clients_send_of_themselves(
         ({"parameters": {"speed": 1.5}}, "/parameters/speed"),
         ({"parameters": {"speed": "fast"}}, "/parameters/speed"),
         ({"parameters": {"top_k": 2}}, "/parameters/top_k"),
+        ({"outputs": [{"name": "label", "parameters": [1]}]}, "/outputs/0/parameters"),
+        (
+            {"outputs": [{"name": "label", "parameters": {"classification": 3}}]},
+            "/outputs/0/parameters/classification",
+        ),
+        (
+            {"outputs": [{"name": "label", "parameters": {"shared_memory_region": "r"}}]},
+            "/outputs/0/parameters/shared_memory_region",
+        ),
     ],
 )
 def test_what_else_a_request_says_is_read_or_refused(address: str, changes: dict[str, Any], pointer: str) -> None:
@@ -125,6 +137,7 @@ def test_hugging_faces_client_reads_our_answers(address: str, exported_student: 
     [
         ({"name": "text", "datatype": "FP32", "shape": [1], "data": [1.0]}, "/inputs/0/datatype"),
         ({"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a"]}, "/inputs/0/shape"),
+        ({"name": "text", "datatype": "BYTES", "shape": [-1, -1], "data": ["a"]}, "/inputs/0/shape"),
         ({"name": "text", "datatype": "BYTES", "shape": [1], "data": [1]}, "/inputs/0/data"),
         ({"name": "other", "datatype": "BYTES", "shape": [1], "data": ["a"]}, "/inputs/0/name"),
         (
@@ -157,12 +170,54 @@ def test_a_body_that_json_allows_and_nobody_can_read_is_refused(address: str, bo
     assert [one["pointer"] for one in answer.json()["errors"]] == [pointer]
 
 
-def test_binary_data_that_ends_within_a_text_is_refused(address: str) -> None:
-    """Guards against reading behind the end, and against half a text that is answered."""
-    data = struct.pack("<I", 10) + b"short"
+@pytest.mark.parametrize(
+    ("data", "length", "pointer"),
+    [
+        (struct.pack("<I", 10) + b"short", None, "/inputs/0/data"),
+        (struct.pack("<I", 1) + b"a", -1, "/inputs"),
+        (b"", "9" * 5000, "/Inference-Header-Content-Length"),
+    ],
+    ids=["ends within a text", "goes on behind the last", "a length that nobody can count"],
+)
+def test_binary_data_that_is_not_as_it_is_said_to_be_is_refused(
+    address: str, data: bytes, length: int | str | None, pointer: str
+) -> None:
+    """Guards against reading behind the end, against half a text that is answered, and against an answer of 500."""
+    size = len(data) if length != -1 else 5
     head = json.dumps(
-        {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}]}
+        {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}]}
     ).encode()
-    sent = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-    answer = httpx.post(f"{address}/v2/models/reviews/infer", content=head + data, headers=sent)
-    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/inputs/0/data")
+    more = b"more" if length == -1 else b""
+    told = length if isinstance(length, str) else str(len(head))
+    sent = {"Inference-Header-Content-Length": told, "Content-Type": "application/octet-stream"}
+    answer = httpx.post(f"{address}/v2/models/reviews/infer", content=head + data + more, headers=sent)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+def test_a_packed_body_is_refused_with_what_is_taken(address: str) -> None:
+    """Guards against "not JSON", which says nothing to somebody whose client packs for him."""
+    client = InferenceServerClient(address.removeprefix("http://"))
+    given = InferInput("text", [1], "BYTES")
+    given.set_data_from_numpy(np.array([b"a"], dtype=np.object_))
+    try:
+        with pytest.raises(InferenceServerException, match="Content-Encoding: gzip"):
+            client.infer("reviews", [given], request_compression_algorithm="gzip")
+    finally:
+        client.close()
+    answer = httpx.post(f"{address}/v1/jobs", content=b"x", headers={"Content-Encoding": "br"})
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    assert httpx.post(f"{address}/v1/jobs", json={}, headers={"Content-Encoding": "identity"}).status_code == 422
+
+
+def test_a_client_that_goes_away_is_not_counted_as_our_failure(address: str) -> None:
+    """Guards an alarm on answers of 500 against users who close their laptops."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = b"POST /v2/models/reviews/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+        connection.sendall(head)
+        time.sleep(0.3)
+    counted = 'limbeck_http_requests_total{method="POST",route="/v2/models/{name}/infer",status="400"} 1.0'
+    deadline = time.monotonic() + 10
+    while counted not in (found := httpx.get(f"{address}/metrics").text):
+        assert time.monotonic() < deadline, [line for line in found.splitlines() if "infer" in line]
+        time.sleep(0.05)

@@ -220,7 +220,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(served: Served) -> None:
         request = b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
         connection.sendall(request + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + head + b"x" * 50_000)
         time.sleep(0.3)
-        assert any(path.is_file() for path in served.house.scratch.glob("upload-*/*"))
+        assert any(path.is_file() for path in served.house.scratch.glob("upload-*/*.upload"))
     for _ in range(100):
         if not any(served.house.scratch.glob("upload-*")):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -85,7 +86,11 @@ def test_a_range_behind_the_end_is_416_with_the_size(client: TestClient, url: st
     assert answer.headers["content-range"] == f"bytes */{len(BODY)}"
 
 
-@pytest.mark.parametrize("wanted", ["bytes=5-2", "bytes=-", "bytes=a-b", "lines=1-2", "bytes=0-1,5-6", "bytes 0-1", ""])
+@pytest.mark.parametrize(
+    "wanted",
+    ["bytes=5-2", "bytes=-", "bytes=a-b", "lines=1-2", "bytes=0-1,5-6", "bytes 0-1", "", f"bytes={'9' * 5000}-"],
+    ids=lambda wanted: wanted[:20],
+)
 def test_a_range_that_is_not_understood_gets_the_whole(client: TestClient, url: str, wanted: str) -> None:
     answer = client.get(url, headers={"Range": wanted})
     assert (answer.status_code, answer.content) == (200, BODY)
@@ -171,6 +176,20 @@ def test_a_format_that_the_model_lacks_is_404_and_names_what_there_is(client: Te
     assert [one["detail"] for one in wrong.json()["errors"]] == [
         "Input should be 'safetensors', 'onnx', 'onnx-int8', 'onnx-int8-static' or 'onnx-fp16'; found 'gguf'"
     ]
+
+
+def test_what_was_not_packed_to_its_end_goes_when_it_is_old(house: Services, model: str, tmp_path: Path) -> None:
+    """Guards the disk: an API that is killed while it packs leaves as much as a model, each time."""
+    downloads = Downloads(house.storage, tmp_path / "cache", 10**9)
+    old, new = (tmp_path / "cache" / f".{model}.onnx.0.{end}" for end in ("old", "new"))
+    for left in (old, new):
+        left.parent.mkdir(exist_ok=True)
+        left.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    with house.database.reading() as session:
+        row, files = catalogue.get_model(session, model), catalogue.model_files(session, model)
+    downloads.archive(row, files, "onnx")
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_the_cache_of_archives_keeps_its_limit_and_the_newest(house: Services, tmp_path: Path) -> None:

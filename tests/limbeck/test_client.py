@@ -137,6 +137,16 @@ def test_a_repeated_submit_carries_one_key() -> None:
     assert script.requests[-1].headers["idempotency-key"] not in keys
 
 
+def test_a_repeated_rerun_carries_one_key() -> None:
+    """Guards against two jobs where the answer to the first request was lost."""
+    limbeck, script = client(httpx.ReadError("gone"), httpx.Response(202, json=JOB))
+    limbeck.rerun("job_1")
+    first, again = (request.headers["idempotency-key"] for request in script.requests)
+    assert first == again
+    limbeck.rerun("job_1")
+    assert script.requests[-1].headers["idempotency-key"] != first
+
+
 def test_a_long_retry_after_is_not_waited_for() -> None:
     """Guards against a submit that hangs for half a minute in front of a full queue."""
     limbeck, script = client(httpx.Response(429, headers={"retry-after": "30"}))
@@ -155,14 +165,23 @@ def test_a_config_object_is_submitted_whole() -> None:
     assert DistillConfig.parse({key: body[key] for key in body if key != "metadata"}) == config
 
 
-@pytest.mark.parametrize("call", ["rerun", "delete", "upload"])
+@pytest.mark.parametrize("call", ["delete", "upload"])
 def test_what_must_not_happen_twice_is_not_repeated(call: str, tmp_path: Path) -> None:
-    """Guards against a second rerun or upload after an answer that was lost."""
+    """Guards against a second upload after an answer that was lost."""
     (tmp_path / "train.csv").write_text("text,label\na,b\n")
     limbeck, script = client(httpx.ReadError("gone"))
     with pytest.raises(errors.Unavailable):
         limbeck.upload_dataset(tmp_path) if call == "upload" else getattr(limbeck, call)("job_1")
     assert len(script.requests) == 1
+
+
+def test_events_are_all_that_there_are() -> None:
+    """Guards against the first page given for the whole."""
+    told = [{"sequence": number, "kind": "job.stage", "message": "m"} for number in (1, 2, 3)]
+    pages = [{"data": told[:2], "has_more": True}, {"data": told[2:], "has_more": False}]
+    limbeck, script = client(*(httpx.Response(200, json=page) for page in pages))
+    assert [event.sequence for event in limbeck.events("job_1")] == [1, 2, 3]
+    assert [request.url.params["after"] for request in script.requests] == ["0", "2"]
 
 
 def test_watch_goes_on_behind_the_last_event_that_it_saw() -> None:

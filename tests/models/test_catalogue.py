@@ -12,7 +12,7 @@ from models.dataset import Dataset
 from models.db import Database
 from models.job import JobStatus
 from models.model import Model, ModelKind
-from models.repository import catalogue
+from models.repository import aliases, catalogue
 from models.repository.catalogue import StoredFile
 from tests.models.conftest import Submit, config, set_status
 from worker.materials import sources_of
@@ -80,6 +80,18 @@ def test_a_model_is_kept_while_a_job_needs_it(database: Database, submit: Submit
     set_status(database, job.id, JobStatus.FAILED)
     with database.session() as session:
         assert sorted(catalogue.delete_model(session, model.id)) == ["models/x/config", "models/x/onnx"]
+
+
+def test_an_alias_of_a_model_that_was_deleted_meanwhile_is_refused(database: Database) -> None:
+    """A foreign key's error would be a 500, or blame somebody who made the alias at the same time."""
+    with database.session() as session:
+        model = catalogue.add_model(session, kind=ModelKind.STUDENT, name="m", files=[])
+        aliases.put_alias(session, "old", model.id)
+    for name in ("old", "new"):
+        with pytest.raises(NotFound, match="mdl_gone"), database.session() as session:
+            aliases.put_alias(session, name, "mdl_gone")
+    with database.reading() as session:
+        assert aliases.resolve(session, "old") == model.id
 
 
 def test_a_job_that_names_what_is_not_there_is_refused(database: Database, submit: Submit) -> None:

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
@@ -112,6 +113,45 @@ def test_a_server_that_is_away_is_unavailable_and_found_again(postgres_server: P
         own.stop()
 
 
+def test_a_server_that_became_a_standby_is_unavailable_to_who_writes_and_left(postgres_url: str) -> None:
+    """Guards a job's attempt, and callers from a 500, against a failover; its connections stay read-only for good."""
+    database = Database(Settings(database_url=postgres_url))
+    plain, name = postgres_url.replace("+psycopg", ""), postgres_url.rsplit("/", 1)[1]
+
+    def read_only(value: str) -> None:  # as a standby is, and as managed databases make theirs when the disk is full
+        options = "-c default_transaction_read_only=off"
+        with psycopg.connect(plain, autocommit=True, options=options) as connection:
+            connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}'.encode())
+
+    try:
+        database.migrate()
+        read_only("on")
+        database.dispose()
+        with pytest.raises(Unavailable, match="takes no writes"):
+            _rename_all(database)
+        database.ping()
+        read_only("off")
+        _rename_all(database)
+    finally:
+        read_only("off")
+        database.dispose()
+
+
+def test_a_file_that_cannot_be_written_is_unavailable_to_who_writes(tmp_path: Path) -> None:
+    """A file system that was mounted again without writes is no fault of the statement."""
+    settings = Settings(data_dir=tmp_path)
+    database = Database(settings)
+    database.migrate()
+    database.dispose()
+    file = settings.database_url.removeprefix("sqlite:///")
+    database = Database(Settings(data_dir=tmp_path, database_url=f"sqlite:///file:{file}?mode=ro&uri=true"))
+    database.ping()
+    with pytest.raises(Unavailable, match="takes no writes"):
+        _rename_all(database)
+    database.ping()
+    database.dispose()
+
+
 def test_a_connection_that_breaks_within_a_transaction_is_unavailable(postgres_server: Postgres) -> None:
     database = Database(Settings(database_url=postgres_server.new_database()))
     try:
@@ -187,6 +227,11 @@ def test_more_threads_than_connections_wait_their_turn(database: Database, submi
 def test_another_database_is_refused_by_name() -> None:
     with pytest.raises(InvalidInput, match=r"'mysql'; allowed: sqlite"):
         Database(Settings(database_url="mysql://host/db"))
+
+
+def _rename_all(database: Database) -> None:
+    with database.session() as session:
+        session.execute(update(Job).values(name="changed"))
 
 
 def _rename_and_fail(database: Database, job_id: str) -> None:

@@ -279,7 +279,7 @@ def test_a_rerun_is_pinned_to_what_the_first_run_resolved(database: Database, su
     found["micro_batches"] = {"distilling/main": 8}
     set_status(database, old.id, S.FAILED, provenance=found, attempt=3)
     with database.session() as session:
-        new = jobs.rerun(session, old.id)
+        new, _ = jobs.rerun(session, old.id)
     assert new.id != old.id
     assert (new.status, new.attempt, new.fence, new.idempotency_key) == (S.QUEUED, 0, 0, None)
     assert new.config["teacher"] == {"source": "org/bert", "revision": "abc"}
@@ -289,6 +289,25 @@ def test_a_rerun_is_pinned_to_what_the_first_run_resolved(database: Database, su
     kept = ("teacher", "dataset", "micro_batches")
     rerun_of = {"job": old.id} | {part: found[part] for part in kept}
     assert new.provenance == {"rerun_of": rerun_of}
+
+
+def test_a_rerun_under_a_key_is_made_once(database: Database, submit: Submit) -> None:
+    """A client whose answer was lost asks again; each time would train once more, and nobody looks at the first."""
+    first, second = submit(idempotency_key="k"), submit()
+    for job in (first, second):
+        set_status(database, job.id, S.FAILED)
+
+    def rerun(job: Job, key: str) -> Job:
+        with database.session() as session:
+            return jobs.rerun(session, job.id, idempotency_key=key)[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        (made,) = set(pool.map(lambda _: rerun(first, "again").id, range(8)))
+    for job, key in ((second, "again"), (first, "k")):
+        with pytest.raises(IdempotencyKeyReused):
+            rerun(job, key)
+    set_status(database, made, S.FAILED)
+    assert rerun(first, "again").id == made
 
 
 def test_a_rerun_pins_every_one_of_several_teachers(database: Database, submit: Submit) -> None:
@@ -301,7 +320,7 @@ def test_a_rerun_pins_every_one_of_several_teachers(database: Database, submit: 
         database, old.id, S.FAILED, provenance={"teacher": {"revision": "a1"}, "more_teachers": named}, attempt=1
     )
     with database.session() as session:
-        new = jobs.rerun(session, old.id)
+        new, _ = jobs.rerun(session, old.id)
     assert new.config["teacher"]["revision"] == "a1"
     assert [one["revision"] for one in new.config["teacher"]["more"]] == ["b1", None]
     assert new.provenance["rerun_of"]["more_teachers"] == named

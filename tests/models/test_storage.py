@@ -277,6 +277,24 @@ def test_what_a_cut_off_write_left_is_discarded(tmp_path: Path) -> None:
     assert not left.exists()
 
 
+def test_what_a_backup_that_was_killed_holds_is_discarded(tmp_path: Path) -> None:
+    """Guards a disk: what it has linked stays on it when jobs delete theirs."""
+    storage = LocalStorage(tmp_path / "storage")
+    (tmp_path / "object").write_bytes(b"123")
+    storage.put_file(tmp_path / "object", "jobs/1/a")
+    left = tmp_path / "storage" / ".aside" / "left"
+    (left / "jobs/1").mkdir(parents=True)
+    (left / "alone").write_bytes(b"12345")
+    (left / "jobs/1/a").hardlink_to(tmp_path / "storage" / "jobs/1/a")
+    with storage.unlisted() as held:
+        assert storage.discard_unfinished(datetime.now(UTC) - timedelta(hours=1)) == 0
+        assert left.exists()
+        assert held.exists()
+    assert storage.discard_unfinished(datetime.now(UTC) + timedelta(hours=1)) == 5
+    assert not left.exists()
+    assert storage.size("jobs/1/a") == 3
+
+
 @pytest.mark.parametrize("url", ["folder", "gs://bucket", "s3://", "file://relative"])
 def test_an_address_of_no_storage_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput, match="LIMBECK_STORAGE_URL"):

@@ -29,6 +29,13 @@ class Away(LocalStorage):
         raise Unavailable("away")
 
 
+class Broken(LocalStorage):
+    """A storage whose client fails in a way that it never should."""
+
+    def size(self, key: str) -> int:
+        raise RuntimeError("never seen")
+
+
 @pytest.fixture
 def storage(tmp_path: Path) -> LocalStorage:
     return LocalStorage(tmp_path / "storage")
@@ -75,6 +82,15 @@ def test_who_waits_is_told_when_there_is_nothing_or_no_storage(storage: LocalSto
         assert until(asked.arrived) == [key]
         carry(asked)
         assert not (tmp_path / str(number) / "answers").exists()
+
+
+def test_who_waits_is_told_after_an_error_that_nobody_thought_of(storage: LocalStorage, tmp_path: Path) -> None:
+    """Guards against a thread that dies of it, and a trainer that waits for what it asks for next."""
+    asked = porter(Broken(tmp_path / "broken"), tmp_path)
+    for _ in range(2):
+        asked.wanted(KEY)
+        assert until(asked.arrived) == [KEY]
+    carry(asked)
 
 
 def test_nothing_is_fetched_for_an_attempt_that_is_over(storage: LocalStorage, tmp_path: Path) -> None:

@@ -118,6 +118,23 @@ def test_a_checkpoint_that_could_not_be_stored_does_not_wait_for_the_next_one(
     carrier.finish()
 
 
+def test_an_error_that_nobody_thought_of_costs_one_checkpoint(
+    settings: Settings, database: Database, held: Claim, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against a thread that dies of it in silence: no later checkpoint would be stored until the job's end."""
+    storage = failing(settings, RuntimeError("never seen"), of="checkpoints", after=0)
+    carrier = courier(storage, database, held, tmp_path)
+    save(tmp_path, 1)
+    carrier.start()
+    carrier.notice()
+    until(lambda: "never seen" in caplog.text)
+    storage._left = 100
+    save(tmp_path, 2)
+    carrier.notice()
+    until(lambda: read(database, held.job.id).checkpoint)
+    carrier.finish()
+
+
 def test_an_upload_that_hangs_is_left_to_itself_when_the_time_is_over(
     settings: Settings, database: Database, held: Claim, tmp_path: Path
 ) -> None:

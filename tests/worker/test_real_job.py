@@ -232,7 +232,7 @@ def test_a_rerun_whose_data_set_has_changed_says_so_and_trains_nothing(
     with database.session() as session:
         found = {"dataset": {"revision": None, "sha256": "f" * 64}}
         session.execute(update(Job).where(Job.id == old.id).values(status=JobStatus.FAILED, provenance=found))
-        again = jobs.rerun(session, old.id)
+        again, _ = jobs.rerun(session, old.id)
     engine_worker.drain()
     ended = read(database, again.id)
     assert ended.status is JobStatus.FAILED

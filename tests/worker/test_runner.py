@@ -19,12 +19,12 @@ from models.db import Database
 from models.job import Job, JobStatus
 from models.repository import catalogue, jobs, telemetry
 from models.retention import attempt_prefix
+from models.scratch import sweep
 from models.settings import Settings
 from models.storage import Storage
 from tests.worker.conftest import STAND_IN, read, steal, submit
 from tests.worker.processes import in_background, trainers, until
 from worker.queue import Bell
-from worker.scratch import sweep_scratch
 from worker.service import Worker
 from worker.slots import Slots
 
@@ -324,14 +324,14 @@ def test_temporary_files_go_with_the_attempt(worker: Worker, database: Database,
 def test_folders_of_lost_attempts_are_swept(settings: Settings) -> None:
     """Guards the disk: a folder that an errand made again when its attempt was over has no lock."""
     assert settings.scratch_dir is not None
-    made = {name: settings.scratch_dir / name for name in ("job_a-1", "job_b-1", "job_c-1", "job_d-1")}
+    made = {name: settings.scratch_dir / name for name in ("job_a-1", "job_b-1", "job_c-1", "job_d-1", "upload-e")}
     for name, folder in made.items():
         folder.mkdir(parents=True)
         if name in ("job_a-1", "job_b-1"):
             (folder / "lock").touch()
-    for old in (made["job_a-1"] / "lock", made["job_c-1"]):
+    for old in (made["job_a-1"] / "lock", made["job_c-1"], made["upload-e"]):
         os.utime(old, (1, 1))
-    sweep_scratch(settings)
+    sweep(settings.scratch_dir)
     assert [name for name, folder in made.items() if folder.exists()] == ["job_b-1", "job_d-1"]
 
 
