@@ -33,7 +33,7 @@ def assemble(
     """
     chosen = with_task(tables["train"], choose_columns(tables["train"], columns, "train", at=columns_at, task=task))
     form = FORMS[chosen.task or ONE_LABEL]
-    notes: list[str] = []
+    notes = [note for table in tables.values() for note in table.notes]
     named = {"train": form.read(tables["train"], chosen, "train")}
     for where in ("validation", "test"):
         if where not in tables:

@@ -17,9 +17,11 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
+from limbeck.data.tab_quotes import TabQuotes
 from limbeck.data.table import Table, fault, listed
 from limbeck.errors import InvalidDataset
 
@@ -65,7 +67,7 @@ def read_table(path: Path, filename: str, *, where: str = "train", max_unpacked_
             return _read_jsonl(stream, where)
         if suffix == ".txt":
             return _read_lines(stream, where)
-        return _read_delimited(stream, "\t" if suffix == ".tsv" else ",", where)
+        return _read_tabs(stream, where) if suffix == ".tsv" else _read_delimited(stream, where)
 
 
 @contextmanager
@@ -123,10 +125,27 @@ def _seekable(stream: IO[bytes], packed: bool) -> Iterator[IO[bytes]]:
         yield unpacked
 
 
-def _read_delimited(stream: IO[bytes], delimiter: str, where: str) -> Table:
+def _read_tabs(stream: IO[bytes], where: str) -> Table:
+    """As the file's own quotation marks say, with a note where that decides what the texts are."""
+    with _utf8(stream, where) as text:
+        marks = TabQuotes(text)
+    stream.seek(0)
+    try:
+        table = _read_delimited(stream, where, "\t", csv.QUOTE_MINIMAL if marks.quoted else csv.QUOTE_NONE)
+    except InvalidDataset as error:
+        if marks.ragged is None or not marks.opened:
+            raise
+        detail = f"{error.problems[0].detail}; with its quotation marks read as parts of the texts, {marks.ragged}"
+        raise fault(where, detail) from error
+    return replace(table, notes=(marks.note(where, table.rows),)) if marks.opened else table
+
+
+def _read_delimited(
+    stream: IO[bytes], where: str, delimiter: str = ",", quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> Table:
     csv.field_size_limit(_CELL_LIMIT)
     with _utf8(stream, where) as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             header = next(reader, None)
             if not header:

@@ -18,6 +18,7 @@ class Table:
     #: Names of labels in their order, by column, where the file carries them (Parquet by ``datasets``, or by Limbeck).
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     task: str | None = None  #: that the file itself names (Parquet by Limbeck)
+    notes: tuple[str, ...] = ()  #: how the file was read where it could be read otherwise, in sentences
 
 
 @dataclass(frozen=True, slots=True)

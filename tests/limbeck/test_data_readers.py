@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import sys
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from limbeck.data import read_table
+from limbeck.data.table import Table
 from limbeck.errors import InvalidDataset
 
 ROWS = [
@@ -95,6 +99,56 @@ def test_a_broken_file_is_refused_and_the_place_is_named(tmp_path: Path, case: s
         read_table(_write(tmp_path, name, content), name, where="validation")
     assert expected in caught.value.message
     assert caught.value.problems[0].pointer == "/validation"
+
+
+GLUE = ['"It is late\t1', "fine\t0", "no way\t1", 'the end"\t0', '"Good movie"\t1', 'so "good"\t0']
+
+
+def _tabs(folder: Path, lines: list[str], header: str = "text\tlabel") -> Table:
+    return read_table(_write(folder, "a.tsv", "\n".join([header, *lines, ""]).encode()), "a.tsv")
+
+
+@pytest.mark.parametrize("lines", [GLUE, GLUE[:4], GLUE[1:5], GLUE[4:5] * 2 + GLUE[1:2]])
+def test_texts_of_a_tsv_without_quoting_keep_their_marks_and_swallow_no_rows(tmp_path: Path, lines: list[str]) -> None:
+    """As CSV, the first text of GLUE's lines is four of them, labels and all, under the fourth one's label."""
+    table = _tabs(tmp_path, lines)
+    assert [f"{text}\t{label}" for text, label in zip(*table.columns.values(), strict=True)] == lines
+    (note,) = table.notes
+    assert "read as parts of the texts" in note
+
+
+WRITTEN = {"text": ['Say "ä"', "a\ttab", "two\nlines", '"Good movie"', "fine, so"], "label": [1, 0, 1, 0, 1]}
+
+
+@pytest.mark.parametrize("rows", [range(5), [0, 3, 4], [0, 4], [4, 4]])
+@pytest.mark.parametrize("writer", ["minimal", "all", "texts", "spreadsheet"])
+def test_a_tsv_that_quotes_as_csv_is_read_as_it_was_written(tmp_path: Path, writer: str, rows: Sequence[int]) -> None:
+    written = {name: [cells[row] for row in rows] for name, cells in WRITTEN.items()}
+    kinds = {"all": csv.QUOTE_ALL, "texts": csv.QUOTE_NONNUMERIC}
+    content = io.StringIO()
+    out = csv.writer(content, delimiter="\t", lineterminator="\n", quoting=kinds.get(writer, csv.QUOTE_MINIMAL))
+    out.writerow(written)
+    out.writerows(zip(*written.values(), strict=True))
+    lines = content.getvalue()
+    if writer == "spreadsheet":  # it quotes what has a comma as well
+        lines = lines.replace("fine, so", '"fine, so"')
+    table = read_table(_write(tmp_path, "a.tsv", lines.encode()), "a.tsv")
+    assert table.columns == {"text": written["text"], "label": [str(label) for label in written["label"]]}
+    assert bool(table.notes) == ('"' in lines)
+    assert ("6 lines are 5 rows" in "".join(table.notes)) == (len(rows) == 5)
+
+
+def test_what_is_empty_may_be_quoted_in_a_tsv(tmp_path: Path) -> None:
+    """As databases write it, beside what is missing; the texts' own marks are doubled there."""
+    table = _tabs(tmp_path, ['"Say ""ä"""\t""\t1', "fine\t\t0"], header="text\tnote\tlabel")
+    assert table.columns == {"text": ['Say "ä"', "fine"], "note": ["", ""], "label": ["1", "0"]}
+
+
+def test_a_tsv_that_is_neither_is_refused_with_what_either_reading_finds(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDataset, match=r"line 2 cannot be read.*as parts of the texts, row 2 \(line 3\) has 1 "):
+        _tabs(tmp_path, ['"So," he said\t1', "no label"])
+    with pytest.raises(InvalidDataset, match=r"row 2 \(line 4\) has 1 fields.*read as parts of the texts, row 1 \("):
+        _tabs(tmp_path, ['"two', 'lines"\t1', "no label"])
 
 
 def test_the_offset_of_a_bad_byte_is_right_beyond_the_first_block(tmp_path: Path) -> None:
