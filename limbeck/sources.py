@@ -170,9 +170,8 @@ def model_facts(folder: Path) -> ModelFacts:
 
 def _pooling(folder: Path) -> str | None:
     """As the package sentence-transformers notes it; a layer behind the pooling is named, as it is not read."""
-    if not (folder / "1_Pooling" / "config.json").is_file():
-        return None
-    noted = _read_json(folder / "1_Pooling" / "config.json")
+    file = folder / "1_Pooling" / "config.json"
+    noted = _read_json(file) if file.is_file() else {}
     modes = [
         name.removeprefix("pooling_mode_") for name, on in noted.items() if name.startswith("pooling_mode_") and on
     ]

@@ -18,7 +18,17 @@ ARCHIVES = (".tar.gz", ".tgz", ".zip")
 SPLITS = ("train", "validation", "test")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 #: What a Hugging Face folder is made of. Pickles (``pytorch_model.bin``), optimizer states and logs stay at home.
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jinja", "onnx/*.onnx", "onnx/exits/*.onnx")
+_WANTED = (
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.md",
+    "*.jinja",
+    "1_Pooling/config.json",  # how an embeddings teacher makes vectors: without it, another way would pass for its own
+    "onnx/*.onnx",
+    "onnx/exits/*.onnx",
+)
 
 
 def is_archive(path: Path) -> bool:

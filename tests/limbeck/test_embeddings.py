@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTo
 from limbeck import data, preflight
 from limbeck.batches import Collator, Encoded
 from limbeck.checkpoint import CheckpointStore
+from limbeck.client import packing
 from limbeck.config import Columns, Dataset, DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.data.ingest import ingest
@@ -353,6 +354,23 @@ def test_several_teachers_vectors_have_a_mean(tmp_path: Path, scored: bool) -> N
     assert card.teacher.metrics["teacher_cosine"].value == pytest.approx(1, abs=1e-5)
     alone = [float((transformers_vectors(place, texts_) * mean(texts_)).sum(dim=-1).mean()) for place in places]
     assert [one.metrics["teacher_cosine"].value for one in card.teachers] == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("said", ["cls", "a dense layer"])
+def test_a_teacher_that_came_through_the_client_still_says_how_it_makes_vectors(tmp_path: Path, said: str) -> None:
+    """Guards against vectors that the teacher never meant: without its note, it passes for one of any pooling."""
+    first, archive = write_tiny_bert(tmp_path / "first"), tmp_path / "first.tar.gz"
+    if said == "cls":
+        (first / "1_Pooling").mkdir()
+        (first / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    else:
+        (first / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
+    packing.pack_model(first, archive)
+    packing.unpack_model(archive, tmp_path / "came")
+    teacher, wanted = model_facts(tmp_path / "came"), DistillConfig.parse(document(first, tmp_path))
+    found = preflight.check(wanted, teacher=teacher, labels=(), task="embeddings", pair=False)
+    assert [one.pointer for one in found] == ["/task/pooling"]
+    assert f"the teacher's own folder says {said!r}" in found[0].detail
 
 
 def test_several_teachers_without_a_mean_are_refused(tmp_path: Path) -> None:
