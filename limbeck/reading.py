@@ -161,13 +161,16 @@ def _shared(
 def _trimmed(reader: _Reader, tokenizer: Any, whole: Mapping[str, Encoded], vocabulary: Vocabulary) -> Vocabulary:
     """The vocabulary of the student's own, small tokenizer.
 
+    Copies and texts without labels, behind the train split's own, add to what it keeps and are not read again.
+
     Raises:
         InvalidConfig: it would read a text otherwise than the whole one does.
     """
     vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, vocabulary.kept))
     small = trimmed(tokenizer, vocabulary.kept)
     for name, split in whole.items():
-        if not np.array_equal(reader.encode(small, name).ids, vocabulary.compact(split).ids):
+        own = split.take(np.arange(len(getattr(reader.corpus, name))))
+        if not np.array_equal(reader.encode(small, name).ids, vocabulary.compact(own).ids):
             detail = f"found 'trimmed'; without the unused tokens a text of the {name} split would be read otherwise"
             raise InvalidConfig(f"/student/vocabulary: {detail}", [Problem("/student/vocabulary", detail)])
     return vocabulary

@@ -10,7 +10,7 @@ What may go depends on how a tokenizer finds its pieces:
   was; single characters stay, and so does the least likely piece, which sets the price of an unknown character.
 
 Only a word that was unknown as a whole can be found to have pieces once others are gone; so the result is checked on
-every text before it is used (``limbeck/preparation.py``).
+every text of the data set before it is used (``limbeck/reading.py``).
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.preflight import check
+from limbeck.reading import read_data
 from limbeck.run import Run
+from limbeck.teachers import find_teachers
 from tests.limbeck.bench import TASK, Bench, Recorder
 from tests.tiny import docstrings, vocabulary, write_tiny_bert, write_tiny_dataset
 
@@ -185,6 +187,23 @@ def test_no_copy_is_a_held_out_text(place: Path, tmp_path: Path) -> None:
     whole = {name: encode(tokenizer, getattr(corpus, name), 32) for name in ("train", "validation", "test")}
     found = enlarge(Run(config, tmp_path / "run", Callbacks(), 60), corpus, whole, place / "teacher", tokenizer, {})
     assert (found.held_out, len(found.train), found.counts) == (16, 16, {"sentence_shuffle": 0})
+
+
+@pytest.mark.parametrize("kind", ["sentence_shuffle", "mask_replace", "unlabelled"])
+def test_a_vocabulary_is_trimmed_beside_what_is_added(place: Path, tmp_path: Path, kind: str) -> None:
+    """Guards the check that no text is read otherwise: it took every added text for one that is."""
+    spec: dict[str, Any] = {"type": kind}
+    if kind == "unlabelled":
+        pyarrow.parquet.write_table(pyarrow.table({"text": docstrings("testing")[:40]}), tmp_path / "more.parquet")
+        spec |= {"source": f"path:{tmp_path}", "split": "more"}
+    student = {"layers": [1, 3], "vocabulary": "trimmed"}
+    run = Run(job(place, [spec], student=student), tmp_path / "run", Callbacks(), 60)
+    read_data(run, find_teachers(run, {}), {}, None, None)
+    tensors, stored = run.store.read_tensors("data")
+    card = stored["card"]
+    assert card["copies"] + card["unlabelled"] > 0
+    assert len(tensors["train.starts"]) - 1 == card["train"] + card["copies"] + card["unlabelled"]
+    assert len(tensors["vocabulary"]) < len(vocabulary())
 
 
 def test_neurons_are_judged_by_texts_with_a_label(place: Path, tmp_path: Path) -> None:
