@@ -11,6 +11,7 @@ from limbeck.scorecard import DatasetCard
 if TYPE_CHECKING:
     from limbeck.batches import Encoded
     from limbeck.data import Corpus, Split
+    from limbeck.run import Run
     from limbeck.tasks.base import Task
 
 
@@ -31,4 +32,11 @@ def card_of(corpus: Corpus, task: Task, test: Encoded) -> DatasetCard:
         test=len(corpus.test),
         labels=corpus.labels,
         majority=evaluate.score(task.main_metric, task.guess(truth), truth),
+        notes=corpus.notes,
     )
+
+
+def say_notes(run: Run, card: DatasetCard) -> None:
+    """What was done to the data, if anything: that a split serves as another, or texts stand in two, has to be seen."""
+    if card.notes:
+        run.event("data.noted", " ".join(card.notes))

@@ -89,6 +89,7 @@ def _origin(card: Scorecard, is_student: bool, teacher: str, dataset: str) -> st
         f"{card.dataset.validation:,} others chose the "
         "epoch that was kept. "
         + Template(TASKS[card.task].answers).substitute(count=len(card.dataset.labels), labels=", ".join(labels))
+        + (f"\n\nOf these data: {' '.join(card.dataset.notes)}" if card.dataset.notes else "")
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck import texts
-from limbeck.cards import card_of, shown
+from limbeck.cards import card_of, say_notes, shown
 from limbeck.runtime.images import Preparation
 from limbeck.tokenizing import require_answers_alone
 
@@ -62,3 +62,4 @@ def keep_pictures(
         test=card.test,
         labels=len(card.labels),
     )
+    say_notes(run, card)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck import copies, data, preflight, texts
-from limbeck.cards import card_of, shown
+from limbeck.cards import card_of, say_notes, shown
 from limbeck.config import TASKS
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.families import FAMILIES
@@ -129,6 +129,7 @@ def _read_texts(
     }
     run.store.write_tensors("data", tensors, stored)
     _say_loaded(run, card, cut, whole["train"], len(vocabulary))
+    say_notes(run, card)
     if run.config.training.augmentation:
         _say_enlarged(run, enlarged)
 

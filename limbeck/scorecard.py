@@ -162,6 +162,8 @@ class DatasetCard(Spec):
     """Training examples that augmentation made of these, for the student and the baseline."""
     unlabelled: int = 0
     """Texts without labels that the student learned the teacher's answers on."""
+    notes: tuple[str, ...] = ()
+    """What was done to the data on their way to these splits, in sentences: which were cut, which texts left out."""
 
 
 class Hardware(Spec):

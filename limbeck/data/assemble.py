@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from limbeck.config import Columns
 from limbeck.data.columns import Chosen, choose_columns
@@ -48,7 +49,7 @@ def assemble(
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
         notes.append("There is no labelled test split: the validation split is reported on, and a new one is cut.")
-    train = _without_tested(splits.pop("train"), splits, notes, form)
+    train = _without_tested(splits.pop("train"), splits, notes, form, labels)
     if len(splits) == 2 and (both := len(set(splits["validation"].keys()) & set(splits["test"].keys()))):
         notes.append(f"Texts that stand in both validation and test: {both:,}.")
     for where in ("test", "validation"):
@@ -67,18 +68,41 @@ def _require_columns(table: Table, chosen: Chosen, where: str) -> None:
             raise fault(where, f"found no column {name!r}, which train has; it has {listed(table.columns)}")
 
 
-def _without_tested(train: Split, others: Mapping[str, Split], notes: list[str], form: Form) -> Split:
-    """Train without the texts that stand in another split: measuring on them would measure memory."""
+def _without_tested(
+    train: Split, others: Mapping[str, Split], notes: list[str], form: Form, labels: tuple[str, ...]
+) -> Split:
+    """Train without the texts that stand in another split: measuring on them would measure memory.
+
+    Where each example has one label, a class that has no other texts keeps these, and is told.
+    """
     tested = set[object]()
     for split in others.values():
         tested.update(split.keys())
-    kept = [row for row, key in enumerate(train.keys()) if key not in tested]
-    shared = len(train) - len(kept)
-    if not shared:
+    shared = [key in tested for key in train.keys()]
+    if not any(shared):
         return train
-    left = train.take(kept)
-    if not kept or (form.stratified and set(left.labels) != set(train.labels)):
-        notes.append(f"Training texts that also stand in another split: {shared:,}, kept since a class has no others.")
+    lost = _labels_in(train.labels) - _labels_in(
+        one for one, also in zip(train.labels, shared, strict=True) if not also
+    )
+    kept = [not also or (form.stratified and one in lost) for one, also in zip(train.labels, shared, strict=True)]
+    about = f" ({listed(labels[one] for one in sorted(lost))})" if labels else ""
+    if not any(kept):
+        notes.append(
+            f"All {len(train):,} training texts also stand in another split, and are kept: there are no others."
+        )
         return train
-    notes.append(f"Training texts that also stand in another split, and are left out of train: {shared:,}.")
-    return left
+    if out := kept.count(False):
+        notes.append(f"Training texts that also stand in another split, and are left out of train: {out:,}.")
+    if also := sum(kept) - shared.count(False):
+        notes.append(
+            f"Training texts that also stand in another split, kept since their classes have no others{about}: "
+            f"{also:,}; on these, figures measure memory."
+        )
+    elif labels and lost:
+        notes.append(f"Labels that have no training text without those, and cannot be learned{about}.")
+    return train.take(row for row, stays in enumerate(kept) if stays)
+
+
+def _labels_in(rows: Iterable[Any]) -> set[Any]:
+    """The labels that stand in these rows, of which one may have several."""
+    return {one for row in rows for one in (row if isinstance(row, tuple) else (row,))}

@@ -6,13 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from limbeck.config import Columns, Dataset
-from limbeck.data import Split, ingest, load, preview
+from limbeck.data import Corpus, Split, ingest, load, preview
 from limbeck.data.splits import cut, limited
 from limbeck.errors import InvalidDataset
 from tests.tiny import docstrings
@@ -74,6 +75,42 @@ def test_training_texts_that_stand_in_test_are_left_out(tmp_path: Path) -> None:
     tested = {row["text"] for row in preview(out / "test.parquet", 100)}
     assert not tested & set(pyarrow.parquet.read_table(out / "train.parquet")["text"].to_pylist())
     assert any("left out of train: 12" in note for note in found.profile["notes"])
+
+
+def _leaky(folder: Path, train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]], **dataset: Any) -> Corpus:
+    for name, rows in (("train", train), ("test", test)):
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": [text for text, _ in rows], "label": [label for _, label in rows]}),
+            folder / f"{name}.parquet",
+        )
+    return load(Dataset(source=f"path:{folder}"), seed=1, **dataset)
+
+
+def test_a_class_without_texts_of_its_own_keeps_its_own_in_train_and_no_others(tmp_path: Path) -> None:
+    """Guards the other classes' figures: one such class kept every tested text in train, and was named nowhere."""
+    rows = [*_rows(40), ("the only text of its kind", "rare")]
+    corpus = _leaky(tmp_path, rows, [*rows[:30], rows[-1]])
+    assert set(corpus.train.texts) & set(corpus.test.texts) == {"the only text of its kind"}
+    assert not set(corpus.validation.texts) & set(corpus.test.texts)
+    assert len(corpus.test) == 31
+    assert corpus.notes[:2] == (
+        "Training texts that also stand in another split, and are left out of train: 30.",
+        "Training texts that also stand in another split, kept since their classes have no others ('rare'): 1; on "
+        "these, figures measure memory.",
+    )
+
+
+def test_one_of_several_labels_that_loses_its_texts_is_told(tmp_path: Path) -> None:
+    rows = [*_rows(40), ("the only text of its kind", "gui|rare")]
+    corpus = _leaky(tmp_path, rows, [*rows[:30], rows[-1]], task="multi_label")
+    assert not set(corpus.train.texts) & set(corpus.test.texts)
+    assert "Labels that have no training text without those, and cannot be learned ('rare')." in corpus.notes
+
+
+def test_a_train_split_that_is_tested_on_as_a_whole_is_told(tmp_path: Path) -> None:
+    rows = [(text, f"{number}.5") for number, (text, _) in enumerate(_rows(20))]
+    corpus = _leaky(tmp_path, rows, rows, task="regression")
+    assert "All 60 training texts also stand in another split, and are kept: there are no others." in corpus.notes
 
 
 REFUSED = {

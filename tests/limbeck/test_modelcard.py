@@ -92,6 +92,15 @@ def test_the_card_shows_what_was_measured(exported: tuple[Path, tuple[ExportCard
         assert shown in card
 
 
+def test_the_card_says_what_was_done_to_the_data() -> None:
+    """Guards figures on a validation split in the place of test, or on texts that train has, which nobody would see."""
+    found = scorecard((), gap_recovery=None, note=None)
+    assert "Of these data" not in model_card(found, "student", teacher="org/teacher", dataset="org/set")
+    noted = found.dataset.model_copy(update={"notes": ("The validation split is reported on.", "Another note.")})
+    card = model_card(found.model_copy(update={"dataset": noted}), "student", teacher="org/teacher", dataset="org/set")
+    assert "\n\nOf these data: The validation split is reported on. Another note.\n" in card
+
+
 def test_names_that_are_not_the_hubs_make_no_links() -> None:
     """Guards against front matter that is no YAML, or that points at somebody else's model."""
     card = model_card(
