@@ -159,8 +159,14 @@ class Number(Form):
     def labels(self, table: Table, chosen: Chosen, where: str) -> list[Any]:
         column = table.columns[chosen.label]
         names = table.names.get(chosen.label)
-        cells = column if names is None else [names[one] if isinstance(one, int) else one for one in column]
-        return [number_cell(value, row, chosen.label, where) for row, value in enumerate(cells, start=1)]
+        found = []
+        for row, value in enumerate(column, start=1):
+            named = names is not None and isinstance(
+                value, int
+            )  # the name is the number: stars from 1 to 5 count from 0
+            cell = label_cell(value, row, chosen.label, where, names) if named else value
+            found.append(number_cell(cell, row, chosen.label, where))
+        return found
 
     def order(self, named: Mapping[str, Named], known: tuple[str, ...] | None) -> tuple[str, ...]:
         if len(set(named["train"].labels)) < 2:

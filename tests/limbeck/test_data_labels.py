@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow
@@ -92,6 +93,21 @@ def test_the_order_of_the_labels_outlives_the_upload(tmp_path: Path) -> None:
     corpus = load(Dataset(source="dataset:ds_1"), seed=1, sources={"dataset:ds_1": tmp_path / "out"})
     assert corpus.labels == tuple(found.profile["labels"]) == ("world", "sports", "business")
     assert corpus.sha256 == found.sha256
+
+
+@pytest.mark.parametrize("label", [-1, 7])
+def test_a_named_number_that_no_name_stands_for_is_told_and_not_counted_from_the_end(
+    tmp_path: Path, label: int
+) -> None:
+    """Guards stars from 1 to 5: a row without a label, which is -1 there, had the most of them."""
+    features = {"label": {"_type": "ClassLabel", "names": ["1", "2", "3", "4", "5"]}}
+    for labels, said in (([0, 1, 2, 3, 4, 0] * 10, None), ([0, 1, 2, 3, 4, label] * 10, f"row 6, .*label {label}")):
+        table = pyarrow.table({"text": TEXTS, "label": labels})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+        with nullcontext() if said is None else pytest.raises(InvalidDataset, match=said):
+            corpus = load(Dataset(source=f"path:{tmp_path}"), seed=1, task="regression")
+            assert set(corpus.train.labels) == {1.0, 2.0, 3.0, 4.0, 5.0}
 
 
 def test_a_label_column_that_test_has_not_is_told_and_not_passed_over(tmp_path: Path) -> None:
