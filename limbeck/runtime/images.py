@@ -68,7 +68,7 @@ def opened(data: bytes) -> Image.Image:
             )
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # else an image that stands upright is copied whole
-        return image
+        return _of_bytes(image)
     except UnidentifiedImageError as error:
         raise InvalidInput(f"this is no image that can be read; allowed: {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -217,6 +217,11 @@ def document_of(folder: Path) -> dict[str, Any]:
     norm = {"image_mean": [0.5] * channels, "image_std": [0.5] * channels}
     size = {"size": {"height": height, "width": width}, "resample": 2}
     return {"image_processor_type": "ViTImageProcessor", "do_resize": True, **size, **norm}
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits by its upper eight, as Pillow opens colours of 16; it would make all grey above 255 white."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I") else image
 
 
 def _coloured(image: Image.Image, channels: int) -> Image.Image:

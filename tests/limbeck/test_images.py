@@ -84,6 +84,17 @@ def test_a_model_without_a_preparation_gets_what_its_type_is_usually_given(
     assert Preparation.read(folder) == preparation
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_of_sixteen_bits_keeps_its_shades(tmp_path: Path, channels: int) -> None:
+    """Guards X-rays and depth maps, which Pillow's own conversion makes white above 255 of 65,535."""
+    ramp = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
+    folder = _folder(tmp_path, None, model_type="vit", image_size=4, num_channels=channels)
+    stream = io.BytesIO()
+    Image.fromarray(ramp).save(stream, "PNG")
+    pixels = Preparation.read(folder).pixels(images.opened(stream.getvalue()))
+    assert (pixels == (ramp >> 8)[None]).all()
+
+
 def test_grey_palettes_and_turned_cameras_are_read_as_people_see_them(tmp_path: Path) -> None:
     """Guards against a model of one channel that is given three, photos on their side, and
     75 MB that a photo takes once more."""
