@@ -12,7 +12,7 @@ from limbeck.data.assemble import assemble
 from limbeck.data.corpus import IMAGES, PLAIN, Corpus, content_hash
 from limbeck.data.digits import SOURCE as DIGITS
 from limbeck.data.digits import load_digits
-from limbeck.data.forms import FORMS
+from limbeck.data.forms import FORMS, SeveralLabels
 from limbeck.data.ingest import SPLITS
 from limbeck.data.readers import FORMATS, read_table
 from limbeck.data.splits import limited
@@ -50,7 +50,7 @@ def load(
 
 def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None, poll: Callable[[], None]) -> Corpus:
     if spec.source == SOURCE:
-        return _plain(load_docstrings()) if task == PLAIN else load_docstrings()
+        return _docstrings(task)
     if spec.source == DIGITS:
         return load_digits()
     if spec.source in sources:
@@ -65,13 +65,22 @@ def _whole(spec: Dataset, sources: Mapping[str, Path], task: str | None, poll: C
     return assemble(tables, columns=spec.columns, source=spec.source, revision=revision, task=task)[0]
 
 
-def _plain(corpus: Corpus) -> Corpus:
-    """The same texts without their labels."""
+def _docstrings(task: str | None) -> Corpus:
+    """With the labels of the task, where it is another than theirs that such texts serve for as well."""
+    corpus = load_docstrings()
+    if task == PLAIN:
+        return _relabelled(corpus, lambda _: None, (), PLAIN)
+    if task == SeveralLabels.task:
+        return _relabelled(corpus, lambda label: (label,), corpus.labels, SeveralLabels.task)
+    return corpus
+
+
+def _relabelled(corpus: Corpus, label: Callable[[Any], Any], labels: tuple[str, ...], task: str) -> Corpus:
     train, validation, test = (
-        replace(one, labels=[None] * len(one)) for one in (corpus.train, corpus.validation, corpus.test)
+        replace(one, labels=list(map(label, one.labels))) for one in (corpus.train, corpus.validation, corpus.test)
     )
-    digest = content_hash((), train, validation, test, task=PLAIN)
-    return Corpus(train, validation, test, (), corpus.source, digest, corpus.revision, corpus.notes, PLAIN)
+    digest = content_hash(labels, train, validation, test, task=task)
+    return Corpus(train, validation, test, labels, corpus.source, digest, corpus.revision, corpus.notes, task)
 
 
 def _folder(folder: Path, spec: Dataset, task: str | None) -> Corpus:

@@ -21,6 +21,18 @@ def test_the_areas_are_all_there_and_none_is_rare() -> None:
     assert len(set(corpus.validation.labels)) == len(set(corpus.test.labels)) == 12
 
 
+def test_its_one_label_also_serves_as_several() -> None:
+    """Guards against a job that passes every check and dies of labels that are no lists."""
+    dataset = Dataset(source="builtin:stdlib-docstrings")
+    one, several = load(dataset, seed=1), load(dataset, seed=1, task="multi_label")
+    assert (several.task, several.labels) == ("multi_label", one.labels)
+    for name in ("train", "validation", "test"):
+        split = getattr(several, name)
+        assert split.texts == getattr(one, name).texts
+        assert split.labels == [(label,) for label in getattr(one, name).labels]
+    assert several.sha256 != one.sha256
+
+
 def test_what_is_tested_on_has_no_near_copy_in_another_split() -> None:
     """Docstrings are written by copying: a score on near copies would measure memory."""
     corpus = load(Dataset(source="builtin:stdlib-docstrings"), seed=1)
