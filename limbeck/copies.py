@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ class Enlarged:
     labelled: int  #: originals and copies
     held_out: int  #: texts that were left out since they stand in validation or test
     counts: dict[str, int]  #: examples by augmentation
+    #: Of texts without labels, by the place of their augmentation in the configuration: what makes a run repeatable.
+    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
 
 
 def enlarge(
@@ -57,6 +59,7 @@ def enlarge(
         held_out.update(_keys(whole[split]))
     wanted = list(enumerate(run.config.training.augmentation))
     copies, extra, counts, left_out = [own], list[Encoded](), dict[str, int](), 0
+    sources: dict[str, dict[str, str | None]] = {}
     for index, spec in sorted(wanted, key=lambda one: isinstance(one[1], Unlabelled)):
         seed = [run.config.training.seed, index]
         if isinstance(spec, SentenceShuffle):
@@ -64,14 +67,15 @@ def enlarge(
         elif isinstance(spec, MaskReplace):
             found = _replaced(spec, seed, own, run, corpus, teacher, tokenizer)
         else:
-            found = _unlabelled(spec, f"/training/augmentation/{index}", run, corpus, tokenizer, given)
+            at = f"training/augmentation/{index}"
+            found, sources[at] = _unlabelled(spec, f"/{at}", run, corpus, tokenizer, given)
             found = _without(found, set(_keys(own)))
         kept = _without(found, held_out)
         left_out += len(found) - len(kept)
         counts[spec.type] = counts.get(spec.type, 0) + len(kept)
         (extra if isinstance(spec, Unlabelled) else copies).append(kept)
     labelled = sum(map(len, copies))
-    return Enlarged(Encoded.join([*copies, *extra]), len(own), labelled, left_out, counts)
+    return Enlarged(Encoded.join([*copies, *extra]), len(own), labelled, left_out, counts, sources)
 
 
 def _replaced(
@@ -86,11 +90,14 @@ def _replaced(
 
 def _unlabelled(
     spec: Unlabelled, at: str, run: Run, corpus: Corpus, tokenizer: Any, given: Mapping[str, Path]
-) -> Encoded:
+) -> tuple[Encoded, dict[str, str | None]]:
+    """The texts, and their provenance."""
     pair = corpus.train.pairs is not None
     seed = run.config.training.seed
-    texts = load_unlabelled(spec, pair=pair, at=at, seed=seed, sources=given, poll=run.poll)
-    return encode(tokenizer, texts, run.config.training.max_length, run.poll)
+    found = load_unlabelled(spec, pair=pair, at=at, seed=seed, sources=given, poll=run.poll)
+    if found.notes:
+        run.event("data.noted", " ".join(found.notes))
+    return encode(tokenizer, found.texts, run.config.training.max_length, run.poll), found.provenance()
 
 
 def _keys(split: Encoded) -> Iterable[bytes]:

@@ -80,8 +80,9 @@ def distill(
         callbacks: hears of progress, and says when to stop.
         sources: local folders of ``model:…`` and ``dataset:…`` references.
         checkpoint_seconds: between two checkpoints within a phase.
-        expected: sha256 that the ``dataset`` and the ``teacher`` (and ``teacher/more/0`` …) have to have, as an
-            earlier run's provenance has them; what has another is refused before anything is trained.
+        expected: sha256 that the ``dataset`` and the ``teacher`` (and ``teacher/more/0`` …; of texts without labels
+            ``training/augmentation/0`` …) have to have, as an earlier run's provenance has them; what has another is
+            refused before anything is trained.
         micro_batches: what an earlier run's probe for ``training.gradient_accumulation: auto`` chose, as its
             provenance has it: taken without another probe, so that a repeat computes the same.
         teacher_cache: where teachers' answers are looked for and left to other jobs; it changes nothing but time.

@@ -104,7 +104,8 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     """Fetch, check and encode; what was encoded, now or by an earlier attempt, is mapped from the state.
 
     Args:
-        expected: sha256 by ``dataset``, ``teacher``, ``teacher/more/0`` …, where a run repeats another.
+        expected: sha256 by ``dataset``, ``teacher``, ``teacher/more/0`` …, ``training/augmentation/0`` … (texts
+            without labels), where a run repeats another.
 
     Raises:
         InvalidInput: naming the field, row or label that is wrong.
@@ -129,8 +130,10 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     others = tensors.get("student_vocabulary")
     plan = _student_plan(run, blueprint, card.labels, source, about, None if others is None else others.numpy())
     digests = {one.pointer.strip("/"): one.sha256() for one in teachers}
-    require_same(expected, {"dataset": card.sha256, **digests})
-    say_provenance(run, card, stored["revision"], teachers, list(digests.values()))
+    extra = stored.get("unlabelled", {})
+    extra_digests = {part: one["sha256"] for part, one in extra.items()}
+    require_same(expected, {"dataset": card.sha256, **digests, **extra_digests})
+    say_provenance(run, card, stored["revision"], teachers, list(digests.values()), extra)
     kind = Pictures if task.reads == "image" else Encoded
     train, validation, test = _read_splits(kind, tensors)
     prepared = Prepared(

@@ -19,11 +19,13 @@ def require_same(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
     """Refuse to repeat a run on other data or from another teacher: their names stay when what they name changes.
 
     Args:
-        expected: sha256 by the part of the configuration: ``dataset``, ``teacher``, ``teacher/more/0`` …
+        expected: sha256 by the part of the configuration: ``dataset``, ``teacher``, ``teacher/more/0`` …, and
+            ``training/augmentation/0`` … of texts without labels.
         found: likewise.
     """
     for part, wanted in expected.items():
-        refusal, what = (InvalidDataset, "data set") if part == "dataset" else (InvalidModel, "teacher")
+        is_data = part.startswith(("dataset", "training"))
+        refusal, what = (InvalidDataset, "data set") if is_data else (InvalidModel, "teacher")
         if wanted != found[part]:
             detail = (
                 f"the {what} is no longer the one that the first run had: found the sha256 {found[part]}, and it has "
@@ -38,11 +40,13 @@ def say_provenance(
     dataset_revision: str | None,
     teachers: Sequence[TeacherFolder],
     digests: Sequence[str],
+    unlabelled: Mapping[str, Mapping[str, str | None]],
 ) -> None:
     """Record what is known once everything is read.
 
     Args:
         digests: the sha256 of each teacher.
+        unlabelled: source, revision and sha256 of texts without labels, by their part of the configuration.
     """
     packages = ("limbeck", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
     if run.config.student.source is not None:
@@ -53,6 +57,8 @@ def say_provenance(
     ]
     if len(known) > 1:
         run.provenance(more_teachers=known[1:])
+    if unlabelled:
+        run.provenance(unlabelled={part: dict(one) for part, one in unlabelled.items()})
     run.provenance(
         dataset={"source": card.source, "revision": dataset_revision, "sha256": card.sha256},
         teacher=known[0],

@@ -126,6 +126,7 @@ def _read_texts(
         "pair": corpus.train.pairs is not None,
         "revision": corpus.revision,
         "task": corpus.task,
+        "unlabelled": enlarged.sources,
     }
     run.store.write_tensors("data", tensors, stored)
     _say_loaded(run, card, cut, whole["train"], len(vocabulary))

@@ -54,11 +54,12 @@ def sources_of(
 
 
 def expected_of(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """``dataset`` and ``teacher`` (of several also ``teacher/more/0`` …) to the sha256 that the repeated job had found;
-    empty for a first run."""
+    """``dataset`` and ``teacher`` (of several also ``teacher/more/0`` …; of texts without labels
+    ``training/augmentation/0`` …) to the sha256 that the repeated job had found; empty for a first run."""
     first = provenance.get("rerun_of") or {}
     found = {part: (first.get(part) or {}).get("sha256") for part in ("dataset", "teacher")}
     found |= {f"teacher/more/{place}": one.get("sha256") for place, one in enumerate(first.get("more_teachers") or ())}
+    found |= {part: one.get("sha256") for part, one in (first.get("unlabelled") or {}).items()}
     return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
 
 

@@ -42,6 +42,8 @@ _SOURCES = ("teacher", "student", "dataset")
 _ENDED = tuple(state for state in JobStatus if state in TERMINAL)
 #: What the provenance tells of ``teacher.more``, in its order.
 _MORE = "more_teachers"
+#: And of texts without labels, by their place in the config: ``training/augmentation/0`` …
+_UNLABELLED = "unlabelled"
 #: In how large parts the old job computed its batches, where it had to find that out.
 _MICRO_BATCHES = "micro_batches"
 
@@ -190,7 +192,8 @@ def _repeat(session: Session, job_id: str, **keyed: str) -> Job:
     values = {field: getattr(old, field) for field in _REPEATED} | keyed
     values["config"] = _pinned(old)
     # Under a key of its own: the run writes what it finds under ``dataset`` and ``teacher``, to be compared with this.
-    known = {part: old.provenance[part] for part in (*_SOURCES, _MORE, _MICRO_BATCHES) if part in old.provenance}
+    parts = (*_SOURCES, _MORE, _UNLABELLED, _MICRO_BATCHES)
+    known = {part: old.provenance[part] for part in parts if part in old.provenance}
     values["provenance"] = {"rerun_of": {"job": old.id, "teacher": None, "dataset": None} | known}
     return _create(session, values, f"The job is in the queue; it repeats {old.id}.")
 
@@ -308,6 +311,13 @@ def _pinned(old: Job) -> dict[str, Any]:
             for named, one in zip(config["teacher"]["more"], found, strict=True)
         ]
         config["teacher"] = {**config["teacher"], "more": more}
+    texts = {part: one["revision"] for part, one in (old.provenance.get(_UNLABELLED) or {}).items() if one["revision"]}
+    if texts:
+        augmentation = [
+            {**one, "revision": texts[part]} if (part := f"training/augmentation/{place}") in texts else one
+            for place, one in enumerate(config["training"]["augmentation"])
+        ]
+        config["training"] = {**config["training"], "augmentation": augmentation}
     return config
 
 

@@ -34,6 +34,7 @@ from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.preflight import check
+from limbeck.preparation import prepare
 from limbeck.reading import read_data
 from limbeck.run import Run
 from limbeck.teachers import find_teachers
@@ -204,6 +205,27 @@ def test_a_vocabulary_is_trimmed_beside_what_is_added(place: Path, tmp_path: Pat
     assert card["copies"] + card["unlabelled"] > 0
     assert len(tensors["train.starts"]) - 1 == card["train"] + card["copies"] + card["unlabelled"]
     assert len(tensors["vocabulary"]) < len(vocabulary())
+
+
+def test_a_repeat_expects_the_texts_without_labels_as_they_were(place: Path, tmp_path: Path) -> None:
+    """Guards a repeat that learns the teacher's answers on other texts: names stay when files change."""
+    extra = {"type": "unlabelled", "source": f"path:{tmp_path}", "split": "more"}
+    config = job(place, ["sentence_shuffle", extra])
+    part = "training/augmentation/1"
+    for number, count in enumerate((40, 40, 41)):
+        pyarrow.parquet.write_table(pyarrow.table({"text": docstrings("testing")[:count]}), tmp_path / "more.parquet")
+        run = Run(config, tmp_path / str(number), Callbacks(), 60)
+        if number == 0:
+            prepare(run, {})
+            first = run.facts["provenance"]["unlabelled"]
+            assert first.keys() == {part}
+            assert (first[part]["source"], first[part]["revision"]) == (extra["source"], None)
+        elif number == 1:
+            prepare(run, {}, {part: first[part]["sha256"]})
+        else:
+            with pytest.raises(InvalidDataset, match="the data set is no longer the one") as caught:
+                prepare(run, {}, {part: first[part]["sha256"]})
+            assert caught.value.problems[0].pointer == f"/{part}/source"
 
 
 def test_neurons_are_judged_by_texts_with_a_label(place: Path, tmp_path: Path) -> None:

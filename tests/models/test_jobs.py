@@ -326,6 +326,23 @@ def test_a_rerun_pins_every_one_of_several_teachers(database: Database, submit: 
     assert new.provenance["rerun_of"]["more_teachers"] == named
 
 
+def test_a_rerun_pins_texts_without_labels(database: Database, submit: Submit) -> None:
+    """Guards a repeat after a push to their repository: it would learn from other texts, and say nothing."""
+    document = config(teacher="org/a", dataset="org/data")
+    kinds = [{"type": "sentence_shuffle"}, *({"type": "unlabelled", "source": one} for one in ("org/b", "path:/c"))]
+    old = submit(config={**document, "training": {**document["training"], "augmentation": kinds}})
+    named = {
+        "training/augmentation/1": {"source": "org/b", "revision": "b1", "sha256": "2"},
+        "training/augmentation/2": {"source": "path:/c", "revision": None, "sha256": "3"},
+    }
+    set_status(database, old.id, S.FAILED, provenance={"unlabelled": named}, attempt=1)
+    with database.session() as session:
+        new = jobs.rerun(session, old.id)
+    assert new.config["training"]["augmentation"] == [kinds[0], {**kinds[1], "revision": "b1"}, kinds[2]]
+    assert new.config["training"]["seed"] == old.config["training"]["seed"]
+    assert new.provenance["rerun_of"]["unlabelled"] == named
+
+
 def test_deleting_takes_everything_along_and_names_the_files(database: Database, submit: Submit) -> None:
     """Rows that stay behind break the next page; keys that are not named stay on the disk for ever."""
     job = submit()

@@ -128,6 +128,8 @@ def test_a_students_own_model_is_fetched_as_the_teacher_is(
     assert len(needed) == len(before[1]) + 1
     first = {"teacher": {"sha256": "a"}, "dataset": None, "more_teachers": [{"sha256": "b"}, {"revision": "c"}]}
     assert materials.expected_of({"rerun_of": first}) == {"teacher": "a", "teacher/more/0": "b"}
+    extra = {"unlabelled": {"training/augmentation/1": {"source": "org/texts", "revision": None, "sha256": "d"}}}
+    assert materials.expected_of({"rerun_of": extra}) == {"training/augmentation/1": "d"}
     assert materials.micro_batches_of({"rerun_of": first, "micro_batches": {"distilling/main": 4}}) == {}
     assert materials.micro_batches_of({"rerun_of": first | {"micro_batches": {"distilling/main": 8}}}) == {
         "distilling/main": 8
