@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from limbeck import hub
 from limbeck.config import Dataset
+from limbeck.data.hub_tabs import HubTabs
 from limbeck.data.image_archives import archive_table, archived_splits
 from limbeck.data.loading import wanted_splits
 from limbeck.data.table import Foreign, Table
@@ -65,17 +67,26 @@ def load_tables(spec: Dataset, poll: Callable[[], None] = lambda: None) -> tuple
         wanted = wanted_splits(spec.splits, archived.keys())
         share = _UNPACKED // len(wanted)
         return {where: archive_table(archived[name], where, share) for where, name in wanted.items()}, revision
-    splits = _open(str(folder), spec)
-    tables = {where: _table(splits[name], folder) for where, name in wanted_splits(spec.splits, splits.keys()).items()}
+    splits, tabs = _open(str(folder), spec)
+    tables = {}
+    for where, name in wanted_splits(spec.splits, splits.keys()).items():
+        table = _table(splits[name], folder)
+        tables[where] = replace(table, notes=tabs.notes(name, where, table.rows))
     return tables, revision
 
 
-def _open(folder: str, spec: Dataset) -> Any:
+def _open(folder: str, spec: Dataset) -> tuple[Any, HubTabs]:
+    """Its splits, and what its TSV files say of quoting."""
     import datasets
 
     with _readable(spec):
         _require_subset(folder, spec)
-        return datasets.load_dataset(folder, spec.subset)
+        tabs = HubTabs.of(folder, spec.subset)
+        if tabs.mixed:
+            raise _fault(
+                "source", f"{spec.source!r} has TSV files with quoting and without, which are not read together"
+            )
+        return datasets.load_dataset(folder, spec.subset, **tabs.options), tabs
 
 
 def _require_subset(folder: str, spec: Dataset) -> None:

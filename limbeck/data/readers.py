@@ -137,7 +137,7 @@ def _read_tabs(stream: IO[bytes], where: str) -> Table:
             raise
         detail = f"{error.problems[0].detail}; with its quotation marks read as parts of the texts, {marks.ragged}"
         raise fault(where, detail) from error
-    return replace(table, notes=(marks.note(where, table.rows),)) if marks.opened else table
+    return replace(table, notes=(marks.note(where, table.rows, quoted=marks.quoted),)) if marks.opened else table
 
 
 def _read_delimited(

@@ -75,10 +75,10 @@ class TabQuotes:
         columns = all(count in (0, self.rows) for count in self._by_column)
         return self._closed and (self._as_pandas or self._as_excel or columns)
 
-    def note(self, where: str, rows: int) -> str:
+    def note(self, where: str, rows: int, *, quoted: bool) -> str:
         """How the file was read, and to how many rows, in a sentence."""
         begin = f"The {where} file has {self.opened:,} fields that begin with a quotation mark"
-        if not self.quoted:
+        if not quoted:
             return f"{begin}; as its lines are rows without quoting, the marks are read as parts of the texts."
         lines = f"; {self.rows:,} lines are {rows:,} rows" * (rows != self.rows)
         return f"{begin}, which quote as in CSV and are not read as parts of the texts{lines}."

@@ -18,6 +18,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from limbeck.data.hub_tabs import HubTabs
+from limbeck.data.tab_quotes import TabQuotes
 from tests.images import write_digits
 from tests.tiny import docstrings, write_tiny_bert
 
@@ -68,6 +70,37 @@ def test_a_hub_name_that_is_nowhere_says_that_the_hub_does_not_answer(tmp_path: 
         "except Unavailable as error: print(error)",
     )
     assert found == "The hub does not answer, and its local cache has no model 'someone/unknown'."
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_tsv_of_the_hub_is_read_as_it_was_written(tmp_path: Path, quoted: bool) -> None:
+    """Guards GLUE's files, of which `datasets` makes one row of all between two marks that begin and end a text."""
+    snapshot = _cached(tmp_path, "datasets", "someone/reviews")
+    begin, end = ('"Say ""it""\t', '\tbut late"') if quoted else ('"It is late', 'the end"')
+    for split, count in (("train", 8), ("test", 4)):
+        rows = [f"{begin}{end}\t1"] if quoted else [f"{begin}\t1", "fine\t0", f"{end}\t0", 'so "good"\t1']
+        rows += [f"text {row} of {split}\t{row % 2}" for row in range(count)]
+        (snapshot / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows, ""]))
+    found = _offline(
+        tmp_path,
+        "from limbeck.config import Dataset; from limbeck.data.hub import load_tables\n"
+        "tables, _ = load_tables(Dataset(source='someone/reviews'))\n"
+        "print([(one.rows, one.columns['text'][0], 'quote as in CSV' in one.notes[0]) for one in tables.values()])",
+    )
+    first, more = ('Say "it"\t\tbut late', 1) if quoted else (begin, 4)
+    assert found == str([(8 + more, first, quoted), (4 + more, first, quoted)])
+
+
+def test_tsv_of_the_hub_with_quoting_and_without_is_told() -> None:
+    """`datasets` reads all files of a data set alike: one of the two would fall apart."""
+    literal = TabQuotes(["text\tlabel\n", '"It is late\t1\n'])
+    quoted = TabQuotes(["text\tlabel\n", '"two\n', 'lines"\t1\n'])
+    assert [HubTabs({"train": files}).mixed for files in ([literal], [quoted], [literal, quoted])] == [
+        False,
+        False,
+        True,
+    ]
+    assert not HubTabs({"train": [quoted]}).options
 
 
 def test_images_of_the_hub_load_by_its_own_layout(tmp_path: Path) -> None:
