@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch, Collator
-    from limbeck.ensemble import Ensemble
+    from limbeck.ensemble import Ensemble, Panel
     from limbeck.ranks import Ranks
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
@@ -42,7 +42,8 @@ class Criterion:
         weighting: what makes an example count more; default: all count alike.
         ensemble: of several teachers, whose logits the batches carry side by side; default: there is one.
         ranks: who shares every batch.
-        teacher: loads the teacher, whom a task whose answers are not kept (``Task.of_words``) asks in every batch.
+        teacher: loads the teacher, or all of several, whom a task whose answers are not kept (``Task.of_words``) asks
+            in every batch.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Criterion:
         weighting: SampleWeighting | None = None,
         ensemble: Ensemble | None = None,
         ranks: Ranks = ALONE,
-        teacher: Callable[[], PreTrainedModel] | None = None,
+        teacher: Callable[[], PreTrainedModel | Panel] | None = None,
     ) -> None:
         self.task = task
         self._teacher = None if teacher is None else cache(teacher)
@@ -104,16 +105,16 @@ class Criterion:
 
         Args:
             logits: in the task's shape, as :meth:`logits` has them.
-            teacher_logits: of the same shape; default: those that the batch carries (``Part.teacher_logits``).
+            teacher_logits: of the same shape; default: those that the batch carries (``Part.teacher_logits``). Of a
+                task whose answers are not kept those of the first teacher: the others are asked for theirs.
             progress: share of the part's steps that is done, for losses that change on the way.
 
         Raises:
             ValueError: there are no teacher's logits.
         """
-        if teacher_logits is None and self.task.of_words and self._teacher is not None:
-            with torch.no_grad():
-                teacher_logits = self.task.answer(self._teacher(), batch)
-        if teacher_logits is not None:
+        if self.task.of_words and self._teacher is not None:
+            teacher = self._live_rows(self._teacher, batch, temperature, teacher_logits)
+        elif teacher_logits is not None:
             teacher = self.task.rows(teacher_logits, batch)
         elif batch.teacher_logits is not None:
             teacher = self.teacher_rows(batch, temperature)
@@ -165,6 +166,17 @@ class Criterion:
             return self.task.rows(batch.teacher_logits, batch)
         each = [self.task.rows(one, batch) for one in self.ensemble.apart(batch.teacher_logits)]
         return self.ensemble.logits(self.task, each, temperature)
+
+    @torch.no_grad()
+    def _live_rows(
+        self, load: Callable[[], PreTrainedModel | Panel], batch: Batch, temperature: float, first: Tensor | None
+    ) -> Tensor:
+        """As :meth:`teacher_rows`, of teachers that are asked now; the first one's logits may be known."""
+        if self.ensemble is not None:
+            panel: Any = load()
+            together: Tensor = panel.answer(self.task, batch, temperature, first=first)
+            return together
+        return self.task.rows(self.task.answer(load(), batch) if first is None else first, batch)
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:

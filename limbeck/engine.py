@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ from limbeck.phases import (
     keep,
     measures_hard_samples,
     models_of,
+    panel_of,
     phase_of,
     plan,
     wants_baseline,
@@ -51,7 +53,7 @@ from limbeck.result import DistillResult, TeacherFacts
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES
 from limbeck.teacher_cache import TeacherCache
-from limbeck.teaching import judged_by, panel_answers, ready_teachers
+from limbeck.teaching import judged_by, live_answers, panel_answers, ready_teachers
 from limbeck.trials import planned, settle
 
 if TYPE_CHECKING:
@@ -141,7 +143,8 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teachers: Teach
     if name == "distilling":
         _say_remarks(run, job, method, models.student)
     (epochs, cut), rate = epochs_of(run.config, job, name), run.config.training.learning_rate
-    fitted = train(phase_of(run, job, name, method, models, logits, epochs, rate, cut), run)
+    phase = phase_of(run, job, name, method, models, logits, epochs, rate, cut)
+    fitted = train(replace(phase, panel=panel_of(run, job, teachers)), run)
     _say_trained(run, job, name, fitted)
     return keep(run, name, fitted.model)
 
@@ -178,8 +181,9 @@ def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[st
         run.commit()
     found = {name: Evaluation(**done[name]) for name in models}
     if job.more:
-        together = panel_answers(run, job, {name: models[name] for name in job.members})
-        found["teacher"] = evaluate_together(run, job, found, together)
+        teachers = {name: models[name] for name in job.members}
+        together = panel_answers(run, job, teachers)
+        found["teacher"] = evaluate_together(run, job, found, together, live_answers(run, job, teachers, "test"))
     return found
 
 

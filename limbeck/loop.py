@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from limbeck.ensemble import Ensemble
+    from limbeck.ensemble import Ensemble, Panel
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
     from limbeck.weighting import SampleWeighting
@@ -64,6 +65,7 @@ class Phase:
     labelled: int | None = None  #: the first so many training examples have a label; None: all
     ensemble: Ensemble | None = None  #: of several teachers, whose logits stand side by side
     token_budget: int | None = None  #: of what a device computes at once, padding included
+    panel: Callable[[], Panel] | None = None  #: loads these teachers, where they are asked in every step instead
     cut: int | None = None  #: the steps after which it ends, within its last epoch; None: at that one's end
 
     def __post_init__(self) -> None:
@@ -159,7 +161,8 @@ def train(phase: Phase, run: Run) -> Fitted:
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks, phase.models.teacher)
+        teacher = phase.panel or phase.models.teacher
+        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks, teacher)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)

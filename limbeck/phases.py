@@ -17,7 +17,7 @@ from limbeck.cache import answers_key, cache_role, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
-from limbeck.ensemble import Ensemble
+from limbeck.ensemble import Ensemble, Panel
 from limbeck.families import depth_of
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
@@ -146,6 +146,18 @@ def ensemble_of(config: DistillConfig) -> Ensemble | None:
     return Ensemble(len(teacher.models), teacher.combine) if teacher.more else None
 
 
+def panel_of(run: Run, job: Prepared, teachers: Teachers) -> Callable[[], Panel] | None:
+    """Loads several teachers whose answers are not kept, as one; None where there is one, or answers are kept."""
+    ensemble = ensemble_of(run.config)
+    if ensemble is None or not job.task.of_words:
+        return None
+
+    def load() -> Panel:
+        return Panel([teacher_of(run, read, teachers[name])() for name, read in job.members.items()], ensemble)
+
+    return load
+
+
 def _is_teacher(name: str) -> bool:
     """Whether a phase is a teacher's."""
     return name.startswith("teacher")
@@ -177,10 +189,15 @@ def _say_live(run: Run, job: Prepared) -> None:
     if run.facts.get("live_said") or not run.config.method.uses_teacher:
         return
     words, hidden = len(job.blueprint.vocabulary), job.train.answers
+    who = (
+        "The teacher is asked anew in every step: its"
+        if not job.more
+        else "Teachers are asked anew in every step: their"
+    )
     run.event(
         "teacher.live",
-        f"The teacher is asked anew in every step: its answers choose among {words:,} tokens, and those to the "
-        f"{hidden:,} tokens hidden in one epoch would take {4 * words * hidden:,} bytes",
+        f"{who} answers choose among {words:,} tokens, and those to the {hidden:,} tokens hidden in one epoch would "
+        f"take {4 * words * hidden * len(job.members):,} bytes",
         words=words,
         hidden=hidden,
     )

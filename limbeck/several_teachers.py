@@ -18,6 +18,7 @@ _TASKS = (
     "token_classification",
     "question_answering",
     "embeddings",
+    "masked_lm",
 )
 
 
