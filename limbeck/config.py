@@ -154,8 +154,8 @@ class Unlabelled(BaseAugmentation):
         if labels_alone:
             yield Problem(
                 at,
-                f"found 'unlabelled'; the method {method!r} learns, or begins with learning, from labels alone, which "
-                "these texts have none of",
+                f"found 'unlabelled'; the method {method!r} with these options learns, in one part at least, "
+                "from labels alone, which these texts have none of",
             )
 
 
