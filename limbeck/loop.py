@@ -161,8 +161,8 @@ def train(phase: Phase, run: Run) -> Fitted:
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        teacher = phase.panel or phase.models.teacher
-        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks, teacher)
+        teacher, weighting = phase.panel or phase.models.teacher, _weighting(phase, part)
+        criterion = Criterion(phase.task, phase.loss, weighting, phase.ensemble, run.ranks, teacher)
         objective = phase.method.build(part, phase.models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
@@ -218,6 +218,16 @@ def train(phase: Phase, run: Run) -> Fitted:
     model = phase.method.finish(objective)
     run.meter.finish(phase.name)
     return Fitted(model, position.best_score, position.best_epoch, position.history)
+
+
+def _weighting(phase: Phase, part: Part) -> SampleWeighting | None:
+    """What weighs by the student's own answer holds it against the label or the teacher's. Not where a part learns
+    neither: a branch of ``fastbert`` learns the last layer's, and the texts that it is soon right about are those that
+    are to leave there, sure of it."""
+    learns_either = part.teacher_logits or part.labels_alone or phase.method.labels_alone
+    if phase.weighting is None or (phase.weighting.by_student and not learns_either):
+        return None
+    return phase.weighting
 
 
 def _collator(objective: Objective, answers: Tensor | None, phase: Phase, run: Run) -> Collator:

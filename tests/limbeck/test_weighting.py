@@ -19,6 +19,7 @@ from limbeck.difficulty import entropies, ranks
 from limbeck.gradients import Cut, backward
 from limbeck.loop import train
 from limbeck.methods.base import Part
+from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.none import FineTuning
 from limbeck.tasks.sequence_classification import SequenceClassification
@@ -189,3 +190,21 @@ def test_a_weighting_changes_no_draw_of_an_unweighted_run(bench: Bench, tmp_path
         ends.append(train(phase, bench.run(tmp_path / name, phase)).model.state_dict())
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_branches_are_not_weighted_by_the_labels_that_they_do_not_learn(bench: Bench, tmp_path: Path) -> None:
+    """Guards FastBERT's second part, the divergence from the last head of every text alike: weighed by the label, texts
+    that a branch is right about, which are to leave there, would count least, and those that the head is wrong about
+    most."""
+    asked: list[int] = []
+
+    class Heard(Focal):
+        def difficulties(self, task: Any, student: Tensor | None, teacher: Tensor | None, targets: Tensor) -> Tensor:
+            asked.append(len(targets))
+            return super().difficulties(task, student, teacher, targets)
+
+    phase = replace(bench.phase(FastBert()), weighting=Heard())
+    of_model, of_branches = phase.part_steps()
+    train(phase, bench.run(tmp_path, phase))
+    assert of_branches > 1
+    assert len(asked) == 2 * of_model  # the soft and the hard loss of each step
