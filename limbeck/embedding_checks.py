@@ -22,7 +22,7 @@ def alone(config: DistillConfig, task: Embeddings) -> Iterator[Problem]:
         yield Problem(
             "/method",
             f"found {method.type!r}, which{options} learns from scores alone; texts without scores have none: take "
-            "auto, or kd with an alpha above 0, or give pairs of texts with scores",
+            "auto or kd, with an alpha above 0, or give pairs of texts with scores",
         )
     if config.teacher.finetune and not task.labelled:
         yield Problem(

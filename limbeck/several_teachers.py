@@ -40,7 +40,7 @@ def alone(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
     if (reason := refuses(method)) is not None:
         yield Problem(
             at,
-            f"found several teachers for the method {method.type!r}: {reason}; take auto, or kd with an alpha above 0",
+            f"found several teachers for the method {method.type!r}: {reason}; take auto or kd, with an alpha above 0",
         )
     if loss.of_one is not None:
         yield Problem(
