@@ -219,6 +219,7 @@ class Batch:
     places: NDArray[np.int64] | None = None  # (examples,): where in the split they stand
     labelled: Tensor | None = None  # (labelled,): the places in the batch of examples that have a label; None: all
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
+    labelled_weight: Tensor | None = None  # (): the mean of these over all examples of the batch that have a label
     tagged: Tensor | None = None  # (labelled,): where tokens have a label of their own, the places of those that have,
     # counted through the batch's (examples, tokens)
     stands_in: bool = False  #: another rank's examples, on a rank that has none of the batch: they count nothing

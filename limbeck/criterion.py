@@ -86,11 +86,16 @@ class Criterion:
         if batch.labelled is None:
             return _mean(self.task.hard_losses(rows, targets), weights, self.task.unit)
         known = batch.labelled  # of examples that are each answered as a whole: no others come without labels
+        if weights is not None:
+            own = weights.index_select(0, known)
+            # Before any return: the ranks add up together.
+            mean = batch.labelled_weight
+            weights = own / (self._mean(own, stands_in=batch.stands_in) if mean is None else mean)
         if not len(known):
             # Nothing to learn here, yet every parameter has to keep its gradient.
             return Term(logits.float().sum() * 0, unit="labelled")
         losses = self.task.hard_losses(rows.index_select(0, known), targets.index_select(0, known))
-        return _mean(losses, None if weights is None else weights[known], "labelled")
+        return _mean(losses, weights, "labelled")
 
     def soft(
         self,
@@ -131,7 +136,8 @@ class Criterion:
 
     @torch.no_grad()
     def weigh(self, parts: Sequence[Batch], progress: float) -> list[Batch]:
-        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts, of all ranks, is 1.
+        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts, of all ranks, is 1;
+        where examples have no label, with that of those that have one, which :meth:`hard` divides by.
 
         Weights that hang on the student's answers are not known yet; :meth:`hard` and :meth:`soft` find them.
         """
@@ -140,8 +146,15 @@ class Criterion:
         found = [self.weighting.weights(self._teachers_difficulty(part), progress) + _LEAST for part in parts]
         owners = [self.task.owners(part) for part in parts]
         rows = torch.cat([weights[owner] for weights, owner in zip(found, owners, strict=True)])
-        mean = self._mean(rows, stands_in=any(part.stands_in for part in parts))
-        return [replace(part, weights=weights / mean) for part, weights in zip(parts, found, strict=True)]
+        stands_in = any(part.stands_in for part in parts)
+        mean, labelled = self._mean(rows, stands_in=stands_in), None
+        if all(part.labelled is not None for part in parts):
+            known = [weights[part.labelled] for part, weights in zip(parts, found, strict=True)]
+            labelled = self._mean(torch.cat(known), stands_in=stands_in) / mean
+        return [
+            replace(part, weights=weights / mean, labelled_weight=labelled)
+            for part, weights in zip(parts, found, strict=True)
+        ]
 
     def _teachers_difficulty(self, batch: Batch) -> Tensor:
         """Of each example, (examples,): its rank where the weighting is by rank."""

@@ -110,6 +110,30 @@ def test_all_rows_of_an_example_count_alike_and_the_mean_over_rows_is_one() -> N
     assert found.value.item() == pytest.approx((3 * 4 / 7 * math.log(4 / 3) + 16 / 7 * math.log(2)) / 4, abs=1e-4)
 
 
+@pytest.mark.parametrize("weighting", [Entropy(), Disagreement()])
+def test_the_weights_of_texts_with_a_label_have_mean_one_among_these(weighting: SampleWeighting) -> None:
+    """Guards the hard loss, which shrank as a whole where the texts without labels are the harder ones; also where a
+    batch is cut into parts."""
+    teacher = torch.tensor([[4.0, 0.0], [3.0, 0.0], [0.1, 0.0], [0.0, 0.0]])
+    student = LOGITS[[0, 1, 2, 0]]
+    whole = replace(_batch([0, 1, 0, 0], teacher), labelled=torch.tensor([0, 1]))
+    criterion = Criterion(TASK, weighting=weighting)
+    (batch,) = criterion.weigh([whole], 0.0)
+    found = criterion.hard(student, batch)
+    difficulty = weighting.difficulties(TASK, student, teacher, whole.labels)[:2]
+    losses = torch.nn.functional.cross_entropy(student[:2], whole.labels[:2], reduction="none")
+    assert found.value.item() == pytest.approx(float((difficulty / difficulty.mean() * losses).mean()), rel=1e-3)
+    if weighting.by_student:
+        return
+    parts = [
+        replace(_batch([label], teacher[row : row + 1]), labelled=torch.arange(int(row < 2)))
+        for row, label in enumerate([0, 1, 0, 0])
+    ]
+    each = [criterion.hard(student[row : row + 1], part) for row, part in enumerate(criterion.weigh(parts, 0.0))]
+    assert float(each[0].value + each[1].value) / 2 == pytest.approx(found.value.item(), rel=1e-5)
+    assert float(each[2].value) == 0
+
+
 @pytest.mark.parametrize("weighting", [Entropy(), Curriculum(), Curriculum(by="entropy", pacing="linear")])
 def test_accumulated_gradients_equal_those_of_the_whole_batch(
     bench: Bench, tmp_path: Path, weighting: SampleWeighting
