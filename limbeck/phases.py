@@ -223,9 +223,10 @@ def models_of(run: Run, job: Prepared, teacher: Weights) -> Models:
     """The student at step 0, and the teacher that it starts from."""
     load = teacher_of(run, job, teacher)
     neurons, heads = (kept_parts(run, job, load, part) for part in PARTS)
-    student = run.device.place(job.student.start(_start(run, job, teacher), neurons, heads))
+    student = job.student.start(_start(run, job, teacher), neurons, heads)
+    _begin_head(run, job, student)
     return Models(
-        student,
+        run.device.place(student),
         load,
         job.layers,
         lambda: special_tokens(job),
@@ -245,6 +246,15 @@ def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
     model = job.blueprint.build(job.blueprint.layers, teacher)
     renew_head(model)
     return dict(model.state_dict())
+
+
+def _begin_head(run: Run, job: Prepared, student: PreTrainedModel) -> None:
+    """Where the student's head is a new one, it begins where a teacher's new one does."""
+    renewed = run.config.method.before_finetuning and not (job.finetune and job.keep_head)
+    if job.student.new_head or (job.student.options.source is None and renewed):
+        recurrent = job.student.options.recurrent
+        name = "classifier" if recurrent else job.task.output_layer(student.config.model_type)
+        job.task.begin_head(student.get_submodule(name), job.train)
 
 
 def _weighting(run: Run, name: str) -> SampleWeighting | None:
