@@ -96,7 +96,7 @@ class Prepared:
         return self.student.build(weights)
 
     def _first(self, count: int) -> Encoded:
-        return self.train if count == len(self.train) else self.train.take(np.arange(count))
+        return self.train if count == self.train.examples else self.train.take(np.arange(count))
 
 
 def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = MappingProxyType({})) -> Prepared:

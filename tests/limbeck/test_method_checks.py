@@ -75,8 +75,9 @@ def test_theseus_leaves_no_random_or_projected_embeddings_as_they_are(
 def test_answers_of_no_weight_are_compared_by_no_loss_and_asked_of_no_second_teacher(method: dict[str, Any]) -> None:
     """Guards options, and a teacher, that would be ignored in silence."""
     assert "no weight" in problems(student=3, method=method, training={"loss": "jsd"})["/training/loss"]
-    teacher = {"source": "builtin:minilm-l6", "more": ["org/other"]}
-    assert "with these options" in problems(student=3, method=method, teacher=teacher)["/teacher/more"]
+    several = {"teacher": {"source": "org/a", "more": ["org/b"]}, "dataset": "org/data", "method": method}
+    (problem,) = preflight.check(DistillConfig.parse(several), teacher=None, labels=["a", "b", "c"])
+    assert (problem.pointer, "with these options" in problem.detail) == ("/teacher/more", True)
     assert problems(student=3, method=method) == {}
 
 
