@@ -185,11 +185,11 @@ class Criterion:
         self, load: Callable[[], PreTrainedModel | Panel], batch: Batch, temperature: float, first: Tensor | None
     ) -> Tensor:
         """As :meth:`teacher_rows`, of teachers that are asked now; the first one's logits may be known."""
+        asked: Any = load() if self.ensemble is not None or first is None else None
         if self.ensemble is not None:
-            panel: Any = load()
-            together: Tensor = panel.answer(self.task, batch, temperature, first=first)
+            together: Tensor = asked.answer(self.task, batch, temperature, first=first)
             return together
-        return self.task.rows(self.task.answer(load(), batch) if first is None else first, batch)
+        return self.task.rows(self.task.answer(asked, batch) if first is None else first, batch)
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:
