@@ -243,6 +243,10 @@ PREDICT_REQUESTS: dict[str, Any] = {
         "summary": "A question about a text",
         "value": {"inputs": {"question": "What is parsed?", "context": "Parse a date in ISO format."}},
     },
+    "tokens": {
+        "summary": "A list of tokens, for a student that tags these",
+        "value": {"inputs": {"tokens": ["John", "lives", "in", "Berlin", "."]}},
+    },
     "mask": {
         "summary": "A masked token, the three likeliest",
         "value": {"inputs": "Open a [MASK] and listen on it.", "parameters": {"top_k": 3}},

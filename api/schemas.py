@@ -132,8 +132,9 @@ class PredictRequest(Envelope):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     inputs: Any
-    """A text, ``{"text": …, "text_pair": …}``, or a list of either; for a student that answers questions
-    ``{"question": …, "context": …}``, or a list of these; for one that classes images base64 of an image, or a list."""
+    """A text, ``{"text": …, "text_pair": …}``, or a list of either; for a student that tags tokens a text, ``{"tokens":
+    […]}``, or a list of either; for one that answers questions ``{"question": …, "context": …}``, or a list of these;
+    for one that classes images base64 of an image, or a list."""
     parameters: PredictParameters = PredictParameters()
 
 

@@ -108,7 +108,11 @@ class Encoded:
         """The rows of these examples, in their order."""
         if self.owners is None:
             return self.rows_in(np.asarray(examples, dtype=np.int64))
-        return np.concatenate([np.flatnonzero(self.owners == one) for one in examples])
+        return _places(self._bounds(self.owners), np.asarray(examples, dtype=np.int64))
+
+    def _bounds(self, owners: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where each example's rows begin, and behind them: examples stand one behind the other."""
+        return np.searchsorted(owners, np.arange(self.examples + 1))
 
     def tokens_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The places of the rows' tokens."""
@@ -143,7 +147,8 @@ class Encoded:
         tokens = self.tokens_of(rows)
         owners = None
         if self.owners is not None:
-            owners = np.repeat(np.arange(len(examples)), [int((self.owners == one).sum()) for one in examples])
+            counts = np.diff(self._bounds(self.owners))[np.asarray(examples, dtype=np.int64)]
+            owners = np.repeat(np.arange(len(examples)), counts)
         return Encoded(
             self.ids[tokens],
             None if self.segments is None else self.segments[tokens],
@@ -219,6 +224,7 @@ class Batch:
     places: NDArray[np.int64] | None = None  # (examples,): where in the split they stand
     labelled: Tensor | None = None  # (labelled,): the places in the batch of examples that have a label; None: all
     weights: Tensor | None = None  # (examples,): what they count; None: alike, or not known before the student answers
+    labelled_weight: Tensor | None = None  # (): the mean of these over all examples of the batch that have a label
     tagged: Tensor | None = None  # (labelled,): where tokens have a label of their own, the places of those that have,
     # counted through the batch's (examples, tokens)
     teacher_states: Tensor | None = None  # (examples, places, width): of the first teacher's first token, in the places

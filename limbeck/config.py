@@ -26,7 +26,7 @@ from limbeck.methods.self_distillation import SelfDistillation
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
-from limbeck.source_names import BUILTIN_DATASETS, BUILTIN_TEXTS, source_name
+from limbeck.source_names import BUILTIN_DATASETS, BUILTIN_TEXTS, require_hub, source_name
 from limbeck.spec import Spec, invalid_config, type_tag
 from limbeck.student_spec import Prune, Student
 from limbeck.tasks.embeddings import Embeddings
@@ -114,6 +114,14 @@ class Dataset(Spec):
     def _known_source(cls, value: str) -> str:
         return source_name(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
 
+    @model_validator(mode="after")
+    def _fields_that_are_read(self) -> Dataset:
+        require_hub(self.source, subset=self.subset, revision=self.revision)
+        if self.source.startswith("builtin:") and (self.columns != Columns() or self.splits != Splits()):
+            name = "columns" if self.columns != Columns() else "splits"
+            raise ValueError(f"{name} cannot be chosen of {self.source!r}, which has its own: leave them out")
+        return self
+
 
 class TextColumns(Spec):
     """Which columns hold texts; names that are not given are guessed from the usual ones."""
@@ -149,13 +157,21 @@ class Unlabelled(BaseAugmentation):
     def _known_source(cls, value: str) -> str:
         return source_name(value, what="data set", builtins=BUILTIN_TEXTS, reference="dataset:ds_")
 
+    @model_validator(mode="after")
+    def _fields_that_are_read(self) -> Unlabelled:
+        require_hub(self.source, subset=self.subset, revision=self.revision)
+        if self.source.startswith("builtin:") and (self.columns != TextColumns() or self.split != "train"):
+            name = "columns" if self.columns != TextColumns() else "split"
+            raise ValueError(f"{name} cannot be chosen of {self.source!r}, which has its own: leave it out")
+        return self
+
     def problems(self, *, at: str, task: str, labels_alone: bool, method: str) -> Iterator[Problem]:
         yield from super().problems(at=at, task=task, labels_alone=labels_alone, method=method)
         if labels_alone:
             yield Problem(
                 at,
-                f"found 'unlabelled'; the method {method!r} learns, or begins with learning, from labels alone, which "
-                "these texts have none of",
+                f"found 'unlabelled'; the method {method!r} with these options learns, in one part at least, "
+                "from labels alone, which these texts have none of",
             )
 
 

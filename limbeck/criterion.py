@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch, Collator
-    from limbeck.ensemble import Ensemble
+    from limbeck.ensemble import Ensemble, Panel
     from limbeck.ranks import Ranks
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
@@ -42,7 +42,8 @@ class Criterion:
         weighting: what makes an example count more; default: all count alike.
         ensemble: of several teachers, whose logits the batches carry side by side; default: there is one.
         ranks: who shares every batch.
-        teacher: loads the teacher, whom a task whose answers are not kept (``Task.of_words``) asks in every batch.
+        teacher: loads the teacher, or all of several, whom a task whose answers are not kept (``Task.of_words``) asks
+            in every batch.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Criterion:
         weighting: SampleWeighting | None = None,
         ensemble: Ensemble | None = None,
         ranks: Ranks = ALONE,
-        teacher: Callable[[], PreTrainedModel] | None = None,
+        teacher: Callable[[], PreTrainedModel | Panel] | None = None,
     ) -> None:
         self.task = task
         self._teacher = None if teacher is None else cache(teacher)
@@ -85,11 +86,16 @@ class Criterion:
         if batch.labelled is None:
             return _mean(self.task.hard_losses(rows, targets), weights, self.task.unit)
         known = batch.labelled  # of examples that are each answered as a whole: no others come without labels
+        if weights is not None:
+            own = weights.index_select(0, known)
+            # Before any return: the ranks add up together.
+            mean = batch.labelled_weight
+            weights = own / (self._mean(own, stands_in=batch.stands_in) if mean is None else mean)
         if not len(known):
             # Nothing to learn here, yet every parameter has to keep its gradient.
             return Term(logits.float().sum() * 0, unit="labelled")
         losses = self.task.hard_losses(rows.index_select(0, known), targets.index_select(0, known))
-        return _mean(losses, None if weights is None else weights[known], "labelled")
+        return _mean(losses, weights, "labelled")
 
     def soft(
         self,
@@ -104,16 +110,16 @@ class Criterion:
 
         Args:
             logits: in the task's shape, as :meth:`logits` has them.
-            teacher_logits: of the same shape; default: those that the batch carries (``Part.teacher_logits``).
+            teacher_logits: of the same shape; default: those that the batch carries (``Part.teacher_logits``). Of a
+                task whose answers are not kept those of the first teacher: the others are asked for theirs.
             progress: share of the part's steps that is done, for losses that change on the way.
 
         Raises:
             ValueError: there are no teacher's logits.
         """
-        if teacher_logits is None and self.task.of_words and self._teacher is not None:
-            with torch.no_grad():
-                teacher_logits = self.task.answer(self._teacher(), batch)
-        if teacher_logits is not None:
+        if self.task.of_words and self._teacher is not None:
+            teacher = self._live_rows(self._teacher, batch, temperature, teacher_logits)
+        elif teacher_logits is not None:
             teacher = self.task.rows(teacher_logits, batch)
         elif batch.teacher_logits is not None:
             teacher = self.teacher_rows(batch, temperature)
@@ -130,7 +136,8 @@ class Criterion:
 
     @torch.no_grad()
     def weigh(self, parts: Sequence[Batch], progress: float) -> list[Batch]:
-        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts, of all ranks, is 1.
+        """The parts of one batch with ``Batch.weights``, whose mean over the rows of *all* parts, of all ranks, is 1;
+        where examples have no label, with that of those that have one, which :meth:`hard` divides by.
 
         Weights that hang on the student's answers are not known yet; :meth:`hard` and :meth:`soft` find them.
         """
@@ -139,8 +146,15 @@ class Criterion:
         found = [self.weighting.weights(self._teachers_difficulty(part), progress) + _LEAST for part in parts]
         owners = [self.task.owners(part) for part in parts]
         rows = torch.cat([weights[owner] for weights, owner in zip(found, owners, strict=True)])
-        mean = self._mean(rows, stands_in=any(part.stands_in for part in parts))
-        return [replace(part, weights=weights / mean) for part, weights in zip(parts, found, strict=True)]
+        stands_in = any(part.stands_in for part in parts)
+        mean, labelled = self._mean(rows, stands_in=stands_in), None
+        if all(part.labelled is not None for part in parts):
+            known = [weights[part.labelled] for part, weights in zip(parts, found, strict=True)]
+            labelled = self._mean(torch.cat(known), stands_in=stands_in) / mean
+        return [
+            replace(part, weights=weights / mean, labelled_weight=labelled)
+            for part, weights in zip(parts, found, strict=True)
+        ]
 
     def _teachers_difficulty(self, batch: Batch) -> Tensor:
         """Of each example, (examples,): its rank where the weighting is by rank."""
@@ -165,6 +179,17 @@ class Criterion:
             return self.task.rows(batch.teacher_logits, batch)
         each = [self.task.rows(one, batch) for one in self.ensemble.apart(batch.teacher_logits)]
         return self.ensemble.logits(self.task, each, temperature)
+
+    @torch.no_grad()
+    def _live_rows(
+        self, load: Callable[[], PreTrainedModel | Panel], batch: Batch, temperature: float, first: Tensor | None
+    ) -> Tensor:
+        """As :meth:`teacher_rows`, of teachers that are asked now; the first one's logits may be known."""
+        asked: Any = load() if self.ensemble is not None or first is None else None
+        if self.ensemble is not None:
+            together: Tensor = asked.answer(self.task, batch, temperature, first=first)
+            return together
+        return self.task.rows(self.task.answer(asked, batch) if first is None else first, batch)
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:

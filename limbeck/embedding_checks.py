@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from limbeck import shapes
+from limbeck import method_checks, shapes
 from limbeck.errors import Problem
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 def alone(config: DistillConfig, task: Embeddings) -> Iterator[Problem]:
     """What can be seen without teacher and data, but for whether these are pairs with scores (``task.labelled``)."""
     method, weighting = config.method, config.training.sample_weighting
-    if method.labels_alone and not task.labelled:
+    if method_checks.learns_labels_alone(method) and not task.labelled:
+        options = "" if method.labels_alone else " with these options"
         yield Problem(
             "/method",
-            f"found {method.type!r}, which learns from scores alone; texts without scores have none: take auto or kd, "
-            "or give pairs of texts with scores",
+            f"found {method.type!r}, which{options} learns from scores alone; texts without scores have none: take "
+            "auto or kd, with an alpha above 0, or give pairs of texts with scores",
         )
     if config.teacher.finetune and not task.labelled:
         yield Problem(

@@ -44,6 +44,7 @@ from limbeck.phases import (
     keep,
     measures_hard_samples,
     models_of,
+    panel_of,
     phase_of,
     plan,
     wants_baseline,
@@ -54,7 +55,7 @@ from limbeck.result import DistillResult, TeacherFacts
 from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES
 from limbeck.teacher_cache import TeacherCache
-from limbeck.teaching import judged_by, panel_answers, ready_teachers
+from limbeck.teaching import judged_by, live_answers, panel_answers, ready_teachers
 from limbeck.trials import planned, settle
 
 if TYPE_CHECKING:
@@ -146,9 +147,8 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teachers: Teach
         _say_remarks(run, job, method, models.student)
     (epochs, cut), rate = epochs_of(run.config, job, name), run.config.training.learning_rate
     phase = phase_of(run, job, name, method, models, logits, epochs, rate, cut)
-    if name == "distilling":
-        phase = replace(phase, teacher_states=kept_states(run))
-    fitted = train(phase, run)
+    states = kept_states(run) if name == "distilling" else None
+    fitted = train(replace(phase, panel=panel_of(run, job, teachers), teacher_states=states), run)
     _say_trained(run, job, name, fitted)
     run.store.drop(STATES)
     return keep(run, name, fitted.model)
@@ -186,8 +186,9 @@ def _evaluate(run: Run, job: Prepared, models: Mapping[str, Weights]) -> dict[st
         run.commit()
     found = {name: Evaluation(**done[name]) for name in models}
     if job.more:
-        together = panel_answers(run, job, {name: models[name] for name in job.members})
-        found["teacher"] = evaluate_together(run, job, found, together)
+        teachers = {name: models[name] for name in job.members}
+        together = panel_answers(run, job, teachers)
+        found["teacher"] = evaluate_together(run, job, found, together, live_answers(run, job, teachers, "test"))
     return found
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.difficulty import entropies
 
 if TYPE_CHECKING:
-    from limbeck.batches import Encoded
+    from transformers import PreTrainedModel
+
+    from limbeck.batches import Batch, Encoded
     from limbeck.tasks.base import Task
 
 #: Added to every confidence, so that teachers who are all quite unsure count alike instead of 0 / 0.
@@ -95,3 +97,29 @@ class Ensemble:
         sure = torch.stack([1 - entropies(task, one) / most for one in answers.unbind(dim=1)], dim=1)
         counted = sure.clamp_min(0) + _LEAST
         return counted / counted.sum(dim=1, keepdim=True)
+
+
+class Panel(nn.Module):
+    """Several teachers whose answers are too wide to be kept, as one model that is asked anew each time.
+
+    Args:
+        members: frozen and in ``eval()``; the first is the one that the student starts from.
+    """
+
+    def __init__(self, members: Sequence[PreTrainedModel], ensemble: Ensemble) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.config: Any = members[0].config
+        self._ensemble = ensemble
+
+    def answer(self, task: Task, batch: Batch, temperature: float = 1.0, *, first: Tensor | None = None) -> Tensor:
+        """Their logits together for a batch, (units, classes) in float32.
+
+        Args:
+            temperature: as for :meth:`Ensemble.logits`.
+            first: the first member's logits, where they are known.
+        """
+        models: list[Any] = list(self.members)
+        each = [task.answer(one, batch) for one in (models if first is None else models[1:])]
+        rows = [task.rows(one, batch) for one in ([] if first is None else [first]) + each]
+        return self._ensemble.logits(task, rows, temperature)

@@ -78,6 +78,7 @@ def export_onnx(
     task: Task,
     seed: int,
     calibration: Sequence[Row] = (),
+    judge: tuple[Sequence[Row] | Sequence[Picture], Encoded] | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> Exported:
     """Write ``onnx/…`` into a student's folder and compare it with torch.
@@ -90,6 +91,8 @@ def export_onnx(
         task: its metrics judge; the main one judges all forms but ``onnx``.
         seed: draws the examples that are compared where the split is large, and the bootstrap.
         calibration: training texts, for ``onnx-int8-static``.
+        judge: the validation split as ``rows`` and ``data``, on which it is decided whether a form is good enough: the
+            figures of the test split have chosen nothing then. Default: the test split itself.
         poll: called between steps; may raise to stop.
 
     Raises:
@@ -99,16 +102,12 @@ def export_onnx(
         return Exported((), ())
     model = _load(folder, task)
     pad_id = pad_id_of(model.config)
-    chosen = _drawn(rows, data, seed, task.width(model.config) if not task.of_words else int(model.config.vocab_size))
-    checked = data.take(chosen)
-    feeds = [
-        (places, feeds_of([rows[i] for i in data.rows_of(chosen)[places]], pad_id))
-        for places in _batches(checked.lengths)
-    ]
     whole = folder / FILES["onnx"]
     poll()
     _write_whole(model, task, whole)
-    expected = _answer(torch_runner(model, task), checked, feeds, poll)
+    checked = _checked(model, task, rows, data, seed, poll)
+    lossy = judge is not None and set(formats) != {"onnx"}
+    judged = _checked(model, task, *judge, seed, poll) if judge is not None and lossy else checked
     known = [feeds_of([calibration[i] for i in places], pad_id) for places in chunks([len(row) for row in calibration])]
     cards, refused = [], []
     for name in formats:
@@ -117,8 +116,12 @@ def export_onnx(
         try:
             if name != "onnx":
                 write_form(name, whole, path, known)
-            logits = _answer(_checked_session(name, path), checked, feeds, poll)
-            cards.append(compare(name, path, logits, expected, checked, task, seed))
+            session = _checked_session(name, path)
+            logits = _answer(session, checked.data, checked.feeds, poll)
+            held = None
+            if name != "onnx" and judged is not checked:
+                held = _answer(session, judged.data, judged.feeds, poll), judged.expected, judged.data
+            cards.append(compare(name, path, logits, checked.expected, checked.data, task, seed, held))
         except (ExportFailed, InvalidModel) as error:
             path.unlink(missing_ok=True)
             if name == "onnx":
@@ -127,6 +130,33 @@ def export_onnx(
     if "onnx" not in formats:
         whole.unlink()
     return Exported(tuple(cards), tuple(refused))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Examples of a split, on which forms are compared with torch."""
+
+    data: Encoded
+    feeds: Sequence[tuple[NDArray[np.int64], Feeds]]  #: places of its rows, batch by batch
+    expected: NDArray[np.float32]  #: torch's logits over all of it
+
+
+def _checked(
+    model: PreTrainedModel,
+    task: Task,
+    rows: Sequence[Row] | Sequence[Picture],
+    data: Encoded,
+    seed: int,
+    poll: Callable[[], None],
+) -> Checked:
+    pad_id = pad_id_of(model.config)
+    chosen = _drawn(rows, data, seed, task.width(model.config) if not task.of_words else int(model.config.vocab_size))
+    taken = data.take(chosen)
+    feeds = [
+        (places, feeds_of([rows[i] for i in data.rows_of(chosen)[places]], pad_id))
+        for places in _batches(taken.lengths)
+    ]
+    return Checked(taken, feeds, _answer(torch_runner(model, task), taken, feeds, poll))
 
 
 def _checked_session(name: Format, path: Path) -> Session:
@@ -262,8 +292,13 @@ def compare(
     data: Encoded,
     task: Task,
     seed: int,
+    judged: tuple[NDArray[np.float32], NDArray[np.float32], Encoded] | None = None,
 ) -> ExportCard:
     """Judge the answers of the form at ``path`` by those of torch.
+
+    Args:
+        judged: other logits, torch's, and their data, by which it is decided whether a form that is not exact is good
+            enough. Default: the same.
 
     Raises:
         ExportFailed: they are not as good.
@@ -275,7 +310,7 @@ def compare(
     if name == "onnx":
         require_equal(logits, expected)
     else:
-        _require_quality(name, logits, drawn, task.main_metric, agreement)
+        _require_quality(name, *(judged or (logits, expected, data)), task, seed)
     return ExportCard(
         format=name,
         bytes=path.stat().st_size,
@@ -303,10 +338,18 @@ def require_equal(logits: NDArray[np.float32], expected: NDArray[np.float32]) ->
 
 
 def _require_quality(
-    name: Format, logits: NDArray[np.float32], drawn: Resamples, metric: str, agreement: float
+    name: Format, logits: NDArray[np.float32], expected: NDArray[np.float32], data: Encoded, task: Task, seed: int
 ) -> None:
     if not np.isfinite(logits).all():
         raise ExportFailed(f"The student's logits hold NaN or infinite values as {name}.")
+    answers, metric = (
+        {"export": task.predictions(logits, data), "torch": task.predictions(expected, data)},
+        task.main_metric,
+    )
+    drawn, agreement = (
+        Resamples(task.truth(data), answers, seed=seed),
+        task.agreement(answers["torch"], answers["export"]),
+    )
     each = drawn.values(metric, ("torch", "export"))
     surely = float(np.quantile(each["torch"] - each["export"], 0.025))
     if surely > LOSS[name]:

@@ -32,6 +32,7 @@ from limbeck.trimming import name_for_all, trimmed
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from limbeck.batches import Encoded
     from limbeck.runtime.encoding import Row
 
 #: Seconds that each model is timed at each batch size.
@@ -99,12 +100,18 @@ def _forms(run: Run, job: Prepared, student: Path, inputs: _Inputs) -> Exported:
         student,
         run.config.export,
         inputs.rows,
-        job.test if inputs.kept is None else job.reader.vocabulary.restore(job.test),
+        _restored(job, job.test),
         task=job.task,
         seed=run.config.training.seed,
+        judge=(rows_of(job.validation, inputs.kept), _restored(job, job.validation)),
         calibration=_calibration(job, run.config, inputs.kept),
         poll=run.poll,
     )
+
+
+def _restored(job: Prepared, split: Encoded) -> Encoded:
+    """A split in the tokens of the student's folder."""
+    return split if job.student.trimmed else job.reader.vocabulary.restore(split)
 
 
 def _latencies(

@@ -21,7 +21,7 @@ from limbeck.begun import Begun
 from limbeck.cache import cache_role, kept_logits, predict
 from limbeck.difficulty import entropies, example_means, right_rows
 from limbeck.families import pad_id_of
-from limbeck.phases import ensemble_of
+from limbeck.phases import ensemble_of, panel_of
 from limbeck.scorecard import HARD_SAMPLES, ClassAnswers, Difficulty, HardSample
 from limbeck.teaching import panel_answers
 from limbeck.texts import Shown, shorten
@@ -222,11 +222,13 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
     student = run.device.place(job.build("student", weights["student"]))
     first, ensemble = next(iter(job.members)), ensemble_of(run.config)
 
-    def teacher() -> PreTrainedModel:
-        return run.device.place(job.build(first, weights[first]))
+    panel = panel_of(run, job, weights)
+
+    def teacher() -> Any:
+        return run.device.place(job.build(first, weights[first])) if panel is None else panel()
 
     answers, trained = None, kept_logits(run, tuple(job.members))
-    if ensemble is not None:
+    if ensemble is not None and panel is None:
         assert trained is not None  # kept because hard samples are measured
         answers, trained = panel_answers(run, job, weights), ensemble.over(job.task, trained, job.train)
     elif job.teachers is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from limbeck.ensemble import Ensemble
+    from limbeck.ensemble import Ensemble, Panel
     from limbeck.soft_loss import SoftLoss
     from limbeck.tasks.base import Task
     from limbeck.weighting import SampleWeighting
@@ -65,6 +66,7 @@ class Phase:
     ensemble: Ensemble | None = None  #: of several teachers, whose logits stand side by side
     token_budget: int | None = None  #: of what a device computes at once, padding included
     teacher_states: Tensor | None = None  #: (training rows, places, width): as ``Method.teacher_places`` names them
+    panel: Callable[[], Panel] | None = None  #: loads these teachers, where they are asked in every step instead
     cut: int | None = None  #: the steps after which it ends, within its last epoch; None: at that one's end
 
     def __post_init__(self) -> None:
@@ -161,7 +163,8 @@ def train(phase: Phase, run: Run) -> Fitted:
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        criterion = Criterion(phase.task, phase.loss, phase.weighting, phase.ensemble, run.ranks, phase.models.teacher)
+        teacher, weighting = phase.panel or phase.models.teacher, _weighting(phase, part)
+        criterion = Criterion(phase.task, phase.loss, weighting, phase.ensemble, run.ranks, teacher)
         objective = phase.method.build(part, models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
@@ -217,6 +220,16 @@ def train(phase: Phase, run: Run) -> Fitted:
     model = phase.method.finish(objective)
     run.meter.finish(phase.name)
     return Fitted(model, position.best_score, position.best_epoch, position.history)
+
+
+def _weighting(phase: Phase, part: Part) -> SampleWeighting | None:
+    """What weighs by the student's own answer holds it against the label or the teacher's. Not where a part learns
+    neither: a branch of ``fastbert`` learns the last layer's, and the texts that it is soon right about are those that
+    are to leave there, sure of it."""
+    learns_either = part.teacher_logits or part.labels_alone or phase.method.labels_alone
+    if phase.weighting is None or (phase.weighting.by_student and not learns_either):
+        return None
+    return phase.weighting
 
 
 def _collator(objective: Objective, answers: Tensor | None, phase: Phase, run: Run) -> Collator:

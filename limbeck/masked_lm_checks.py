@@ -20,12 +20,6 @@ def alone(config: DistillConfig) -> Iterator[Problem]:
             f"found {weighting.type!r}, which weighs by the teacher's answers to the whole training split; those to "
             "hidden tokens are never kept; allowed: focal",
         )
-    if config.teacher.more:
-        yield Problem(
-            "/teacher/more",
-            "found more than one teacher; their answers to hidden tokens are never kept, and one teacher is asked in "
-            "every step: leave it out",
-        )
     if config.student.recurrent:
         yield Problem(
             "/student/architecture",

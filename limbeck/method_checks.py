@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 
 from limbeck import shapes
 from limbeck.errors import Problem
+from limbeck.methods.distilbert import DistilBERT
+from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
 from limbeck.methods.noise import NoisyLabels
+from limbeck.methods.patient import Patient
+from limbeck.methods.self_distillation import SelfDistillation
 from limbeck.methods.theseus import Theseus
 
 if TYPE_CHECKING:
@@ -32,10 +36,21 @@ def needs_of(method: Method) -> frozenset[str]:
     return method.needs | {"inherited"} | ({"like_layers"} if method.replacing == "additive" else set())
 
 
+def ignores_answers(method: Method) -> bool:
+    """Whether its options give the teacher's answers no weight."""
+    if isinstance(method, DistilBERT):
+        return method.soft_weight == 0
+    weighed = KnowledgeDistillation | NoisyLabels | SelfDistillation | MiniLM | Patient
+    return isinstance(method, weighed) and method.alpha == 0
+
+
 def learns_labels_alone(method: Method) -> bool:
     """Whether the true labels are all that it learns from, or that one of its parts does: of texts without labels
     there is nothing to learn then."""
-    return method.labels_alone or any(part.labels_alone for part in method.parts())
+    if method.labels_alone or any(part.labels_alone for part in method.parts()):
+        return True
+    states = isinstance(method, DistilBERT) or (isinstance(method, Patient) and method.beta > 0)
+    return ignores_answers(method) and not states
 
 
 def alone(config: DistillConfig, task: Task) -> Iterator[Problem]:
@@ -46,6 +61,13 @@ def alone(config: DistillConfig, task: Task) -> Iterator[Problem]:
             "/training/loss",
             f"found {loss.type!r}; the method {method.type!r} learns from labels alone and has no teacher's answers to "
             "compare with",
+        )
+    elif loss.type != "kl" and ignores_answers(method):
+        weight = "soft_weight" if isinstance(method, DistilBERT) else "alpha"
+        yield Problem(
+            "/training/loss",
+            f"found {loss.type!r}, which compares answers; with {weight} 0 the method {method.type!r} gives the "
+            "teacher's no weight",
         )
     elif loss.needs_labels and method.no_labels is not None:
         yield Problem(

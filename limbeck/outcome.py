@@ -85,19 +85,23 @@ def evaluate_model(name: str, model: PreTrainedModel, job: Prepared, run: Run) -
     )
 
 
-def evaluate_together(run: Run, job: Prepared, evaluations: Mapping[str, Evaluation], validation: Tensor) -> Evaluation:
+def evaluate_together(
+    run: Run, job: Prepared, evaluations: Mapping[str, Evaluation], validation: Tensor, test: Tensor | None
+) -> Evaluation:
     """Several teachers as the one that the student has learned from; their sizes are sums.
 
     Args:
         evaluations: of each of them.
         validation: their logits together, :func:`limbeck.teaching.panel_answers`.
+        test: likewise, where they do not follow from what each has answered there alone.
     """
     members = [evaluations[name] for name in job.members]
-    answered = [run.store.read_tensors(_tested(name))[0]["logits"] for name in job.members]
-    ensemble = ensemble_of(run.config)
-    assert ensemble is not None
-    logits = ensemble.over(job.task, torch.cat(answered, dim=-1), job.test).numpy()
-    predictions = job.task.predictions(logits, job.test)
+    if test is None:
+        answered = [run.store.read_tensors(_tested(name))[0]["logits"] for name in job.members]
+        ensemble = ensemble_of(run.config)
+        assert ensemble is not None
+        test = ensemble.over(job.task, torch.cat(answered, dim=-1), job.test)
+    predictions = job.task.predictions(test.numpy(), job.test)
     if not run.facts.get("together_said"):
         _say_tested(run, job, "teachers", f"The {len(members)} teachers together", predictions)
         run.facts["together_said"] = True

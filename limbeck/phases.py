@@ -17,7 +17,7 @@ from limbeck.cache import answers_key, cache_role, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
-from limbeck.ensemble import Ensemble
+from limbeck.ensemble import Ensemble, Panel
 from limbeck.families import depth_of, width_of
 from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
@@ -151,6 +151,18 @@ def ensemble_of(config: DistillConfig) -> Ensemble | None:
     return Ensemble(len(teacher.models), teacher.combine) if teacher.more else None
 
 
+def panel_of(run: Run, job: Prepared, teachers: Teachers) -> Callable[[], Panel] | None:
+    """Loads several teachers whose answers are not kept, as one; None where there is one, or answers are kept."""
+    ensemble = ensemble_of(run.config)
+    if ensemble is None or not job.task.of_words:
+        return None
+
+    def load() -> Panel:
+        return Panel([teacher_of(run, read, teachers[name])() for name, read in job.members.items()], ensemble)
+
+    return load
+
+
 def _is_teacher(name: str) -> bool:
     """Whether a phase is a teacher's."""
     return name.startswith("teacher")
@@ -216,10 +228,15 @@ def _say_live(run: Run, job: Prepared) -> None:
     if run.facts.get("live_said") or not run.config.method.uses_teacher:
         return
     words, hidden = len(job.blueprint.vocabulary), job.train.answers
+    who = (
+        "The teacher is asked anew in every step: its"
+        if not job.more
+        else "Teachers are asked anew in every step: their"
+    )
     run.event(
         "teacher.live",
-        f"The teacher is asked anew in every step: its answers choose among {words:,} tokens, and those to the "
-        f"{hidden:,} tokens hidden in one epoch would take {4 * words * hidden:,} bytes",
+        f"{who} answers choose among {words:,} tokens, and those to the {hidden:,} tokens hidden in one epoch would "
+        f"take {4 * words * hidden * len(job.members):,} bytes",
         words=words,
         hidden=hidden,
     )
@@ -246,9 +263,10 @@ def models_of(run: Run, job: Prepared, teacher: Weights) -> Models:
     """The student at step 0, and the teacher that it starts from."""
     load = teacher_of(run, job, teacher)
     neurons, heads = (kept_parts(run, job, load, part) for part in PARTS)
-    student = run.device.place(job.student.start(_start(run, job, teacher), neurons, heads))
+    student = job.student.start(_start(run, job, teacher), neurons, heads)
+    _begin_head(run, job, student)
     return Models(
-        student,
+        run.device.place(student),
         load,
         job.layers,
         lambda: special_tokens(job),
@@ -268,6 +286,15 @@ def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
     model = job.blueprint.build(job.blueprint.layers, teacher)
     renew_head(model)
     return dict(model.state_dict())
+
+
+def _begin_head(run: Run, job: Prepared, student: PreTrainedModel) -> None:
+    """Where the student's head is a new one, it begins where a teacher's new one does."""
+    renewed = run.config.method.before_finetuning and not (job.finetune and job.keep_head)
+    if job.student.new_head or (job.student.options.source is None and renewed):
+        recurrent = job.student.options.recurrent
+        name = "classifier" if recurrent else job.task.output_layer(student.config.model_type)
+        job.task.begin_head(student.get_submodule(name), job.train)
 
 
 def _weighting(run: Run, name: str) -> SampleWeighting | None:

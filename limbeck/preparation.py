@@ -97,7 +97,7 @@ class Prepared:
         return self.student.build(weights)
 
     def _first(self, count: int) -> Encoded:
-        return self.train if count == len(self.train) else self.train.take(np.arange(count))
+        return self.train if count == self.train.examples else self.train.take(np.arange(count))
 
 
 def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = MappingProxyType({})) -> Prepared:
@@ -166,6 +166,14 @@ def _further(job: Prepared, teacher: TeacherFolder, sha256: str, tensors: Mappin
         whole = _read_splits(type(view.train), tensors, f"{name}/")
     own = view.blueprint.vocabulary.kept if kept is None else kept.numpy()
     vocabulary = Vocabulary(own, _full_size(teacher.path))
+    first = view.blueprint.vocabulary.full_size
+    if job.task.of_words and vocabulary.full_size != first:
+        at = f"{teacher.pointer}/source"
+        detail = (
+            f"found a model whose word table has {vocabulary.full_size:,} rows; its answers are added to those of the "
+            f"first teacher, whose table has {first:,}; allowed: a model with a table of that size"
+        )
+        raise InvalidConfig(f"{at}: {detail}", [Problem(at, detail)])
     train, validation, test = whole
     return replace(
         view,

@@ -34,7 +34,8 @@ def forward_work(config: PreTrainedConfig, layers: int, lengths: NDArray[np.int6
     The patches of an image are its tokens. Of a network in stages each token is a square of 16 × 16 pixels."""
     if hasattr(config, "depths"):
         return _convolution_work(config) * float(lengths.sum())
-    hidden, inner = int(config.hidden_size), int(getattr(config, "intermediate_size", 4 * config.hidden_size))
+    hidden = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", getattr(config, "hidden_dim", 4 * hidden)))
     answered = hidden  # by all heads of a layer together
     if (kept := getattr(config, "kept_heads", None)) is not None:
         answered = hidden // int(config.num_attention_heads) * kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from limbeck import method_checks
 from limbeck.config import DistillConfig
 from limbeck.errors import Problem
 from limbeck.methods.base import Method
@@ -18,12 +19,14 @@ _TASKS = (
     "token_classification",
     "question_answering",
     "embeddings",
+    "masked_lm",
 )
 
 
 def refuses(method: Method) -> str | None:
     """Why a method with its options has no use for several teachers; None where it has."""
-    if method.one_teacher is None and not any(part.teacher_logits for part in method.parts()):
+    learned = any(part.teacher_logits for part in method.parts()) and not method_checks.ignores_answers(method)
+    if method.one_teacher is None and not learned:
         return "nothing of the teachers' answers is learned with these options"
     return method.one_teacher
 
@@ -35,7 +38,10 @@ def alone(config: DistillConfig, task: Task | None) -> Iterator[Problem]:
         return
     at = "/teacher/more"
     if (reason := refuses(method)) is not None:
-        yield Problem(at, f"found several teachers for the method {method.type!r}: {reason}; take auto or kd")
+        yield Problem(
+            at,
+            f"found several teachers for the method {method.type!r}: {reason}; take auto or kd, with an alpha above 0",
+        )
     if loss.of_one is not None:
         yield Problem(
             "/training/loss",

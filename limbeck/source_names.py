@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 BUILTIN_TEACHERS = ("builtin:minilm-l6", "builtin:vit-digits")
 BUILTIN_TEXTS = ("builtin:stdlib-docstrings",)
@@ -11,6 +12,16 @@ BUILTIN_DATASETS = (*BUILTIN_TEXTS, "builtin:digits")
 TASKS_OF_BUILTINS = {"builtin:stdlib-docstrings": "sequence_classification", "builtin:digits": "image_classification"}
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def require_hub(source: str, **fields: Any) -> None:
+    """
+    Raises:
+        ValueError: a field is given that means something on the hub alone, and the source is not from there.
+    """
+    for name, value in fields.items():
+        if value is not None and source.startswith(("builtin:", "path:", "model:", "dataset:")):
+            raise ValueError(f"{name} is of sources on the hub, and {source!r} is none: leave it out")
 
 
 def source_name(value: str, *, what: str, builtins: tuple[str, ...], reference: str) -> str:

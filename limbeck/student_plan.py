@@ -92,6 +92,13 @@ class StudentPlan:
         have = self.shape.hidden_size, self.shape.intermediate_size, self.shape.heads, self.shape.embedding_size
         return have != (own.hidden_size, own.intermediate_size, own.heads, table)
 
+    @property
+    def new_head(self) -> bool:
+        """Whether its head is drawn, and neither the teacher's nor that of ``student.source``."""
+        if self.options.source is not None:
+            return not self.keep_head
+        return self.options.recurrent or self.options.start == "random"
+
     def config(self) -> Any:
         """The student's configuration, over the origin's whole vocabulary."""
         if self.options.recurrent:

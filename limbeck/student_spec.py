@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from limbeck.source_names import BUILTIN_TEACHERS, source_name
+from limbeck.source_names import BUILTIN_TEACHERS, require_hub, source_name
 from limbeck.spec import Spec
 
 
@@ -99,6 +99,8 @@ class Student(Spec):
         forbidden: dict[str, tuple[str, ...]] = {}
         if self.source is not None:
             forbidden["source, which has its own size and weights"] = (*widths, "preset", "prune", "start")
+        if isinstance(self.layers, tuple):
+            forbidden["layers that are named"] = ("init",)
         if self.preset is not None:
             forbidden["preset, which names the size"] = ("layers", "hidden_size", "intermediate_size", "heads", "prune")
         if self.recurrent:
@@ -115,4 +117,5 @@ class Student(Spec):
             raise ValueError(f"a {self.architecture} starts from none of the teacher's layers: give their number")
         if self.revision is not None and self.source is None:
             raise ValueError("revision is one of source, which is not given")
+        require_hub(self.source or "", revision=self.revision)
         return self

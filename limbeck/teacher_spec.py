@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from limbeck.source_names import BUILTIN_TEACHERS, source_name
+from limbeck.source_names import BUILTIN_TEACHERS, require_hub, source_name
 from limbeck.spec import Spec
 
 
@@ -41,6 +41,11 @@ class TeacherModel(Spec):
     @classmethod
     def _known_source(cls, value: str) -> str:
         return source_name(value, what="teacher", builtins=BUILTIN_TEACHERS, reference="model:mdl_")
+
+    @model_validator(mode="after")
+    def _revision_of_the_hub(self) -> Self:
+        require_hub(self.source, revision=self.revision)
+        return self
 
 
 class Teacher(TeacherModel):

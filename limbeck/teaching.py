@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from limbeck.loop import Phase, train
 from limbeck.losses import require_finite
 from limbeck.methods.base import Models
 from limbeck.methods.none import FineTuning
-from limbeck.phases import Teachers, Weights, ensemble_of, keep, phase_of
+from limbeck.phases import Teachers, Weights, ensemble_of, keep, panel_of, phase_of
 from limbeck.preparation import Prepared
 from limbeck.run import Run
 
@@ -116,11 +116,27 @@ def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
 def _panel(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     if not run.store.has(_PANEL):
         each = _answers(run, job, teachers, "validation")
-        together = _as_one(run, job, each, "validation")
+        live = live_answers(run, job, teachers, "validation")
+        together = _as_one(run, job, each, "validation") if live is None else live
         run.store.write_tensors(_PANEL, {"together": together}, {})
         _say_combined(run, job, each, together)
         run.commit()
     return run.store.read_tensors(_PANEL)[0]["together"]
+
+
+def live_answers(run: Run, job: Prepared, teachers: Teachers, split: Literal["validation", "test"]) -> Tensor | None:
+    """What several teachers answer together to a split, asked once, where it does not follow from what is kept of the
+    answers of each; else None."""
+    panel, role = panel_of(run, job, teachers), f"{_PANEL}-{split}"
+    if panel is None:
+        return None
+    if not run.store.has(role):
+        together: Any = panel()
+        found = torch.from_numpy(predict(together, getattr(job, split), job.task, run))
+        require_finite(found, f"the teachers' answers to the {split} split")
+        run.store.write_tensors(role, {"together": found}, {})
+        run.commit()
+    return run.store.read_tensors(role)[0]["together"]
 
 
 def _answers(run: Run, job: Prepared, teachers: Teachers, split: Literal["validation", "test"]) -> dict[str, Tensor]:

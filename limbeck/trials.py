@@ -17,7 +17,7 @@ from limbeck import evaluate, method_checks, several_teachers, shapes
 from limbeck.callbacks import Stage
 from limbeck.families import depth_of
 from limbeck.loop import train
-from limbeck.phases import TRIAL, Teachers, answers_of, first_of, models_of, phase_of
+from limbeck.phases import TRIAL, Teachers, answers_of, first_of, models_of, panel_of, phase_of
 from limbeck.preflight import serves
 from limbeck.progress import TRAINING, Item, forward_work
 from limbeck.student_plan import StudentPlan
@@ -133,7 +133,8 @@ def _score(run: Run, candidate: _Candidate, teachers: Teachers, share: float) ->
         length.epochs,
         training.learning_rate,
     )
-    fitted = train(replace(phase, train=job.train.take(rows), labelled=None), run)
+    panel = panel_of(run, job, teachers)
+    fitted = train(replace(phase, train=job.train.take(rows), labelled=None, panel=panel), run)
     for role in (f"{name}-training", f"{name}-best"):
         run.store.drop(role)
     found[key] = fitted.score

@@ -2,7 +2,8 @@
 
 A step of AdamW touches every row of the embedding table, although a data set of a few thousand texts uses a third of a
 vocabulary of 30,000. Rows without a gradient and without weight decay never move, so that training the used rows alone
-gives the same weights.
+gives the same weights. (Not where tokens are answered: ``masked_lm`` keeps them all, and ``distilbert`` on other tasks
+guesses its masked words among the used ones.)
 """
 
 from __future__ import annotations

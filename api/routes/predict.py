@@ -34,9 +34,9 @@ async def predict(
 ) -> Response:
     """Answers in the shapes of Hugging Face's pipelines: labels and their probabilities (text-classification, also of
     several labels and of numbers), entities (token-classification), answers to questions (question-answering), or
-    masked tokens (fill-mask). A
-    student of images is sent base64 of a PNG, JPEG, WebP, BMP or GIF of at most 10 MiB and 25 million pixels, or a list
-    of at most 64, and answers as image-classification: the best five labels, or `top_k`.
+    masked tokens (fill-mask). Of `{"tokens": […]}` an entity's `start` and `end` are characters of the tokens with a
+    blank between them. A student of images is sent base64 of a PNG, JPEG, WebP, BMP or GIF of at most 10 MiB and 25
+    million pixels, or a list of at most 64, and answers as image-classification: the best five labels, or `top_k`.
 
     409 when the model has no ONNX export: a job makes one unless its `export` leaves `onnx` out. 429 when too many
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.

@@ -63,7 +63,9 @@ def predict(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="JSONL: texts, or objects with text and text_pair, or question and context; - is stdin."),
+        typer.Option(
+            help="JSONL: texts, or objects with text and text_pair, question and context, or tokens; - is stdin."
+        ),
     ] = None,
     local: Annotated[
         Path | None,
@@ -150,10 +152,14 @@ def _read_inputs(lines: TextIO) -> Iterator[Any]:
         if isinstance(value, dict) and isinstance(value.get("question"), str) and isinstance(value.get("context"), str):
             yield {key: value[key] for key in ("question", "context")}
             continue
-        if not isinstance(value, str) and not (isinstance(value, dict) and isinstance(value.get("text"), str)):
+        of_text = isinstance(value, dict) and isinstance(value.get("text"), str)
+        if isinstance(value, dict) and isinstance(value.get("tokens"), list) and not of_text:
+            yield {"tokens": value["tokens"]}
+            continue
+        if not isinstance(value, str) and not of_text:
             raise InvalidInput(
                 f"Line {number} is neither a text nor an object with a text in `text`, nor one with `question` and "
-                f"`context`: {line.strip()[:80]}"
+                f"`context`, nor one with a list in `tokens`: {line.strip()[:80]}"
             )
         yield value if isinstance(value, str) else _texts(value, number)
 

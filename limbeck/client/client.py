@@ -345,7 +345,8 @@ class Client:
         """Ask a student; answers have the shapes of Hugging Face pipelines.
 
         Args:
-            inputs: a text, ``{"text": …, "text_pair": …}``, ``{"question": …, "context": …}``, or a list of these.
+            inputs: a text, ``{"text": …, "text_pair": …}``, ``{"question": …, "context": …}``, ``{"tokens": […]}``, or
+                a list of these.
             top_k: so many labels, best first.
             speed: of a student with early exits, from 0 (all layers) to 1; default: its own.
         """

@@ -95,9 +95,14 @@ class Encoder:
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return [Row(found.ids, found.type_ids) for found in self._tokenizer.encode_batch_fast(inputs)]
 
-    def trace(self, texts: Sequence[str]) -> list[Coded]:
-        """The :func:`words` of each text in pieces, as lists of tokens are in training, with where each comes from."""
-        spans = [words(text) for text in texts]
+    def trace(self, texts: Sequence[str], known: Sequence[Sequence[Span] | None] | None = None) -> list[Coded]:
+        """The :func:`words` of each text in pieces, as lists of tokens are in training, with where each comes from.
+
+        Args:
+            known: of each text where its words are, None where they are to be found.
+        """
+        known = [None] * len(texts) if known is None else known
+        spans = [words(text) if own is None else own for text, own in zip(texts, known, strict=True)]
         listed = [[text[start:end] for start, end in each] for text, each in zip(texts, spans, strict=True)]
         found = self._tokenizer.encode_batch(listed, is_pretokenized=True)
         return [

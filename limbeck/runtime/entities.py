@@ -27,13 +27,13 @@ def entities(
     """``[{"entity_group", "score", "word", "start", "end"}, …]`` in the order of the text.
 
     ``score`` is the mean of the words' probabilities, ``start`` and ``end`` are characters, of whole words also where
-    the last pieces of one did not fit into the longest input.
+    the last pieces of one did not fit into the longest input. A word without any piece is in no entity, as in the
+    evaluation.
     """
     words = _pieces(coded.words)
-    number = [coded.words[pieces[0]] or 0 for pieces in words]  # a word without any piece is left out
-    best = [int(scores[pieces[0]].argmax()) for pieces in words]
+    best = {word: int(scores[pieces[0]].argmax()) for word, pieces in words.items()}
     found = []
-    for kind, first, last in spans([labels[place] for place in best]):
+    for kind, first, last in spans([labels[best[word]] if word in best else "O" for word in range(len(coded.spans))]):
         inside = range(first, last + 1)
         each = [_spelled(text, coded, words[word], tokenizer) for word in inside]
         found.append(
@@ -41,23 +41,19 @@ def entities(
                 "entity_group": kind,
                 "score": float(np.mean([scores[words[word][0], best[word]] for word in inside])),
                 "word": tokenizer.decoder.decode(each) if tokenizer.decoder else " ".join(each),
-                "start": coded.spans[number[first]][0],
-                "end": coded.spans[number[last]][1],
+                "start": coded.spans[first][0],
+                "end": coded.spans[last][1],
             }
         )
     return found
 
 
-def _pieces(numbers: Sequence[int | None]) -> list[list[int]]:
-    """The places of each word's pieces."""
-    words: list[list[int]] = []
-    before: int | None = None
+def _pieces(numbers: Sequence[int | None]) -> dict[int, list[int]]:
+    """The places of each word's pieces, by its number."""
+    words: dict[int, list[int]] = {}
     for place, number in enumerate(numbers):
         if number is not None:
-            if number != before:
-                words.append([])
-            words[-1].append(place)
-        before = number
+            words.setdefault(number, []).append(place)
     return words
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.errors import InvalidInput, Problem, TooSlow
+from limbeck.runtime.words import Span, as_text
 
 if TYPE_CHECKING:
     from limbeck.runtime.images import Picture
@@ -20,18 +21,21 @@ TopK = int | Literal["all"] | None
 #: Of surrogate pairs.
 _HALVES = re.compile("[\ud800-\udfff]")
 _FORMS = 'a text, {"text": …, "text_pair": …}, or a list of either'
+_TAGGED_FORMS = 'a text, {"text": …}, {"tokens": […]}, or a list of these'
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """Checked inputs."""
 
-    texts: list[str]
+    texts: list[str]  #: of tokens: these with a blank between them
     pairs: list[str] | None
     #: How they were given: one text, one object, or a list.
     form: Literal["text", "object", "list"]
     top_k: TopK = None
     speed: float | None = None  #: of a student with early exits; None: its own
+    #: Of a student that tags tokens: where these stand in each text, None where it has to be cut into words.
+    tokens: list[list[Span] | None] | None = None
     pictures: list[Picture] | None = None  #: of a student of images, whose ``texts`` are empty
     windows: list[list[Window]] | None = None  #: of a student that answers questions: of each, with its context
     #: Of one question with some windows of its context (``limbeck/runtime/parts.py``): it is answered with their spans.
@@ -46,8 +50,14 @@ class Question:
         return len(self.texts) if self.windows is None else sum(map(len, self.windows))
 
 
-def read_question(inputs: Any, *, pair: bool, top_k: TopK = None, speed: float | None = None) -> Question:
-    """Check inputs; ``pair`` says whether the student reads pairs of texts.
+def read_question(
+    inputs: Any, *, pair: bool, tags: bool = False, top_k: TopK = None, speed: float | None = None
+) -> Question:
+    """Check inputs.
+
+    Args:
+        pair: whether the student reads pairs of texts.
+        tags: whether it tags tokens, and so takes lists of these.
 
     Raises:
         InvalidInput: with a pointer (``/inputs/3/text_pair``, ``/parameters/top_k``) for each thing that is wrong.
@@ -55,12 +65,13 @@ def read_question(inputs: Any, *, pair: bool, top_k: TopK = None, speed: float |
     check_top_k(top_k)
     alone = isinstance(inputs, str | Mapping)
     if not alone and not (isinstance(inputs, Sequence) and not isinstance(inputs, bytes | bytearray)):
-        raise _invalid([Problem("/inputs", f"found {_kind(inputs)}; allowed: {_FORMS}")])
+        forms = _TAGGED_FORMS if tags else _FORMS
+        raise _invalid([Problem("/inputs", f"found {_kind(inputs)}; allowed: {forms}")])
     if not alone and not inputs:
         raise _invalid([Problem("/inputs", "the list is empty; give at least one text")])
     problems: list[Problem] = []
     read = [
-        _read_one(one, "/inputs" if alone else f"/inputs/{place}", pair, problems)
+        _read_one(one, "/inputs" if alone else f"/inputs/{place}", pair, tags, problems)
         for place, one in enumerate([inputs] if alone else inputs)
     ]
     if problems:
@@ -68,7 +79,9 @@ def read_question(inputs: Any, *, pair: bool, top_k: TopK = None, speed: float |
     form: Literal["text", "object", "list"] = "list"
     if alone:
         form = "text" if isinstance(inputs, str) else "object"
-    return Question([text for text, _ in read], [second for _, second in read] if pair else None, form, top_k, speed)
+    texts, seconds = [text for text, _, _ in read], [second for _, second, _ in read]
+    tokens = [spans for _, _, spans in read]
+    return Question(texts, seconds if pair else None, form, top_k, speed, tokens=tokens if tags else None)
 
 
 def read_asked(inputs: Any, *, top_k: TopK = None) -> Question:
@@ -151,28 +164,60 @@ def refuse_top_k(why: str) -> None:
     raise _invalid([Problem("/parameters/top_k", why)])
 
 
-def _read_one(value: Any, pointer: str, pair: bool, problems: list[Problem]) -> tuple[str, str]:
-    """Text and second text (empty where the student reads one); what is wrong is added to ``problems``."""
+def _read_one(
+    value: Any, pointer: str, pair: bool, tags: bool, problems: list[Problem]
+) -> tuple[str, str, list[Span] | None]:
+    """Text, second text (empty where the student reads one), and where its tokens are if it came as these; what is
+    wrong is added to ``problems``."""
     if isinstance(value, str):
         value = {"text": value}
         place = pointer
     elif isinstance(value, Mapping):
         place = f"{pointer}/text"
     else:
-        problems.append(Problem(pointer, f"found {_kind(value)}; allowed: a text, or an object with the field text"))
-        return "", ""
+        fields = "text or tokens" if tags else "text"
+        problems.append(
+            Problem(pointer, f"found {_kind(value)}; allowed: a text, or an object with the field {fields}")
+        )
+        return "", "", None
+    if "tokens" in value:
+        return _read_tokens(value, pointer, tags, problems)
+    fields = "text, or tokens" if tags else "text, text_pair"
     problems += [
-        Problem(f"{pointer}/{name}", "there is no such field; allowed: text, text_pair")
+        Problem(f"{pointer}/{name}", f"there is no such field; allowed: {fields}")
         for name in value
         if name not in ("text", "text_pair")
     ]
     text = _read_text(value.get("text"), place, problems)
     second = value.get("text_pair")
     if pair:
-        return text, _read_text(second, f"{pointer}/text_pair", problems, "this student compares two texts; ")
+        return text, _read_text(second, f"{pointer}/text_pair", problems, "this student compares two texts; "), None
     if second is not None:
         problems.append(Problem(f"{pointer}/text_pair", "this student reads one text; leave text_pair out"))
-    return text, ""
+    return text, "", None
+
+
+def _read_tokens(
+    value: Mapping[str, Any], pointer: str, tags: bool, problems: list[Problem]
+) -> tuple[str, str, list[Span]]:
+    """As :func:`_read_one`, of an object with the field ``tokens``."""
+    given, place = value["tokens"], f"{pointer}/tokens"
+    if not tags:
+        problems.append(Problem(place, "this student does not tag tokens; it takes texts, not lists of tokens"))
+        return "", "", []
+    problems += [
+        Problem(f"{pointer}/{name}", "there is no such field beside tokens; allowed: tokens alone, or text")
+        for name in value
+        if name != "tokens"
+    ]
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes | bytearray):
+        problems.append(Problem(place, f"found {_kind(given)}; allowed: a list of texts"))
+        return "", "", []
+    if not given:
+        problems.append(Problem(place, "the list is empty; give at least one token"))
+    problems += [Problem(f"{place}/{number}", "the token is empty") for number, one in enumerate(given) if one == ""]
+    text, spans = as_text([_read_text(one, f"{place}/{number}", problems) for number, one in enumerate(given)])
+    return text, "", spans
 
 
 def _read_text(value: Any, pointer: str, problems: list[Problem], why: str = "") -> str:
@@ -190,7 +235,14 @@ def _read_text(value: Any, pointer: str, problems: list[Problem], why: str = "")
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
-    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names = {
+        str: "a text",
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 

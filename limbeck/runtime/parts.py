@@ -64,6 +64,7 @@ def _part(question: Question, start: int, end: int) -> Question:
         texts=question.texts[at],
         pairs=question.pairs and question.pairs[at],
         pictures=question.pictures and question.pictures[at],
+        tokens=question.tokens and question.tokens[at],
         windows=question.windows and question.windows[at],
     )
 

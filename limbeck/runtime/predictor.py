@@ -155,7 +155,10 @@ class Predictor:
 
         Students that tag tokens answer ``[{"entity_group", "score", "word", "start", "end"}, …]`` for a text, and a
         list of these for a list of texts, as ``TokenClassificationPipeline`` with an aggregation; ``top_k`` is refused.
-        What counts as a word of the text: ``limbeck/runtime/words.py``.
+        What counts as a word of the text: ``limbeck/runtime/words.py``. In the place of a text they take
+        ``{"tokens": ["John", "lives", …]}`` as well, read as the rows of a data set are; ``start`` and ``end`` are then
+        characters of the tokens with a blank between them.
+
         Students that answer questions take ``{"question": …, "context": …}``, or a list of them, and answer
         ``{"score", "start", "end", "answer"}`` for each, with ``top_k`` a list of so many, best first.
 
@@ -206,8 +209,8 @@ class Predictor:
             refuse_top_k("a student that tags tokens answers with every entity; leave it out")
         if self.task == "masked_lm":
             require_few(top_k)
-        pair = self.pair and self.task != "token_classification"
-        question = read_question(inputs, pair=pair, top_k=top_k, speed=speed)
+        tags = self.task == "token_classification"
+        question = read_question(inputs, pair=self.pair and not tags, tags=tags, top_k=top_k, speed=speed)
         if self._facts.mask is not None:
             require_masks(self._encoder.encode(question.texts), question, self._facts.mask, self._mask_id)
         return question
@@ -217,7 +220,7 @@ class Predictor:
         texts = [text for question in questions for text in question.texts]
         found: Any
         if self.task == "token_classification":
-            found = self._entities(texts)
+            found = self._entities(questions)
         elif self.task == "question_answering":
             found = self._spans([windows for question in questions for windows in question.windows or ()])
         elif self.task == "image_classification":
@@ -300,9 +303,10 @@ class Predictor:
             return sigmoid(logits)
         return logits.astype(np.float64) if self.task == "regression" else softmax(logits)
 
-    def _entities(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+    def _entities(self, questions: Sequence[Question]) -> list[list[dict[str, Any]]]:
         """The entities of each text."""
-        coded = self._encoder.trace(texts)
+        texts = [text for question in questions for text in question.texts]
+        coded = self._encoder.trace(texts, [one for question in questions for one in question.tokens or ()])
         return [
             entities(text, one, softmax(logits), self.labels, self._encoder.tokenizer)
             for text, one, logits in zip(texts, coded, self._token_logits(coded), strict=True)

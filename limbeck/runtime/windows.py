@@ -61,7 +61,10 @@ class Windows:
         self._short.enable_truncation(max(1, max_length // _SHARE))
         self._whole: Tokenizer = copy.deepcopy(tokenizer)
         self._whole.no_padding()
-        self._whole.enable_truncation(max_length, stride=max_length // _SHARE, strategy="only_second")
+        # Windows have to get on: of a short one special tokens and the question leave little room.
+        room = max_length - max_length // _SHARE - self._whole.num_special_tokens_to_add(True)
+        stride = max(0, min(max_length // _SHARE, room - 1))
+        self._whole.enable_truncation(max_length, stride=stride, strategy="only_second")
 
     def encode(self, questions: Sequence[str], contexts: Sequence[str]) -> list[list[Window]]:
         """The windows of each question, in order; a question that is too long loses its end."""

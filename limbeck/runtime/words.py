@@ -25,6 +25,8 @@ WNUT-17's test split has ``don ' t`` and each point of ``...`` on their own, its
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import accumulate
 
 from limbeck.ideographs import SCRIPT
 
@@ -54,6 +56,12 @@ def words(text: str) -> list[Span]:
         else:
             found.append((start, end))
     return found
+
+
+def as_text(tokens: Sequence[str]) -> tuple[str, list[Span]]:
+    """Tokens with a blank between them, and where each stands."""
+    ends = accumulate((len(token) + 1 for token in tokens), initial=0)
+    return " ".join(tokens), [(start, start + len(token)) for start, token in zip(ends, tokens, strict=False)]
 
 
 def _without_marks(text: str, start: int, end: int) -> list[Span]:

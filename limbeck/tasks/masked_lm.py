@@ -105,8 +105,11 @@ class MaskedLM(Task):
         return hide(data, [seed, epoch])
 
     def answer(self, model: PreTrainedModel, batch: Batch, *, inside: bool = False) -> Tensor:
+        from limbeck.ensemble import Panel
         from limbeck.tasks._cloze import answering
 
+        if isinstance(model, Panel):
+            return model.answer(self, batch)
         with answering(model, batch.labels != -100):
             return self.logits(model(**batch.inputs))[0]  # (hidden, vocabulary)
 

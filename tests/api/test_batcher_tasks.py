@@ -76,6 +76,8 @@ def test_callers_share_a_window_and_nothing_else(task: str, tmp_path: Path) -> N
     given: list[Any] = list(texts(7))
     if task == "question_answering":
         given = [{"question": "What is returned?", "context": text} for text in given]
+    if task == "token_classification":
+        given[1:6:2] = [{"tokens": [text, "it's"]} for text in given[1:6:2]]
     given = [*given[:4], given[4:6], given[6]]
 
     async def script(made: Batcher) -> list[Any]:

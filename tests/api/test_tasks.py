@@ -109,6 +109,28 @@ def test_students_of_every_task_answer(client: TestClient, house: Services, tmp_
     assert [one["label"] for one in ask("regression", [], [text, text])] == ["LABEL_0", "LABEL_0"]
     entities = ask("token_classification", ["O", "B-x", "B-y"], text)
     assert all(set(one) == {"entity_group", "score", "word", "start", "end"} for one in entities)
+    entities = ask("token_classification", ["O", "B-x", "B-y"], {"tokens": text.split()})
+    assert all(set(one) == {"entity_group", "score", "word", "start", "end"} for one in entities)
+    wrong = [
+        text,
+        {"tokens": []},
+        {"tokens": ["a", ""]},
+        {"tokens": "a"},
+        {"tokens": ["a", 3], "text": "a"},
+        3,
+        {"x": 1},
+    ]
+    problems = ask("token_classification", ["O", "B-x"], wrong)["errors"]
+    assert {one["pointer"]: one["detail"] for one in problems} == {
+        "/inputs/1/tokens": "the list is empty; give at least one token",
+        "/inputs/2/tokens/1": "the token is empty",
+        "/inputs/3/tokens": "found a text; allowed: a list of texts",
+        "/inputs/4/text": "there is no such field beside tokens; allowed: tokens alone, or text",
+        "/inputs/4/tokens/1": "found a number; allowed: a text",
+        "/inputs/5": "found a number; allowed: a text, or an object with the field text or tokens",
+        "/inputs/6/x": "there is no such field; allowed: text, or tokens",
+        "/inputs/6/text": "this field is required",
+    }
     asked = {"question": "What is returned?", "context": text}
     found = ask("question_answering", [], [asked, asked | {"context": " ".join([text] * 30)}])
     assert found[0]["answer"] == text[found[0]["start"] : found[0]["end"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -90,3 +92,17 @@ def test_a_compact_vocabulary_gives_the_same_rows_and_can_be_undone() -> None:
     grown = vocabulary.grow(small + 0.5, table)
     assert grown[90, 0].item() == pytest.approx(90.5)
     assert grown[89, 0].item() == pytest.approx(89.0)
+
+
+def test_examples_in_windows_are_found_with_all_of_these() -> None:
+    """Guards the rows of examples that come in parts, in any order; and the time, which grew with the square."""
+    owners = np.array([0, 0, 1, 2, 2, 2, 3])
+    starts = np.arange(8)
+    data = Encoded(np.arange(7, dtype=np.int32), None, starts, np.arange(7), owners=owners)
+    assert data.rows_of([2, 0, 1]).tolist() == [3, 4, 5, 0, 1, 2]
+    taken = data.take([2, 0])
+    assert (taken.ids.tolist(), taken.owners.tolist()) == ([3, 4, 5, 0, 1], [0, 0, 0, 1, 1])  # type: ignore[union-attr]
+    many = replace(data, ids=np.zeros(60_000, np.int32), starts=np.arange(60_001), owners=np.arange(60_000))
+    begun = time.perf_counter()
+    assert len(many.rows_of(np.arange(60_000))) == 60_000
+    assert time.perf_counter() - begun < 1

@@ -397,6 +397,15 @@ def test_an_empty_text_of_jsonl_is_asked_as_it_stands(api: Api) -> None:
     assert api.body("POST /v1/models/mdl_9/predict") == {"inputs": [*given[:2], {"text": "a"}]}
 
 
+def test_rows_of_a_data_set_are_asked_by_their_tokens(api: Api) -> None:
+    """Guards tags and ids, which a student is not asked about, and texts that have their tokens beside them."""
+    api.answer("POST /v1/models/mdl_9/predict", [[], []])
+    rows = [{"id": "7", "tokens": ["John", "lives"], "tags": ["B-PER", "O"]}, {"text": "a b", "tokens": ["a", "b"]}]
+    result = run(api, "predict", "mdl_9", "--file", "-", stdin="\n".join(map(json.dumps, rows)))
+    assert result.exit_code == 0
+    assert api.body("POST /v1/models/mdl_9/predict") == {"inputs": [{"tokens": ["John", "lives"]}, {"text": "a b"}]}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -10,6 +10,7 @@ from limbeck.config import DistillConfig
 from limbeck.errors import InvalidConfig
 from limbeck.methods.auto import Auto
 
+BUILTIN = "builtin:stdlib-docstrings"
 SMALLEST: dict[str, Any] = {"teacher": "builtin:minilm-l6", "dataset": "builtin:stdlib-docstrings"}
 
 
@@ -78,3 +79,29 @@ def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(InvalidConfig) as caught:
         DistillConfig.parse({"dataset": "a/b", "method": "magic", "training": {"epochs": 0}})
     assert {problem.pointer for problem in caught.value.problems} == {"/teacher", "/method", "/training/epochs"}
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "said"),
+    [
+        ({"dataset": {"source": BUILTIN, "columns": {"text": "x"}}}, "/dataset", "columns cannot be chosen"),
+        ({"dataset": {"source": BUILTIN, "splits": {"test": "x"}}}, "/dataset", "splits cannot be chosen"),
+        ({"dataset": {"source": "path:/data", "subset": "x"}}, "/dataset", "subset is of sources on the hub"),
+        ({"dataset": {"source": "dataset:ds_1", "revision": "x"}}, "/dataset", "revision is of sources on the hub"),
+        ({"teacher": {"source": "builtin:minilm-l6", "revision": "x"}}, "/teacher", "revision is of"),
+        ({"teacher": {"source": "org/a", "more": [{"source": "path:/b", "revision": "x"}]}}, "/teacher/more/0", "hub"),
+        ({"student": {"source": "model:mdl_1", "revision": "x"}}, "/student", "revision is of"),
+        ({"student": {"layers": [0, 2], "init": "last"}}, "/student", "init does not go with"),
+        (
+            {"training": {"augmentation": {"type": "unlabelled", "source": BUILTIN, "split": "test"}}},
+            "/training/augmentation",
+            "split cannot be chosen",
+        ),
+    ],
+)
+def test_what_nobody_would_read_is_refused(change: Any, pointer: str, said: str) -> None:
+    """Guards choices that are passed over in silence, whose job then is another than was asked for."""
+    with pytest.raises(InvalidConfig) as caught:
+        DistillConfig.parse({"teacher": "org/a", "dataset": "org/b", **change})
+    (problem,) = caught.value.problems
+    assert (problem.pointer, said in problem.detail) == (pointer, True)

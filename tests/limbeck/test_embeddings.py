@@ -398,6 +398,7 @@ def test_several_teachers_without_a_mean_are_refused(tmp_path: Path) -> None:
     [
         ({"method": "none"}, False, "/method", "scores alone"),
         ({"method": "theseus"}, False, "/method", "scores alone"),
+        ({"method": {"type": "kd", "alpha": 0}}, False, "/method", "scores alone"),
         ({"method": "fastbert"}, True, "/method", "does not serve"),
         ({"method": "self", "student": {}}, True, "/method", "would be copied"),
         ({"method": {"type": "noise", "kind": "random"}}, True, "/method/kind", "permuted"),

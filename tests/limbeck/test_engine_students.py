@@ -260,6 +260,38 @@ def test_teacher_and_student_read_the_same_texts_as_other_tokens(place: Path, tm
         assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"student": {"layers": 1, "start": "random"}},
+        {"student": {"architecture": "bilstm"}},
+        {"student": {"source": ""}},
+        {"method": "self", "student": {}},
+    ],
+    ids=["random", "bilstm", "source", "self"],
+)
+def test_a_new_head_of_numbers_begins_at_their_mean(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Guards labels far from 0, which a head that starts there does not reach in its training; its teacher does. The
+    rate is so small that what is saved is what the student started from."""
+    teacher, data = write_tiny_bert(tmp_path / "teacher"), write("regression", tmp_path / "data")
+    if changes["student"].get("source") == "":
+        changes = {"student": {"source": f"path:{write_tiny_bert(tmp_path / 'own', seed=1)}"}}
+    document = {
+        "teacher": {"source": f"path:{teacher}", "finetune": {"epochs": 12, "learning_rate": 5e-3}},
+        "dataset": f"path:{data}",
+        "method": "kd",
+        "training": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-30, "max_length": 32},
+        "export": [],
+        **changes,
+    }
+    result = distill(DistillConfig.parse(document), tmp_path / "job")
+    labels = [json.loads(line)["label"] for line in (data / "train.jsonl").read_text().splitlines()]
+    assert result.baseline is not None
+    for folder in (result.student, result.baseline):
+        bias = load_file(folder / "model.safetensors")["classifier.bias"]
+        assert bias.tolist() == pytest.approx([sum(labels) / len(labels)], rel=1e-4)
+
+
 @pytest.mark.parametrize("task", ["multi_label", "regression", "token_classification"])
 def test_whole_texts_of_every_task_may_be_read_as_other_tokens(tmp_path: Path, task: str) -> None:
     """Guards against logits of tokens that are held against those of other tokens. Regression's texts are pairs."""

@@ -197,6 +197,19 @@ def test_int8_is_refused_when_it_surely_loses_more_than_two_points(wrong: int, r
     assert card.metrics["accuracy"].value == pytest.approx(score("accuracy", given.argmax(axis=1), LABELS))
 
 
+@pytest.mark.parametrize(("there", "here"), [(0, 400), (400, 0)])
+def test_a_form_is_chosen_where_its_figures_are_not_from(there: int, here: int, tmp_path: Path) -> None:
+    """Guards the figures of the test split, which chose the form that they are of: validation decides."""
+    (tmp_path / "file").write_bytes(b"x")
+    right, judged = logits_of(LABELS, 0), (logits_of(LABELS, there), logits_of(LABELS, 0), DATA)
+    if there:
+        with pytest.raises(ExportFailed, match="points of accuracy as onnx-int8"):
+            compare("onnx-int8", tmp_path / "file", logits_of(LABELS, here), right, DATA, TASK, 1, judged)
+        return
+    card = compare("onnx-int8", tmp_path / "file", logits_of(LABELS, here), right, DATA, TASK, 1, judged)
+    assert card.metrics["accuracy"].value == pytest.approx(1 - here / 1000)
+
+
 @pytest.mark.parametrize(("off", "refused"), [(0.003, False), (0.005, True)])
 def test_float32_has_to_be_within_a_thousandth_of_the_largest_logit(off: float, refused: bool, tmp_path: Path) -> None:
     """Guards against an export that drifts, in which the labels of easy texts still agree. The largest logit is 4."""

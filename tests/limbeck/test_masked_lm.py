@@ -22,6 +22,7 @@ from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.data.corpus import Split
 from limbeck.engine import DistillResult, distill
+from limbeck.ensemble import Ensemble, Panel
 from limbeck.errors import Interrupted, InvalidConfig, InvalidInput
 from limbeck.families import family_of
 from limbeck.losses import soft_losses
@@ -274,6 +275,68 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(teacher: Path, t
     parts = distill(parsed, tmp_path / "parts").student
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_several_teachers_are_asked_in_every_step_as_the_mean_of_their_chances(teacher: Path, tmp_path: Path) -> None:
+    """Guards a soft loss against the first of them alone, also where a method has asked that one already."""
+    folders = (teacher, write_tiny_lm(tmp_path / "other", common="a"))
+    vocabulary = Vocabulary.whole(int(read_config(teacher).vocab_size))
+    prints = [Blueprint.read(folder, TASK, (), vocabulary) for folder in folders]
+    each = [one.load_teacher(keep_head=True).eval().requires_grad_(False) for one in prints]
+    student = prints[0].cut(each[0].state_dict(), (0, 2)).eval()
+    batch = Collator(encoded(teacher, 6), 0, torch.device("cpu"))(np.arange(6))
+    ensemble = Ensemble(2)
+    criterion = Criterion(TASK, ensemble=ensemble, teacher=lambda: Panel(each, ensemble))
+    logits, first = TASK.answer(student, batch), TASK.answer(each[0], batch)
+    with torch.inference_mode():
+        chances = torch.stack([(TASK.answer(one, batch) / 2).softmax(-1) for one in each]).mean(0)
+    expected = soft_losses(logits, 2 * chances.log(), 2.0).mean()
+    alone = soft_losses(logits, first, 2.0).mean()
+    for known in (None, first):
+        found = criterion.soft(logits, batch, 2.0, teacher_logits=known).value
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert abs(expected - alone) > 1e-3
+
+
+@pytest.mark.parametrize(("method", "combine"), [("kd", "mean"), ("distilbert", "confidence"), ("auto", "mean")])
+def test_a_job_of_several_teachers(teacher: Path, tmp_path: Path, method: str, combine: str) -> None:
+    """Guards the whole way: plain transformers gets what the scorecard and the table of hard samples say of both."""
+    other = write_tiny_lm(tmp_path / "other", common="a")
+    both = {"source": f"path:{teacher}", "more": [f"path:{other}"], "combine": combine}
+    heard = Recorder()
+    document = config(teacher, write(tmp_path / "data"), teacher=both, method=method, export=[])
+    document["evaluation"] = {"baseline": False}
+    parsed = DistillConfig.parse(document)
+    result = distill(parsed, tmp_path / "work", callbacks=heard)
+    card = result.scorecard
+    assert len(card.teachers) == 2
+    assert {"teachers.combined", "teacher.live"} <= {kind for kind, _, _ in heard.events}
+    assert not list((tmp_path / "work" / "state").glob("cache*"))
+    if combine != "mean":
+        return
+    models: list[Any] = [AutoModelForMaskedLM.from_pretrained(folder).eval() for folder in (teacher, other)]
+    tokenizer = load_tokenizer(teacher, read_config(teacher))
+    split = TASK.encode(tokenizer, data.load(parsed.dataset, seed=42).test, (), LENGTH, lambda: None)
+    batch = Collator(split, 0, torch.device("cpu"))(np.arange(len(split)))
+    with torch.inference_mode():
+        chances = torch.stack([TASK.answer(one, batch).softmax(-1) for one in models]).mean(0)
+    losses = torch.nn.functional.nll_loss(chances.log(), TASK.targets(batch))
+    assert card.teacher.metrics["perplexity"].value == pytest.approx(float(losses.exp()), rel=1e-3)
+    assert card.teacher.metrics["perplexity"].value != pytest.approx(card.teachers[0].metrics["perplexity"].value)
+    rows = pyarrow.parquet.read_table(result.hard_samples[0]).to_pylist()
+    assert all(row["teacher_loss"] > 0 for row in rows)
+
+
+def test_teachers_with_word_tables_of_unlike_size_are_refused(teacher: Path, tmp_path: Path) -> None:
+    """Guards chances that are added up for unlike tokens: the same tokenizer, and a table with a row more."""
+    other = write_tiny_lm(tmp_path / "other")
+    model: Any = AutoModelForMaskedLM.from_pretrained(other)
+    model.resize_token_embeddings(model.config.vocab_size + 1)
+    model.save_pretrained(other)
+    both = {"source": f"path:{teacher}", "more": [f"path:{other}"]}
+    with pytest.raises(InvalidConfig, match="word table has") as caught:
+        distill(DistillConfig.parse(config(teacher, write(tmp_path / "data"), teacher=both)), tmp_path / "work")
+    assert caught.value.problems[0].pointer == "/teacher/more/0/source"
 
 
 @pytest.mark.parametrize("answers", ["hidden", "all"])

@@ -71,6 +71,16 @@ def test_theseus_leaves_no_random_or_projected_embeddings_as_they_are(
     assert problems(teacher, student={"layers": 3, **student}, method="kd") == {}
 
 
+@pytest.mark.parametrize("method", [{"type": "kd", "alpha": 0}, {"type": "distilbert", "soft_weight": 0}])
+def test_answers_of_no_weight_are_compared_by_no_loss_and_asked_of_no_second_teacher(method: dict[str, Any]) -> None:
+    """Guards options, and a teacher, that would be ignored in silence."""
+    assert "no weight" in problems(student=3, method=method, training={"loss": "jsd"})["/training/loss"]
+    several = {"teacher": {"source": "org/a", "more": ["org/b"]}, "dataset": "org/data", "method": method}
+    (problem,) = preflight.check(DistillConfig.parse(several), teacher=None, labels=["a", "b", "c"])
+    assert (problem.pointer, "with these options" in problem.detail) == ("/teacher/more", True)
+    assert problems(student=3, method=method) == {}
+
+
 @pytest.mark.parametrize("method", ["theseus", "none"])
 def test_a_loss_that_nobody_computes_is_refused(method: str) -> None:
     """Guards an option that would be ignored in silence: these learn from labels alone."""

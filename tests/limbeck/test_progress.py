@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertConfig
+from transformers import BertConfig, DistilBertConfig
 
 from limbeck.callbacks import Callbacks, Progress, Stage
 from limbeck.progress import Item, Meter, forward_work
@@ -101,3 +101,10 @@ def test_work_is_the_known_count_for_bert_base() -> None:
     one = forward_work(config, 12, np.array([1]))
     assert one == pytest.approx(2 * 84_934_656 + 12 * 4 * 768)
     assert forward_work(config, 12, np.array([128])) > 128 * one
+
+
+def test_a_pruned_distilbert_is_counted_as_narrow_as_it_is() -> None:
+    """Guards the progress and an exit curve's operations: its neurons have another name."""
+    lengths = np.array([100])
+    whole, pruned = (forward_work(DistilBertConfig(hidden_dim=width), 1, lengths) for width in (3072, 1536))
+    assert whole - pruned == 2 * 2 * 768 * 1536 * 100

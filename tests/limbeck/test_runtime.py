@@ -129,6 +129,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "another field": ({"text": "a", "label": "b"}, "/inputs/label", "no such field"),
     "question and context": ({"question": "a", "context": "b"}, "/inputs/context", "no such field"),
     "half a surrogate pair": (["a", "b\ud800"], "/inputs/1", "surrogate"),
+    "tokens for a student of texts": ({"tokens": ["a"]}, "/inputs/tokens", "this student does not tag tokens"),
     "two texts for one": ({"text": "a", "text_pair": "b"}, "/inputs/text_pair", "reads one text"),
 }
 

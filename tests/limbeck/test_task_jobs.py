@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,17 @@ import torch
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     pipeline,
 )
 
 from limbeck import evaluate
 from limbeck.config import TASKS, DistillConfig
+from limbeck.data import Split
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import InvalidInput
-from limbeck.metrics import METRICS
+from limbeck.metrics import METRICS, spans
 from limbeck.runtime import Predictor
 from tests.limbeck.task_data import EXAMPLES, write
 from tests.tiny import write_tiny_bert
@@ -95,6 +98,7 @@ def test_what_the_exported_student_answers_is_what_was_measured(done: Done) -> N
         case "token_classification":
             entities = student.predict([" ".join(row["tokens"]) for row in rows])
             assert any("." in token.strip(".") for row in rows for token in row["tokens"])
+            assert entities == student.predict([{"tokens": row["tokens"]} for row in rows])
             tagged = [served_tags(row["tokens"], each) for row, each in zip(rows, entities, strict=True)]
             found = evaluate.score("entity_f1", tagged, [row["tags"] for row in rows])
         case _:
@@ -102,6 +106,37 @@ def test_what_the_exported_student_answers_is_what_was_measured(done: Done) -> N
             assert all(a["answer"] == r["context"][a["start"] : a["end"]] for a, r in zip(answers, rows, strict=True))
             found = evaluate.score("answer_f1", [a["answer"] for a in answers], [r["answers"]["text"] for r in rows])
     assert found == pytest.approx(claimed, abs=1e-6)
+
+
+def test_lists_of_tokens_are_answered_as_they_are_evaluated(done: Done) -> None:
+    """Guards tokens that no cutting of a text would give: with a blank or marks within, of marks alone, Chinese words
+    and characters, without a piece, and more of them than fit."""
+    if done.task != "token_classification":
+        return
+    rows = [
+        ("New York", "isn't", "(Parse", "a)", "file."),
+        ("Parse", "\u200b", "the", "\u0301", "window"),
+        (*"在北京解析", "北京", "returns"),
+        tuple(f"{token}s" for row in done.test for token in row["tokens"])[: 2 * LENGTH],
+        ("\u200b",),
+    ]
+    task, student = TASKS[done.task](), done.student
+    split = Split([" ".join(row) for row in rows], None, [(0,) * len(row) for row in rows], list(rows))
+    data = task.encode(AutoTokenizer.from_pretrained(done.result.student), split, student.labels, LENGTH, lambda: None)
+    model = AutoModelForTokenClassification.from_pretrained(done.result.student).eval()
+    with torch.inference_mode():
+        each = [
+            model(torch.tensor(data.ids[start:end])[None].long()).logits[0].numpy()
+            for start, end in pairwise(data.starts)
+        ]
+    evaluated = task.predictions(np.concatenate(each), data)
+    entities = student.predict([{"tokens": list(row)} for row in rows])
+    served = [served_tags(list(row), found) for row, found in zip(rows, entities, strict=True)]
+    # Entities do not tell an I- that begins one from a B-.
+    assert [list(spans(tags)) for tags in served] == [list(spans(tags)) for tags in evaluated]
+    assert all(entities[:4])
+    assert entities[4] == []
+    assert student.predict({"tokens": list(rows[0])}) == _plain(entities[0])
 
 
 def served_tags(tokens: list[str], entities: list[dict[str, Any]]) -> list[str]:

@@ -19,6 +19,7 @@ from limbeck.difficulty import entropies, ranks
 from limbeck.gradients import Cut, backward
 from limbeck.loop import train
 from limbeck.methods.base import Part
+from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.none import FineTuning
 from limbeck.tasks.sequence_classification import SequenceClassification
@@ -109,6 +110,30 @@ def test_all_rows_of_an_example_count_alike_and_the_mean_over_rows_is_one() -> N
     assert found.value.item() == pytest.approx((3 * 4 / 7 * math.log(4 / 3) + 16 / 7 * math.log(2)) / 4, abs=1e-4)
 
 
+@pytest.mark.parametrize("weighting", [Entropy(), Disagreement()])
+def test_the_weights_of_texts_with_a_label_have_mean_one_among_these(weighting: SampleWeighting) -> None:
+    """Guards the hard loss, which shrank as a whole where the texts without labels are the harder ones; also where a
+    batch is cut into parts."""
+    teacher = torch.tensor([[4.0, 0.0], [3.0, 0.0], [0.1, 0.0], [0.0, 0.0]])
+    student = LOGITS[[0, 1, 2, 0]]
+    whole = replace(_batch([0, 1, 0, 0], teacher), labelled=torch.tensor([0, 1]))
+    criterion = Criterion(TASK, weighting=weighting)
+    (batch,) = criterion.weigh([whole], 0.0)
+    found = criterion.hard(student, batch)
+    difficulty = weighting.difficulties(TASK, student, teacher, whole.labels)[:2]
+    losses = torch.nn.functional.cross_entropy(student[:2], whole.labels[:2], reduction="none")
+    assert found.value.item() == pytest.approx(float((difficulty / difficulty.mean() * losses).mean()), rel=1e-3)
+    if weighting.by_student:
+        return
+    parts = [
+        replace(_batch([label], teacher[row : row + 1]), labelled=torch.arange(int(row < 2)))
+        for row, label in enumerate([0, 1, 0, 0])
+    ]
+    each = [criterion.hard(student[row : row + 1], part) for row, part in enumerate(criterion.weigh(parts, 0.0))]
+    assert float(each[0].value + each[1].value) / 2 == pytest.approx(found.value.item(), rel=1e-5)
+    assert float(each[2].value) == 0
+
+
 @pytest.mark.parametrize("weighting", [Entropy(), Curriculum(), Curriculum(by="entropy", pacing="linear")])
 def test_accumulated_gradients_equal_those_of_the_whole_batch(
     bench: Bench, tmp_path: Path, weighting: SampleWeighting
@@ -189,3 +214,21 @@ def test_a_weighting_changes_no_draw_of_an_unweighted_run(bench: Bench, tmp_path
         ends.append(train(phase, bench.run(tmp_path / name, phase)).model.state_dict())
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_branches_are_not_weighted_by_the_labels_that_they_do_not_learn(bench: Bench, tmp_path: Path) -> None:
+    """Guards FastBERT's second part, the divergence from the last head of every text alike: weighed by the label, texts
+    that a branch is right about, which are to leave there, would count least, and those that the head is wrong about
+    most."""
+    asked: list[int] = []
+
+    class Heard(Focal):
+        def difficulties(self, task: Any, student: Tensor | None, teacher: Tensor | None, targets: Tensor) -> Tensor:
+            asked.append(len(targets))
+            return super().difficulties(task, student, teacher, targets)
+
+    phase = replace(bench.phase(FastBert()), weighting=Heard())
+    of_model, of_branches = phase.part_steps()
+    train(phase, bench.run(tmp_path, phase))
+    assert of_branches > 1
+    assert len(asked) == 2 * of_model  # the soft and the hard loss of each step

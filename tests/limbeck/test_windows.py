@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from limbeck.data import Split
-from limbeck.runtime.windows import Span, merged
+from limbeck.runtime.windows import Span, Windows, merged
 from limbeck.tasks.question_answering import QuestionAnswering
 from tests.tiny import write_tiny_bert
 
@@ -31,3 +33,20 @@ def test_a_context_of_which_nothing_is_read_breaks_no_training_off(tmp_path: Pat
 def test_the_spans_of_several_windows_are_each_named_once() -> None:
     spans = [Span(4, 9, 1.0), Span(0, 3, 2.0), Span(4, 9, 3.0), Span(1, 3, 2.0)]
     assert merged(spans, 2) == [Span(4, 9, 3.0), Span(0, 3, 2.0)]
+
+
+@pytest.mark.parametrize("length", [8, 9, 12])
+def test_short_windows_get_on_beside_four_special_tokens(length: int) -> None:
+    """Guards pairs of RoBERTa's kind at the shortest length that is allowed: the tokenizers' library panicked, which no
+    except clause of ours catches."""
+    pieces = {piece: number for number, piece in enumerate(["<s>", "</s>", "[UNK]", *"abcd"])}
+    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    context = " ".join("abcd" * 3)
+    (found,) = Windows(tokenizer, length).encode(["a b c d a"], [context])
+    assert max(map(len, found)) == length
+    seen = {start for window in found for start, _ in window.places.tolist() if start >= 0}
+    assert seen == set(range(0, len(context), 2))

@@ -19,7 +19,7 @@ from models.part import TeacherPart
 from models.repository import jobs
 from models.settings import Settings
 from models.storage import Storage, open_storage
-from tests.worker.conftest import STAND_IN, STAND_IN_ANSWERER, read, submit
+from tests.worker.conftest import BRIEF, STAND_IN, STAND_IN_ANSWERER, read, submit
 from tests.worker.processes import alive, answerers, in_background, trainers, until, worker_process
 from worker.queue import Bell
 from worker.service import Worker
@@ -119,12 +119,13 @@ def test_parts_of_a_killed_helper_are_computed_by_the_next(
     job = submit(database, does={"offer": {**offer, "hang": str(tmp_path / "hang")}})
     running = in_background(workers[0])
     until(lambda: offered(database) == 5)
-    with worker_process(settings) as doomed:
+    with worker_process(settings.model_copy(update=BRIEF)) as doomed:
         until(lambda: begun(offer))
         (process,) = answerers(doomed.pid)
         doomed.kill()
         until(lambda: not alive([process]))
-    until(lambda: workers[1].drain() or has_ended(database, job))  # the last part once the lease of the dead is over
+    # The last part once the lease of the dead is over.
+    until(lambda: workers[1].drain() or has_ended(database, job), 60)
     running.join(20)
     assert read(database, job.id).status is JobStatus.SUCCEEDED
     (dead, part), *rest = begun(offer)

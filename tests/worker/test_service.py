@@ -14,7 +14,7 @@ from models.job import Job, JobStatus
 from models.repository import telemetry
 from models.settings import Settings
 from tests.services import Postgres, Redis
-from tests.worker.conftest import open_database, read, submit
+from tests.worker.conftest import BRIEF, open_database, read, submit
 from tests.worker.processes import alive, trainers, until, worker_process
 from worker.queue import Bell
 
@@ -57,13 +57,13 @@ def test_a_killed_worker_takes_its_trainer_with_it_and_its_job_moves(
 ) -> None:
     """Guards against a job that runs "for ever", and against an orphan that trains on beside its successor."""
     job = submit(either, does={"steps": 80, "seconds": 0.03, "trace": str(trace)})
-    with worker_process(on_both) as first:
+    with worker_process(on_both.model_copy(update=BRIEF)) as first:
         until(lambda: has_step(either, job, 30))
         family = trainers(first.pid)
         first.kill()
-        until(lambda: not alive(family), 2)
+        until(lambda: not alive(family), 5)
     with worker_process(on_both):
-        until(lambda: is_done(either, job))
+        until(lambda: is_done(either, job), 60)
     assert read(either, job.id).status is JobStatus.SUCCEEDED
     assert outcomes(either, job) == ["lost", "succeeded"]
     before, after = steps(trace).values()
@@ -79,15 +79,16 @@ def test_a_worker_that_was_stopped_past_its_lease_finds_its_job_gone(
 ) -> None:
     """Guards against a late worker that finishes, or fails, what another one runs by now."""
     job = submit(database, does={"steps": 100, "seconds": 0.03, "trace": str(trace)})
-    with worker_process(settings) as first:
+    brief = settings.model_copy(update=BRIEF)
+    with worker_process(brief) as first:
         until(lambda: has_step(database, job, 20))
         trainer = trainers(first.pid)
         first.suspend()
-        until(lambda: not alive(trainer), settings.lease_seconds + 1)
+        until(lambda: not alive(trainer), brief.lease_seconds + 5)
         with worker_process(settings) as second:
             until(lambda: read(database, job.id).fence == 2)
             first.resume()
-            until(lambda: is_done(database, job))
+            until(lambda: is_done(database, job), 60)
             assert read(database, job.id).status is JobStatus.SUCCEEDED
             for one in (first, second):
                 one.send_signal(signal.SIGTERM)

@@ -14,7 +14,7 @@ from models.job import Job, JobStatus
 from models.repository import jobs, telemetry
 from models.settings import Settings
 from models.storage import Storage
-from tests.worker.conftest import claim_one, events, read, submit, worker_on
+from tests.worker.conftest import BRIEF, claim_one, events, read, submit, worker_on
 from tests.worker.processes import in_background, until
 from tests.worker.stand_in_trainer import save
 from tests.worker.storages import Endless, Once, Stuck, failing
@@ -62,10 +62,11 @@ def test_a_full_storage_fails_the_job_cleanly_and_keeps_the_last_good_checkpoint
 def test_a_student_that_could_not_be_stored_is_stored_by_the_next_attempt(
     settings: Settings, database: Database
 ) -> None:
+    """An attempt waits for the storage as long as a lease is."""
     storage = failing(settings, Unavailable("The bucket does not answer."), of="attempts", after=1)
     job = submit(database, does={"steps": 3})
-    running = in_background(worker_on(storage, settings, database))
-    until(lambda: "job.retrying" in events(database, job.id))
+    running = in_background(worker_on(storage, settings.model_copy(update=BRIEF), database))
+    until(lambda: "job.retrying" in events(database, job.id), 60)
     storage._left = 100
     running.join()
     assert read(database, job.id).status is JobStatus.SUCCEEDED
@@ -170,7 +171,7 @@ def test_a_large_file_on_its_way_does_not_hold_a_stop_up(
 
 def test_a_storage_that_stays_away_does_not_hold_a_pause_up_for_ever(settings: Settings, database: Database) -> None:
     """Guards against a slot that is never free again because the bucket does not come back."""
-    settings = settings.model_copy(update={"lease_seconds": 1.5, "heartbeat_seconds": 0.3})
+    settings = settings.model_copy(update={"lease_seconds": 4})
     storage = failing(settings, Unavailable("The bucket does not answer."), of="checkpoints", after=0)
     job = submit(database, does={"steps": 10_000, "seconds": 0.02})
     running = in_background(worker_on(storage, settings, database))
