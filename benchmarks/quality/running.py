@@ -22,6 +22,7 @@ from limbeck import evaluate
 from limbeck.callbacks import Callbacks, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.engine import distill
+from limbeck.errors import LimbeckError
 from limbeck.exporting import write_folder
 from limbeck.outcome import evaluate_model
 from limbeck.phases import plan
@@ -171,6 +172,17 @@ def prepared(config: DistillConfig, workdir: Path, name: str) -> Iterator[tuple[
     yield run, job
 
 
+@contextmanager
+def kept_unless_failed(workdir: Path) -> Iterator[None]:
+    """A run that was cut off goes on from its folder; one that failed would fail again there, by code that has been
+    mended as well."""
+    try:
+        yield
+    except LimbeckError:
+        shutil.rmtree(workdir, ignore_errors=True)
+        raise
+
+
 def ensure_teacher(bench: Bench, cell: Cell) -> Path:
     """The fine-tuned teacher of a cell's data set as a folder; trained where it is not there, and then recorded."""
     teacher = teacher_of(cell.dataset)
@@ -179,7 +191,7 @@ def ensure_teacher(bench: Bench, cell: Cell) -> Path:
         return folder
     began, config = time.monotonic(), bench.teacher_config(teacher)
     workdir = bench.workdir(teacher, config)
-    with prepared(config, workdir, teacher.name) as (run, job):
+    with kept_unless_failed(workdir), prepared(config, workdir, teacher.name) as (run, job):
         weights = ready_teacher(run, job)
         model = run.device.place(job.build("teacher", weights))
         run.meter.begin("evaluate-teacher")
@@ -222,7 +234,8 @@ def measure(bench: Bench, cell: Cell) -> None:
     config = bench.config(cell)
     workdir = bench.workdir(cell, config)
     teller = Teller(cell.name)
-    card, answered = _distilled(config, workdir, teller, TeacherCache(bench.cache / "answers"))
+    with kept_unless_failed(workdir):
+        card, answered = _distilled(config, workdir, teller, TeacherCache(bench.cache / "answers"))
     metric, predictions = card.main_metric, answered["student"]
     own = card.baseline.metrics[metric].model_dump() if card.baseline is not None else None
     gap = card.gap_recovery.model_dump() if card.gap_recovery else None

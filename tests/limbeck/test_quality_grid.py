@@ -17,10 +17,11 @@ from benchmarks.quality.datasets import DATASETS, DataSet, data_hash, folder_of,
 from benchmarks.quality.grid import PEERS, WIDE, Cell, cells, content_key, method_version, methods, teacher_of
 from benchmarks.quality.page import generated, write_page
 from benchmarks.quality.peers import matches
-from benchmarks.quality.running import Bench, against_baseline
+from benchmarks.quality.running import Bench, against_baseline, kept_unless_failed
 from benchmarks.quality.side_by_side import side_by_side
 from benchmarks.quality.store import Store, packed, unpacked
 from limbeck.config import DistillConfig
+from limbeck.errors import Diverged
 
 HASH = "0123456789abcdef"
 KD, NONE = Cell("sst2", "kd", 3, 0), Cell("sst2", "none", 3, 0)
@@ -222,6 +223,15 @@ def test_runs_beside_each_other_share_the_cells_out(tmp_path: Path, monkeypatch:
     chosen = argparse.Namespace(limit=None, minutes=None, retry=False, earlier=False)
     assert quality._run(bench, [KD, auto], chosen) == 0
     assert measured == ["auto"]
+
+
+def test_a_failed_cell_begins_anew_and_one_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    """Guards against code that was mended and shows the old failure, since the run went on from its last step."""
+    for error, kept in ((KeyboardInterrupt(), True), (Diverged("NaN"), False)):
+        (tmp_path / "work").mkdir(exist_ok=True)
+        with pytest.raises(type(error)), kept_unless_failed(tmp_path / "work"):
+            raise error
+        assert (tmp_path / "work").exists() is kept
 
 
 def test_unknown_cells_and_missing_data_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
