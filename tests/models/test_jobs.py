@@ -337,7 +337,7 @@ def test_a_rerun_pins_texts_without_labels(database: Database, submit: Submit) -
     }
     set_status(database, old.id, S.FAILED, provenance={"unlabelled": named}, attempt=1)
     with database.session() as session:
-        new = jobs.rerun(session, old.id)
+        new, _ = jobs.rerun(session, old.id)
     assert new.config["training"]["augmentation"] == [kinds[0], {**kinds[1], "revision": "b1"}, kinds[2]]
     assert new.config["training"]["seed"] == old.config["training"]["seed"]
     assert new.provenance["rerun_of"]["unlabelled"] == named
