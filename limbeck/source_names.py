@@ -14,13 +14,18 @@ TASKS_OF_BUILTINS = {"builtin:stdlib-docstrings": "sequence_classification", "bu
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+def of_hub(source: str) -> bool:
+    """Whether a source has revisions that can be chosen."""
+    return not source.startswith(("builtin:", "path:", "model:", "dataset:"))
+
+
 def require_hub(source: str, **fields: Any) -> None:
     """
     Raises:
         ValueError: a field is given that means something on the hub alone, and the source is not from there.
     """
     for name, value in fields.items():
-        if value is not None and source.startswith(("builtin:", "path:", "model:", "dataset:")):
+        if value is not None and not of_hub(source):
             raise ValueError(f"{name} is of sources on the hub, and {source!r} is none: leave it out")
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Conflict, IdempotencyKeyReused, NotFound
+from limbeck.source_names import of_hub
 from models.attempt import Attempt
 from models.base import db_now, has_item, new_id
 from models.job import HELD, TERMINAL, Job, JobStatus
@@ -298,16 +299,16 @@ def _ends(action: Action) -> ColumnElement[bool]:
 
 
 def _pinned(old: Job) -> dict[str, Any]:
-    """The old job's config with the revisions that it resolved to."""
+    """The old job's config with the revisions of the hub that it resolved to; a built-in's is its package's version."""
     config = dict(old.config)
     for part in _SOURCES:
         revision = (old.provenance.get(part) or {}).get("revision")
-        if revision is not None:
+        if revision is not None and of_hub(config[part]["source"]):
             config[part] = {**config[part], "revision": revision}
     found = old.provenance.get(_MORE) or []
     if found:
         more = [
-            {**named, "revision": one.get("revision") or named.get("revision")}
+            {**named, "revision": one.get("revision") or named.get("revision")} if of_hub(named["source"]) else named
             for named, one in zip(config["teacher"]["more"], found, strict=True)
         ]
         config["teacher"] = {**config["teacher"], "more": more}

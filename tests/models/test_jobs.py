@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
+from limbeck.config import DistillConfig
 from limbeck.errors import Conflict, IdempotencyKeyReused, InvalidInput, NotFound
 from models.attempt import Attempt
 from models.db import Database
@@ -324,6 +325,20 @@ def test_a_rerun_pins_every_one_of_several_teachers(database: Database, submit: 
     assert new.config["teacher"]["revision"] == "a1"
     assert [one["revision"] for one in new.config["teacher"]["more"]] == ["b1", None]
     assert new.provenance["rerun_of"]["more_teachers"] == named
+
+
+def test_a_rerun_of_what_is_built_in_has_a_config_that_is_taken(database: Database, submit: Submit) -> None:
+    """Guards every repeat from a built-in teacher: its package's version is no revision that can be asked for."""
+    teacher = {"source": "builtin:minilm-l6", "more": [{"source": "builtin:minilm-l6", "finetune": True}]}
+    document = {"teacher": teacher, "dataset": {"source": "builtin:stdlib-docstrings"}, "student": {"layers": 2}}
+    old = submit(config=document)
+    named = {"revision": "1.0", "sha256": "1"}
+    found = {"teacher": named, "dataset": named, "more_teachers": [named]}
+    set_status(database, old.id, S.FAILED, provenance=found, attempt=1)
+    with database.session() as session:
+        new, _ = jobs.rerun(session, old.id)
+    assert new.config == document
+    DistillConfig.parse(new.config)
 
 
 def test_a_rerun_pins_texts_without_labels(database: Database, submit: Submit) -> None:
