@@ -23,8 +23,8 @@ class Resources(Spec):
     """What a job needs of the worker that runs it."""
 
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
-    """As many as `training.devices`: waits for a worker with so many free GPUs. With 0 any worker may take the job; one
-    with GPUs gives it one for each device all the same."""
+    """As many as `training.devices`, of several hosts as many as on each: waits for a worker with so many free GPUs.
+    With 0 any worker may take the job; one with GPUs gives it one for each device all the same."""
 
 
 class JobRequest(DistillConfig):
@@ -51,10 +51,13 @@ class JobRequest(DistillConfig):
             InvalidConfig
         """
         wanted = super().parse(document)
-        gpus, devices = wanted.resources.gpus, wanted.training.devices
-        if gpus not in (0, devices):
+        gpus, training = wanted.resources.gpus, wanted.training
+        needed = training.devices // training.hosts
+        if gpus not in (0, needed):
+            on_each = f" on {training.hosts} hosts" * (training.hosts > 1)
             detail = (
-                f"found {gpus}; training.devices is {devices}, and each has one GPU: {devices}, or 0 for any worker"
+                f"found {gpus}; training.devices is {training.devices}{on_each}, and each has one GPU: {needed}, or 0 "
+                "for any worker"
             )
             raise InvalidConfig(
                 f"The job cannot be done: /resources/gpus: {detail}", [Problem("/resources/gpus", detail)]

@@ -12,7 +12,8 @@ from api.answering import Answering
 from limbeck.errors import Unavailable
 from models.db import Database
 from models.job import JobStatus
-from models.repository import teacher_parts
+from models.part import TeacherPart
+from models.repository import offered
 from models.repository.overview import count_by_status
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
@@ -76,7 +77,7 @@ class _Jobs(Collector):
         up = GaugeMetricFamily("limbeck_database_up", "Whether the database answers; else nothing is told of jobs.")
         try:
             with self._database.reading() as session:
-                counts, shared = count_by_status(session), teacher_parts.count(session)
+                counts, shared = count_by_status(session), offered.count(session, TeacherPart)
         except Unavailable:  # just now the rest is looked for
             up.add_metric((), 0)
             yield up

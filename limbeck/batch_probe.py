@@ -123,7 +123,7 @@ def _probe(setting: _Setting) -> BatchProbe:
     run, memory = setting.run, setting.run.memory
     tries: list[BatchTry] = []
     with _undisturbed(setting):
-        most, before = memory.most(run.ranks.count), memory.used()
+        most, before = memory.most(run.ranks.here), memory.used()
         for examples in part_sizes(setting.phase.batch_size // run.ranks.count):
             run.poll()
             expected = _expected(tries, examples, before)

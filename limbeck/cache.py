@@ -189,7 +189,7 @@ def kept_logits(run: Run, teachers: Sequence[str] = ("teacher",)) -> Tensor | No
 def kept_states(run: Run) -> Tensor | None:
     """The states of the first teacher's first token over the training split, (rows, places, width): on every rank,
     mapped from the state; None where it has none."""
-    path = run.first(lambda: run.store.path(STATES) if run.store.has(STATES) else None)
+    path = run.path_everywhere(STATES)
     return None if path is None else mapped_tensors(path)[0][STATES]
 
 

@@ -41,6 +41,11 @@ class CheckpointStore:
         self._previous: set[str] = set()
         self._open()
 
+    @property
+    def committed(self) -> list[str]:
+        """The manifest and the files that it names; empty before the first commit."""
+        return sorted([*self._previous, MANIFEST]) if self._previous else []
+
     def has(self, role: str) -> bool:
         return role in self._roles
 

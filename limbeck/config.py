@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
 
 from limbeck.augmentation import BaseAugmentation, MaskReplace, SentenceShuffle
 from limbeck.errors import Problem
@@ -207,7 +207,10 @@ class Training(Spec):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 on CUDA, else float32."""
     devices: int = Field(default=1, ge=1, le=64)
-    """Processes on one machine that share every batch, each with its own GPU; without GPUs they share the cores."""
+    """Processes that share every batch, each with its own GPU; without GPUs they share the cores."""
+    hosts: int = Field(default=1, ge=1, le=64)
+    """Machines that they are on, as many on each. The worker that has the job is one, idle workers lend theirs; what is
+    missing after a while is done without. More than 1 for jobs of the service alone."""
     loss: SoftLoss = KullbackLeibler()
     """How the student's answer is compared with the teacher's."""
     sample_weighting: SampleWeighting | None = None
@@ -216,6 +219,15 @@ class Training(Spec):
 
     augmentation: tuple[Augmentation, ...] = ()
     """More training texts, for the student and the baseline; a teacher is fine-tuned without. One, or a list."""
+
+    @field_validator("hosts")
+    @classmethod
+    def _as_many_on_each(cls, hosts: int, info: ValidationInfo) -> int:
+        devices = info.data.get("devices")
+        if devices is not None and devices % hosts:
+            allowed = ", ".join(str(count) for count in range(1, devices + 1) if devices % count == 0)
+            raise ValueError(f"it has to divide devices ({devices}); allowed: {allowed}")
+        return hosts
 
     @field_validator("augmentation", mode="before")
     @classmethod

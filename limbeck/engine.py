@@ -93,7 +93,8 @@ def distill(
         JobFailed: training diverged, the teacher is unfit, memory or disk ran out, an export is wrong.
         Interrupted: ``callbacks.should_stop()`` said so; call again to go on.
 
-    With ``training.devices`` above 1 the work is done by as many processes, which this one starts and ends.
+    With ``training.devices`` above 1 the work is done by as many processes, which this one starts and ends. Several
+    ``training.hosts`` are refused: only the service's workers find each other.
     """
     assignment = Assignment(config, workdir, sources, checkpoint_seconds, expected, micro_batches)
     callbacks = callbacks or Callbacks()

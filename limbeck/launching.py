@@ -1,31 +1,24 @@
-"""Starts the ranks of a training over several devices, passes on what rank 0 tells, and ends all when one has gone.
-
-torchrun does as much and no more that is wanted here: it closes the descriptors that a rank would talk through, leaves
-ranks alive when it is killed itself, and brings a rendezvous over the network for what is one machine.
-"""
+"""Starts the ranks of a training over several devices, passes on what rank 0 tells, and ends all when one has gone."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import sysconfig
+import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
-from limbeck.errors import Interrupted, RankLost
+from limbeck.errors import Interrupted, InvalidConfig, Problem, RankLost
+from limbeck.hosts import Host, HostsPlace, LentRank, Lobby, Start
+from limbeck.rank_children import Meeting, Order, Rank, portable, started, threads_here
 from limbeck.result import DistillResult
 
 #: How often a run starts again after a rank has gone.
@@ -34,7 +27,6 @@ _TICK = 0.1
 #: How long the others may say what went wrong once a rank has gone or failed.
 _LAST_WORDS = 3.0
 _MEETING = "meeting-"
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,83 +40,132 @@ class AnswersPlace:
     share_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What every rank is told first."""
-
-    assignment: Assignment
-    meeting: Path  #: a file that does not exist yet; the ranks find each other by it
-    threads: int  #: of all ranks together
-    #: The folder of teachers' answers, the bytes that it may take, and how long a pass has to be to be offered.
-    answers: tuple[Path, int | None, float | None] | None = None
-
-
-@dataclass(slots=True)
-class _Rank:
-    number: int
-    process: subprocess.Popen[bytes]
-    connection: Connection[Any, Any]
-    talks: bool = True
-    error: Exception | None = None  #: what it said went wrong
-
-    def how_it_ended(self) -> str:
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(1)
-        code = self.process.poll()
-        if code is None or code >= 0:
-            return f"ended with exit code {code} and gave no reason; the log may have one"
-        try:
-            name = signal.Signals(-code)
-        except ValueError:
-            return f"was ended by signal {-code}"
-        return f"was killed from outside ({name.name})" if name in _FROM_OUTSIDE else f"crashed ({name.name})"
+class _HostLeaves(Exception):
+    """A host would like to go, and the run's state is saved."""
 
 
 def distill_in_ranks(
-    assignment: Assignment, callbacks: Callbacks, answers: AnswersPlace | None = None
+    assignment: Assignment,
+    callbacks: Callbacks,
+    answers: AnswersPlace | None = None,
+    hosts: HostsPlace | None = None,
 ) -> DistillResult:
     """``limbeck.engine.distill`` by as many processes as ``training.devices`` says, which end with this call.
 
+    Args:
+        hosts: how other hosts are found, where ``training.hosts`` asks for some.
+
     Raises:
+        InvalidConfig: several hosts are asked for, and there is nobody to find them.
         RankLost: a rank has gone, and not for the first time; the run has started again :data:`RESTARTS` times.
     """
-    count, workdir = assignment.config.training.devices, assignment.workdir
-    # As plain dictionaries: a read-only view of one cannot be sent.
-    sent = replace(
-        assignment,
-        sources=dict(assignment.sources),
-        expected=dict(assignment.expected),
-        micro_batches=dict(assignment.micro_batches),
-    )
-    workdir.mkdir(parents=True, exist_ok=True)
-    for left_behind in workdir.glob(f"{_MEETING}*"):
+    training = assignment.config.training
+    if training.hosts > 1 and hosts is None:
+        detail = (
+            f"found {training.hosts}; workers that lend their devices are found by the service alone, and this call "
+            "has none: 1"
+        )
+        raise InvalidConfig(f"/training/hosts: {detail}", [Problem("/training/hosts", detail)])
+    assignment.workdir.mkdir(parents=True, exist_ok=True)
+    for left_behind in assignment.workdir.glob(f"{_MEETING}*"):
         shutil.rmtree(left_behind, ignore_errors=True)
-    for restart in itertools.count(1):
-        with tempfile.TemporaryDirectory(dir=workdir, prefix=_MEETING) as place:
-            order = Order(
-                assignment=sent,
-                meeting=Path(place).resolve() / "ranks",
-                threads=_threads(),
-                answers=None if answers is None else (answers.folder, answers.limit, answers.share_seconds),
-            )
+    with ExitStack() as stack:
+        lobby = None
+        if hosts is not None and training.hosts > 1:
+            lobby = stack.enter_context(Lobby(hosts, training.hosts - 1, training.devices // training.hosts))
+        return _Launcher(portable(assignment), callbacks, answers, lobby).run()
+
+
+class _Launcher:
+    """Starts all ranks, again and again where some were lost."""
+
+    def __init__(
+        self, assignment: Assignment, callbacks: Callbacks, answers: AnswersPlace | None, lobby: Lobby | None
+    ) -> None:
+        self._assignment = assignment
+        self._callbacks = callbacks
+        self._answers = answers
+        self._lobby = lobby
+
+    def run(self) -> DistillResult:
+        lost = 0
+        for turn in itertools.count():
+            if self._lobby is not None:
+                self._lobby.gather(self._callbacks)
             try:
-                with _started(order, count) as ranks:
-                    return _Crew(ranks, callbacks, answers).watch()
+                return self._turn(turn)
+            except _HostLeaves:
+                continue
             except RankLost as loss:
-                if callbacks.should_stop():
+                if self._callbacks.should_stop():
                     raise Interrupted("The run was asked to stop; it goes on from its last checkpoint.") from loss
-                if restart > RESTARTS:
+                lost += 1
+                if lost > RESTARTS:
                     raise
-                again = f"All ranks start again, from the last checkpoint if there is one ({restart} of {RESTARTS})."
-                callbacks.on_event("rank.lost", f"{loss.message} {again}", {"restart": restart, "at_most": RESTARTS})
-    raise AssertionError("unreachable")
+                again = f"All ranks start again, from the last checkpoint if there is one ({lost} of {RESTARTS})."
+                facts = {"restart": lost, "at_most": RESTARTS}
+                self._callbacks.on_event("rank.lost", f"{loss.message} {again}", facts)
+        raise AssertionError("unreachable")
+
+    def _turn(self, turn: int) -> DistillResult:
+        """All ranks from their start to the result."""
+        hosts = [] if self._lobby is None else self._lobby.hosts
+        here = self._assignment.config.training.devices // self._assignment.config.training.hosts
+        with tempfile.TemporaryDirectory(dir=self._assignment.workdir, prefix=_MEETING) as place, ExitStack() as stack:
+            meeting = Meeting(Path(place).resolve(), here * (1 + len(hosts)), here)
+            interface = None
+            if self._lobby is not None and hosts:
+                interface, meeting = self._lobby.interface, stack.enter_context(self._at_an_address(meeting))
+            ranks: list[Rank | LentRank] = []
+            ranks += stack.enter_context(started(self._order(meeting), interface))
+            ranks += stack.enter_context(self._lent(turn, meeting, hosts))
+            return _Crew(ranks, hosts, turn, self._callbacks, self._answers).watch()
+
+    def _order(self, meeting: Meeting) -> Order:
+        answers = self._answers
+        shared = None if answers is None else (answers.folder, answers.limit, answers.share_seconds)
+        return Order(self._assignment, meeting, threads_here(), shared)
+
+    @contextmanager
+    def _at_an_address(self, meeting: Meeting) -> Iterator[Meeting]:
+        assert self._lobby is not None
+        # Listening before any rank is there to be early.
+        with socket.create_server((self._lobby.place.address, 0), backlog=128) as store:
+            address = store.getsockname()[:2]
+            yield Meeting(meeting.folder, meeting.count, meeting.here, 0, address, store.fileno())
+
+    @contextmanager
+    def _lent(self, turn: int, meeting: Meeting, hosts: Sequence[Host]) -> Iterator[list[LentRank]]:
+        """The ranks on the other hosts, which have been told to begin; they are told to end afterwards."""
+        ranks: list[LentRank] = []
+        try:
+            for place, host in enumerate(hosts, start=1):
+                first = place * meeting.here
+                assert meeting.address is not None
+                host.tell("start", Start(turn, self._assignment, meeting.address, first, meeting.here, meeting.count))
+                ranks += [LentRank(number, host) for number in range(first, first + meeting.here)]
+            yield ranks
+        finally:
+            for host in hosts:
+                if host.here:
+                    host.tell("end")
 
 
 class _Crew:
     """The ranks that run, and what they have said."""
 
-    def __init__(self, ranks: list[_Rank], callbacks: Callbacks, answers: AnswersPlace | None) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[Rank | LentRank],
+        hosts: Sequence[Host],
+        turn: int,
+        callbacks: Callbacks,
+        answers: AnswersPlace | None,
+    ) -> None:
         self._ranks = ranks
+        self._here = [rank for rank in ranks if isinstance(rank, Rank)]
+        self._hosts = hosts
+        self._turn = turn
         self._callbacks = callbacks
         self._answers = answers
         self._result: DistillResult | None = None
@@ -135,29 +176,39 @@ class _Crew:
 
         Raises:
             Exception: what a rank said went wrong, rank 0's word before the others'.
-            RankLost: one ended without a word.
+            RankLost: one ended without a word, or is on another host and cannot go on.
+            _HostLeaves: one would like to, and the state is saved.
         """
         stopping, decide_at = False, float("inf")
         while True:
-            talking = {rank.connection: rank for rank in self._ranks if rank.talks}
+            talking: dict[Any, Rank | Host] = {rank.connection: rank for rank in self._here if rank.talks}
+            talking |= {host.connection: host for host in self._hosts if host.here}
             for connection in wait(list(talking), _TICK):
-                self._hear(talking[connection])  # type: ignore[index]
+                one = talking[connection]
+                if isinstance(one, Rank):
+                    self._hear(one)
+                elif one.here:
+                    self._hear_host(one)
                 if self._result is not None:
                     return self._result
             if any(rank.error or not rank.talks for rank in self._watched):
                 decide_at = min(decide_at, time.monotonic() + _LAST_WORDS)
                 if time.monotonic() >= decide_at or all(rank.error or not rank.talks for rank in self._watched):
                     raise self._verdict()
-            if not stopping and self._callbacks.should_stop():
+            if not stopping and (self._leaving or self._callbacks.should_stop()):
                 stopping = True
                 with suppress(OSError):
-                    self._ranks[0].connection.send(("stop",))
+                    self._here[0].connection.send(("stop",))
 
     @property
-    def _watched(self) -> list[_Rank]:
+    def _watched(self) -> Sequence[Rank | LentRank]:
         return self._ranks[:1] if self._alone else self._ranks
 
-    def _hear(self, rank: _Rank) -> None:
+    @property
+    def _leaving(self) -> list[Host]:
+        return [] if self._alone else [host for host in self._hosts if host.leaving]
+
+    def _hear(self, rank: Rank) -> None:
         try:
             message = rank.connection.recv()
         except (EOFError, OSError):
@@ -173,15 +224,58 @@ class _Crew:
             case ("answers used", str(key)) if self._answers is not None:
                 self._answers.used(key)
             case ("parted",):
-                self._alone = True
-                for one in self._ranks[1:]:
-                    one.process.kill()
+                self._go_on_alone()
             case ("result", DistillResult() as result):
                 self._result = result
             case ("failed", Exception() as error):
                 rank.error = error
+                if rank.number == 0 and isinstance(error, Interrupted) and self._leaving:
+                    self._let_leave()
                 if rank.number == 0 and not isinstance(error, RankLost):
                     raise error
+
+    def _hear_host(self, host: Host) -> None:
+        try:
+            message = host.connection.recv()
+        except (EOFError, OSError):
+            host.let_go()
+            for rank in self._lent_by(host).values():
+                rank.talks, rank.how = False, rank.how or "has gone with it"
+            return
+        match message:
+            case ("leaving",):
+                host.leaving = True
+            case ("rank", self._turn, int(number), said):
+                self._hear_lent(self._lent_by(host)[number], said)
+
+    def _hear_lent(self, rank: LentRank, message: Any) -> None:
+        match message:
+            case ("ended", str(how)):
+                rank.talks, rank.how = False, how
+            case ("failed", RankLost() as error):  # it misses another one
+                rank.error = error
+            case ("failed", Exception() as error):
+                # Of its host, or of the way there: what is wrong with the training rank 0 says itself.
+                rank.talks, rank.how = False, f"cannot go on: {error}"
+                rank.host.let_go()
+
+    def _lent_by(self, host: Host) -> dict[int, LentRank]:
+        return {rank.number: rank for rank in self._ranks if isinstance(rank, LentRank) and rank.host is host}
+
+    def _go_on_alone(self) -> None:
+        """The others are done."""
+        self._alone = True
+        for rank in self._here[1:]:
+            rank.process.kill()
+        for host in self._hosts:
+            host.let_go()
+
+    def _let_leave(self) -> None:
+        for host in self._leaving:
+            what = f"Worker {host.name} takes its devices back; the others go on from where the training is."
+            self._callbacks.on_event("host.left", what, {"worker": host.name})
+            host.let_go()
+        raise _HostLeaves
 
     def _verdict(self) -> Exception:
         said = [rank.error for rank in self._watched if rank.error is not None]
@@ -190,58 +284,5 @@ class _Crew:
                 return error
         for rank in self._watched:
             if not rank.talks and rank.error is None:
-                return RankLost(f"Rank {rank.number} of {len(self._ranks)} {rank.how_it_ended()}.")
+                return RankLost(f"Rank {rank.number} of {len(self._ranks)}{rank.whose} {rank.how_it_ended()}.")
         return said[0]
-
-
-@contextmanager
-def _started(order: Order, count: int) -> Iterator[list[_Rank]]:
-    """The ranks, running; none of them does afterwards."""
-    ranks: list[_Rank] = []
-    try:
-        for number in range(count):
-            ranks.append(_start(number, count, order))
-        yield ranks
-    finally:
-        for rank in ranks:
-            rank.process.kill()
-        for rank in ranks:
-            rank.process.wait()
-            rank.connection.close()
-
-
-def _start(number: int, count: int, order: Order) -> _Rank:
-    ours, theirs = Pipe()
-    command = [sys.executable, "-m", "limbeck.rank_process", str(number), str(count), str(theirs.fileno())]
-    with theirs:
-        process = subprocess.Popen(
-            [*command, str(os.getpid())],
-            env=_environment(max(1, order.threads // count), order.meeting.parent),
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-        )
-    with suppress(OSError):  # it has gone already, which is noticed soon
-        ours.send(order)
-    return _Rank(number, process, ours)
-
-
-def _environment(threads: int, temporary: Path) -> dict[str, str]:
-    """A rank's: its share of the threads, gloo on the interface that every machine has, and a folder for temporary
-    files that goes with the ranks: they are killed, and nothing that runs at exit does then."""
-    home = str(Path(__file__).resolve().parents[1])
-    found_anyway = home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    ours = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    ours |= os.environ
-    ours |= {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
-    ours["TMPDIR"] = str(temporary)
-    if not found_anyway:
-        ours["PYTHONPATH"] = os.pathsep.join(part for part in (home, ours.get("PYTHONPATH")) if part)
-    return ours
-
-
-def _threads() -> int:
-    """Of this process, as torch would count them."""
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if given.isdigit():
-        return max(1, int(given))
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,4 +1,5 @@
-"""One rank: ``python -m limbeck.rank_process NUMBER COUNT DESCRIPTOR PARENT``, started by ``limbeck/launching.py``.
+"""One rank: ``python -m limbeck.rank_process NUMBER DESCRIPTOR PARENT``, started by
+``limbeck/rank_children.py``.
 
 It gets its order through the descriptor and tells on it: ``("call", method of Callbacks, arguments)``, ``("answers
 wanted", key)`` and ``("answers used", key)`` of a teacher's, ``("parted",)`` when rank 0 goes on alone, and at the end
@@ -25,7 +26,7 @@ from typing import Any
 from limbeck.callbacks import Callbacks, CheckpointInfo, Progress, Stage
 from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, RankLost
-from limbeck.launching import Order
+from limbeck.rank_children import Order
 
 _EXIT_FAILED = 1
 _EXIT_ABANDONED = 75
@@ -91,13 +92,13 @@ class _Told(Callbacks):
         self.send("call", name, arguments)
 
 
-def _work(number: int, count: int, order: Order, told: _Told) -> Any:
+def _work(number: int, order: Order, told: _Told) -> Any:
     from limbeck.engine import distill_here, failures_named
     from limbeck.ranks import Group
     from limbeck.teacher_cache import TeacherCache
 
     with failures_named():
-        ranks = Group(number, count, order.meeting, order.threads, lambda: told.send("parted"))
+        ranks = Group(number, order.meeting, order.threads, lambda: told.send("parted"))
     teacher_cache = None
     if order.answers is not None:
         folder, limit, share_seconds = order.answers
@@ -106,7 +107,9 @@ def _work(number: int, count: int, order: Order, told: _Told) -> Any:
             folder, limit=limit, fetch=told.fetch_answers, used=used, share_seconds=share_seconds
         )
     if ranks.leads:
-        told.on_event("ranks.met", f"{count} ranks share every batch.", {"ranks": count})
+        count, hosts = order.meeting.count, order.meeting.hosts
+        where = f" on {hosts} hosts" * (hosts > 1)
+        told.on_event("ranks.met", f"{count} ranks{where} share every batch.", {"ranks": count, "hosts": hosts})
     return distill_here(order.assignment, told if ranks.leads else Callbacks(), teacher_cache, ranks)
 
 
@@ -119,7 +122,7 @@ def _portable(error: Exception) -> Exception:
     return error if isinstance(copy, Exception) else RuntimeError(str(error))
 
 
-def main(number: int, count: int, descriptor: int, parent: int) -> int:
+def main(number: int, descriptor: int, parent: int) -> int:
     """Set the process up and do its part of the work; the exit code."""
     if sys.platform == "linux":
         die_with_parent(parent)
@@ -133,7 +136,7 @@ def main(number: int, count: int, descriptor: int, parent: int) -> int:
     order = connection.recv()
     threading.Thread(target=told.listen, name="listen", daemon=True).start()
     try:
-        result = _work(number, count, order, told)
+        result = _work(number, order, told)
     except Exception as error:  # the boundary: what went wrong is said on the other side
         if isinstance(error, RankLost | Interrupted):  # nothing is wrong here
             sys.stderr.write(f"Rank {number}: {error.message}\n")

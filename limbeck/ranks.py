@@ -1,4 +1,4 @@
-"""The ranks of one training: processes of one machine that share every batch, and what they say to each other.
+"""The ranks of one training: processes that share every batch, and what they say to each other.
 
 All ranks run the same phases from the same state. Each computes the gradient of its part of a batch; the sum over the
 ranks is the gradient of the batch, so that all make the same step and hold the same weights. Rank 0 alone writes the
@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.errors import InvalidConfig, Problem, RankLost
+from limbeck.rank_children import Meeting
+from limbeck.state_copies import copy_files
 
 T = TypeVar("T")
 #: How long a rank waits for another one. Whoever started them ends all when one has gone, and the worker when none gets
@@ -35,11 +37,17 @@ class Ranks:
 
     number = 0
     count = 1
+    here = 1  #: of them on this machine
 
     @property
     def leads(self) -> bool:
         """Whether this is rank 0, which writes the state and tells of progress."""
         return self.number == 0
+
+    @property
+    def place(self) -> int:
+        """Of this rank among those on its machine, from 0."""
+        return self.number % self.here
 
     def wait(self) -> None:
         """Until every rank has come here."""
@@ -47,6 +55,11 @@ class Ranks:
     def first(self, work: Callable[[], T]) -> T:
         """What rank 0 finds by ``work``, on every rank."""
         return work()
+
+    def bring(self, folder: Path, names: Sequence[str] = (), *, exactly: bool = True) -> None:
+        """Have this folder of every machine hold these files of rank 0's, which alone names them, and no others if
+        ``exactly``; those that a machine has already are not sent again, unless the name says nothing of the
+        content."""
 
     def share(self, module: nn.Module) -> None:
         """Give every rank the parameters and buffers of rank 0."""
@@ -77,31 +90,34 @@ class Group(Ranks):
 
     Args:
         number: of this rank, from 0.
-        meeting: a file that does not exist yet; the ranks find each other by it.
+        meeting: where the ranks find each other.
         threads: what rank 0 computes with when the others are done.
         parted: called then.
 
     Raises:
-        InvalidConfig: the machine has GPUs, but not one for each rank.
+        InvalidConfig: the machine has GPUs, but not one for each of its ranks.
         RankLost: as from every other method; another rank has gone.
     """
 
-    def __init__(self, number: int, count: int, meeting: Path, threads: int, parted: Callable[[], None]) -> None:
-        self.number, self.count = number, count
+    def __init__(self, number: int, meeting: Meeting, threads: int, parted: Callable[[], None]) -> None:
+        self.number, self.count, self.here = number, meeting.count, meeting.here
         self._threads, self._parted = threads, parted
         gpus = torch.cuda.device_count()
-        if 0 < gpus < count:
-            detail = f"found {count}; this machine offers {gpus} GPU{'s' * (gpus > 1)}, and each device is one"
+        if 0 < gpus < self.here:
+            detail = f"found {self.here}; this machine offers {gpus} GPU{'s' * (gpus > 1)}, and each device is one"
             raise InvalidConfig(f"/training/devices: {detail}", [Problem("/training/devices", detail)])
         with _peers():
-            store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]
-            store.set_timeout(_PATIENCE)
-            dist.init_process_group("gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE)
+            store = _store(meeting, leads=number == 0)
+            dist.init_process_group("gloo", store=store, rank=number, world_size=self.count, timeout=_PATIENCE)
             self._host: Any = dist.group.WORLD
             self._device = self._host
             if gpus:
-                torch.cuda.set_device(number)
+                torch.cuda.set_device(self.place)
                 self._device = dist.new_group(backend="nccl", timeout=_PATIENCE)
+            #: The first rank of each host.
+            self._firsts: Any = None
+            if meeting.hosts > 1:
+                self._firsts = dist.new_group(list(range(0, self.count, self.here)), timeout=_PATIENCE)
 
     def wait(self) -> None:
         with _peers():
@@ -113,6 +129,14 @@ class Group(Ranks):
             dist.broadcast_object_list(found, src=0, group=self._host)
         result: T = found[0]
         return result
+
+    def bring(self, folder: Path, names: Sequence[str] = (), *, exactly: bool = True) -> None:
+        if self._firsts is None:
+            return
+        if self.place == 0:
+            with _peers():
+                copy_files(folder, names, self._firsts, exactly=exactly)
+        self.wait()
 
     def share(self, module: nn.Module) -> None:
         with torch.no_grad(), _peers():
@@ -156,6 +180,24 @@ class Group(Ranks):
 
     def _group(self, tensor: Tensor) -> Any:
         return self._device if tensor.is_cuda else self._host
+
+
+def _store(meeting: Meeting, *, leads: bool) -> Any:
+    """Where the ranks leave their addresses for each other."""
+    if meeting.address is None:
+        store = dist.FileStore(str(meeting.folder / "ranks"), meeting.count)  # type: ignore[attr-defined]
+        store.set_timeout(_PATIENCE)
+        return store
+    host, port = meeting.address
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        host,
+        port,
+        meeting.count,
+        is_master=leads,
+        timeout=_PATIENCE,
+        wait_for_workers=False,
+        master_listen_fd=meeting.listening if leads else None,
+    )
 
 
 def sum_values(ranks: Ranks, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

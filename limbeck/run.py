@@ -44,7 +44,7 @@ class Run:
         self.ranks = ranks
         self.store = self._open(workdir / "state")
         self.meter = Meter(callbacks)
-        self.device = Device.choose(config.training.precision, ranks.number)
+        self.device = Device.choose(config.training.precision, ranks.place)
         self.memory = memory_of(self.device.torch)
         #: What an earlier run that this one repeats has found (``limbeck/batch_probe.py``).
         self.micro_batches = micro_batches
@@ -61,7 +61,12 @@ class Run:
         ranks.wait()  # until then rank 0 must not change what the others read
 
     def _open(self, folder: Path) -> CheckpointStore:
-        return CheckpointStore(folder) if self.ranks.leads else Follower(folder)
+        if self.ranks.leads:
+            store = CheckpointStore(folder)
+            self.ranks.bring(folder, store.committed)
+            return store
+        self.ranks.bring(folder)
+        return Follower(folder)
 
     def _resume(self) -> None:
         found = self.store.read_json(JOURNAL)
@@ -83,11 +88,20 @@ class Run:
 
         return ranks.first(by_itself)
 
+    def path_everywhere(self, role: str) -> Path | None:
+        """Of the file that rank 0's state has for a role, on this rank's disk; None where it has none."""
+        name = self.first(lambda: self.store.path(role).name if self.store.has(role) else None)
+        if name is None:
+            return None
+        self.ranks.bring(self.store.folder, [name], exactly=False)
+        return self.store.folder / name
+
     def in_turn(self, work: Callable[[], T]) -> T:
         """Do what ends in a commit on rank 0, and then on the others, which find it in the state."""
         if self.ranks.leads:
             result = work()
             self.ranks.wait()
+            self.ranks.bring(self.store.folder, self.store.committed)
             self.ranks.wait()
             return result
         self.ranks.wait()
@@ -146,9 +160,9 @@ class Run:
 
 
 def _same_run(before: Any, config: DistillConfig) -> bool:
-    """Whether a journal's configuration is this one, but for the number of devices, which a run may change when it goes
-    on. An earlier version's lacks the fields that are new, so that it is read as this version reads it."""
-    devices: Any = {"training": {"devices"}}
+    """Whether a journal's configuration is this one, but for the number of devices and hosts, which a run may change
+    when it goes on. An earlier version's lacks the fields that are new, so that it is read as this version reads it."""
+    devices: Any = {"training": {"devices", "hosts"}}
     try:
         known = DistillConfig.parse(before)
     except InvalidConfig:

@@ -5,6 +5,7 @@ from models.attempt import Attempt
 from models.base import Base
 from models.dataset import Dataset
 from models.event import Event, LogChunk, MetricPoint
+from models.host_place import HostPlace
 from models.job import Job
 from models.model import Model, ModelFile
 from models.part import TeacherPart
@@ -17,6 +18,7 @@ __all__ = [
     "Attempt",
     "Dataset",
     "Event",
+    "HostPlace",
     "Job",
     "LogChunk",
     "MetricPoint",

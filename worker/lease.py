@@ -42,8 +42,9 @@ class Claim:
 
     @property
     def devices(self) -> int:
-        """The processes that will train it; GPUs that it has where there are GPUs."""
-        wanted: int = self.job.config.get("training", {}).get("devices", 1)
+        """The processes that will train it on this host; GPUs that it has where there are GPUs."""
+        training = self.job.config.get("training", {})
+        wanted: int = training.get("devices", 1) // training.get("hosts", 1)
         return max(1, self.job.gpus, wanted)
 
 
@@ -113,9 +114,9 @@ def claim(
 
 def _served_by(gpus: int) -> tuple[ColumnElement[bool], ...]:
     """Whether so many GPUs serve the job; without any, a device is a process."""
-    # Rows from before there were several devices have none.
-    devices = func.coalesce(Job.config["training"]["devices"].as_integer(), 1)
-    return (Job.gpus <= gpus, *(() if gpus == 0 else (devices <= gpus,)))
+    # Rows from before there were several devices, or hosts, have none.
+    devices, hosts = (func.coalesce(Job.config["training"][name].as_integer(), 1) for name in ("devices", "hosts"))
+    return (Job.gpus <= gpus, *(() if gpus == 0 else (devices <= gpus * hosts,)))
 
 
 def beat(session: Session, lease: Lease, lease_seconds: float) -> Wish:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from limbeck.offer import Offer, Part
 from models.job import HELD, Job
 from models.part import TeacherPart
-from models.repository.teacher_parts import free, stands
+from models.repository.offered import free, stands
 from worker.lease import Holder, Lease, due, in_seconds, wish
 
 
@@ -82,7 +82,7 @@ def narrow(session: Session, lease: Lease, offered: Offer) -> None:
     left = [part.first for part in offered.left]
     gone: list[ColumnElement[bool]] = [TeacherPart.first_batch.not_in(left)]
     if offered.own is not None:
-        gone.append((TeacherPart.first_batch == offered.own.first) & free())
+        gone.append((TeacherPart.first_batch == offered.own.first) & free(TeacherPart))
     _execute(session, delete(TeacherPart).where(*mine, or_(*gone)))
 
 
@@ -100,7 +100,7 @@ def clear(session: Session, lease: Lease) -> bool:
 
 def held(session: Session, lease: Lease) -> list[int]:
     """First batches of the job's parts that somebody is at."""
-    query = select(TeacherPart.first_batch).where(TeacherPart.job_id == lease.job_id, ~free())
+    query = select(TeacherPart.first_batch).where(TeacherPart.job_id == lease.job_id, ~free(TeacherPart))
     return list(session.scalars(query.order_by(TeacherPart.first_batch)))
 
 
@@ -123,7 +123,7 @@ def claim(
         without: keys of passes that it has tried in vain.
         of: only of the pass that this is a part of.
     """
-    wanted = [stands(), free(), TeacherPart.likeness == likeness, TeacherPart.threads <= threads]
+    wanted = [stands(TeacherPart), free(TeacherPart), TeacherPart.likeness == likeness, TeacherPart.threads <= threads]
     wanted += [TeacherPart.key.not_in(without)] if without else []
     wanted += [TeacherPart.job_id == of.job_id, TeacherPart.key == of.key] if of is not None else []
     chosen = (
@@ -136,7 +136,7 @@ def claim(
     )
     row = session.scalar(
         update(TeacherPart)
-        .where(TeacherPart.id == chosen, free())
+        .where(TeacherPart.id == chosen, free(TeacherPart))
         .values(worker=holder.worker, claims=TeacherPart.claims + 1, lease_expires_at=in_seconds(lease_seconds))
         .returning(TeacherPart)
         .execution_options(synchronize_session=False, populate_existing=True)
@@ -151,7 +151,7 @@ def keep(session: Session, claimed: PartClaim, lease_seconds: float) -> bool:
     """Renew the lease of a part; False where it is wanted no more, or somebody else's."""
     renewed = session.scalar(
         update(TeacherPart)
-        .where(*_mine(claimed), stands())
+        .where(*_mine(claimed), stands(TeacherPart))
         .values(lease_expires_at=in_seconds(lease_seconds))
         .returning(TeacherPart.id)
         .execution_options(synchronize_session=False)
@@ -161,7 +161,7 @@ def keep(session: Session, claimed: PartClaim, lease_seconds: float) -> bool:
 
 def wanted(session: Session, claimed: PartClaim) -> bool:
     """Whether the part is still this worker's to compute; reads only."""
-    return session.scalar(select(TeacherPart.id).where(*_mine(claimed), stands())) is not None
+    return session.scalar(select(TeacherPart.id).where(*_mine(claimed), stands(TeacherPart))) is not None
 
 
 def give_back(session: Session, claimed: PartClaim) -> None:

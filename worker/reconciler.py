@@ -1,4 +1,4 @@
-"""The thread that finds what nobody else would: due jobs and offered parts whose bell was lost, jobs that dead workers
+"""The thread that finds what nobody else would: due jobs and offers whose bell was lost, jobs that dead workers
 left behind."""
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from sqlalchemy import func, select
 from limbeck.errors import LimbeckError
 from models.base import db_now
 from models.db import Database
+from models.host_place import HostPlace
 from models.job import Job, JobStatus
-from models.repository import teacher_parts
+from models.part import TeacherPart
+from models.repository import offered
 from models.scratch import sweep
 from models.settings import Settings
 from models.storage import Storage
@@ -37,7 +39,7 @@ class Found:
     due: int  #: jobs that could be claimed now
     settled: int  #: jobs that were ended for dead workers
     soonest: float | None  #: seconds until the next lease, or the wait before a retry, runs out
-    parts: int = 0  #: of teachers' passes, that nobody is at
+    offered: int = 0  #: parts of teachers' passes that nobody is at, and places of hosts
 
 
 class Reconciler:
@@ -75,12 +77,12 @@ class Reconciler:
             waiting = session.scalar(select(func.count()).select_from(Job).where(due())) or 0
             upcoming = session.scalar(select(func.min(Job.lease_expires_at)).where(Job.lease_expires_at > db_now()))
             soonest = None if upcoming is None else seconds_until(session, upcoming)
-            free_parts = teacher_parts.count(session)["free"]
+            free = [offered.count(session, table)["free"] for table in (TeacherPart, HostPlace)]
         for job in settled:
             _log.warning("%s was left behind by its worker and is %s now", job.id, job.status)
             if job.checkpoint is None and job.status.terminal:
                 self._forget(job.id)
-        return Found(waiting, len(settled), soonest, free_parts)
+        return Found(waiting, len(settled), soonest, sum(free))
 
     def _run(self) -> None:
         pause = self._settings.reconcile_min_seconds
@@ -90,7 +92,7 @@ class Reconciler:
             try:
                 found = self.look()
                 soonest = found.soonest
-                work = found.due + found.parts
+                work = found.due + found.offered
                 if work:
                     self._call_for_help(waited=waited)
                 waited = work > 0

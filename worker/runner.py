@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Interrupted, LeaseLost, LimbeckError, RankLost, StorageFull, Unavailable
+from limbeck.hosts import Invitation
 from limbeck.offer import PARTS
 from models.db import Database
 from models.job import JobStatus
@@ -31,6 +32,7 @@ from worker.endings import Fault
 from worker.faults import fault_of, oom_kills, stall_of
 from worker.harvest import harvest
 from worker.heart import Heart
+from worker.invitations import Invitations, own_address
 from worker.lease import Claim, Wish
 from worker.offers import LOOK_SECONDS, Offers
 from worker.patience import Patience
@@ -138,6 +140,7 @@ class _Attempt:
         self._porter = AnswersPorter(self._storage, self._answers, self._folder)
         pause = min(LOOK_SECONDS, self._settings.heartbeat_seconds / 2)
         self._offers = Offers(self._storage, self._database, self._lease, self._work / PARTS, runner.ring, pause)
+        self._invitations = Invitations(self._database, self._lease, bool(place.gpus), runner.ring, pause)
         self._last: dict[str, Any] = {}
         #: When the trainer last said something, on the monotonic clock.
         self._heard = 0.0
@@ -210,6 +213,7 @@ class _Attempt:
             "expected": materials.expected_of(self._job.provenance),
             "micro_batches": materials.micro_batches_of(self._job.provenance),
             "teacher_cache": self._teacher_cache(),
+            "hosts": {"address": own_address(self._settings), "seconds": self._settings.hosts_wait_seconds},
         }
 
     def _log_size(self) -> int:
@@ -236,6 +240,7 @@ class _Attempt:
         finally:
             exit_code = process.finish()
             self._offers.finish()
+            self._invitations.finish()
         return exit_code, oom_kills() > kills
 
     def _watch(self, process: TrainerProcess) -> None:
@@ -340,6 +345,10 @@ class _Attempt:
         match line:
             case {"type": "alive"}:
                 pass
+            case {"type": "hosts_wanted", "invitation": dict(invitation)}:
+                self._invitations.invite(Invitation(**invitation))
+            case {"type": "hosts_settled", "workers": list(workers)}:
+                self._invitations.settle(workers)
             case {"type": "stage", "stage": str(stage)}:
                 self._telemetry.stage(stage)
             case {"type": "progress", "progress": dict(progress)}:

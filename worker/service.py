@@ -1,5 +1,5 @@
-"""The worker as one object: it takes due jobs while it has slots, else helps with others', and ends when it is told
-to."""
+"""The worker as one object: it takes due jobs while it has slots, else lends its host to others or helps with
+them, and ends when it is told to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from models.storage import Storage
 from worker import lease
 from worker.assistant import ANSWERER, Assistant
 from worker.lease import Claim, Holder
+from worker.lender import LENT, Lender
 from worker.parts import PartClaim
+from worker.places import PlaceClaim
 from worker.queue import Bell
 from worker.runner import TRAINER, Runner, Shutdown
 from worker.slots import Slots
@@ -31,7 +33,7 @@ _log = logging.getLogger(__name__)
 class _Work:
     """What a slot is spent on."""
 
-    claimed: Claim | PartClaim
+    claimed: Claim | PlaceClaim | PartClaim
 
 
 class Worker:
@@ -40,6 +42,7 @@ class Worker:
     Args:
         command: the trainer's, for tests that need another one.
         answerer: likewise, of the process that helps.
+        lent: likewise, of the one that lends this host.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Worker:
         slots: Slots,
         command: Sequence[str] = TRAINER,
         answerer: Sequence[str] = ANSWERER,
+        lent: Sequence[str] = LENT,
     ) -> None:
         self.slots = slots
         self.shutdown = Shutdown()
@@ -64,6 +68,7 @@ class Worker:
         self.holder = Holder(f"{host}:{os.getpid()}:{uuid.uuid4().hex[:8]}", host, os.getpid())
         self._runner = Runner(settings, database, storage, self.shutdown, command, bell.ring)
         self._assistant = Assistant(settings, database, storage, self.shutdown, self.holder, answerer)
+        self._lender = Lender(settings, database, storage, self.shutdown, self.holder, lent)
 
     def drain(self) -> None:
         """Run due jobs, one after the other, until there are none, or no slot, or the worker ends; between them help
@@ -98,7 +103,12 @@ class Worker:
             with self._database.session() as session:
                 seconds = self._settings.lease_seconds
                 job = lease.claim(session, self.holder, lease_seconds=seconds, gpus=gpus, most=self.slots.gpus)
-                found = job or self._assistant.claim(session, self.slots.cpu_threads)
+                # A training that waits for hosts waits now; a teacher's pass goes on by itself.
+                found = (
+                    job
+                    or self._lender.claim(session, gpus if self.slots.gpus else None, self.slots.cpu_threads)
+                    or self._assistant.claim(session, self.slots.cpu_threads)
+                )
             return None if found is None else _Work(found)
 
         with self.slots.take(claim, lambda work: work.claimed.devices) as taken:
@@ -109,6 +119,8 @@ class Worker:
             claimed, place = taken[0].claimed, taken[1]
             if isinstance(claimed, PartClaim):
                 self._assistant.run(claimed, place)
+            elif isinstance(claimed, PlaceClaim):
+                self._lender.run(claimed, place)
             else:
                 _log.info("%s: attempt %d of %d", claimed.job.id, claimed.job.attempt, claimed.job.max_attempts)
                 self._runner.run(claimed, place, asked_at)

@@ -2,9 +2,9 @@
 
 It reads ``WORKDIR/attempt.json`` (:func:`read_order`) and imports nothing of the database. What happens goes out on the
 pipe, one JSON object a line; its ``type`` is ``stage``, ``progress``, ``metrics``, ``event``, ``checkpoint`` or
-``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), or ``alive``, and the last one
-``result``, ``interrupted`` or ``error``. Each is sent by the work itself: a process that has said nothing for long is
-stuck. What it prints is its log.
+``provenance``, ``answers_wanted`` or ``answers_used`` (a teacher's, by their key), ``hosts_wanted`` (an invitation) or
+``hosts_settled`` (the workers that came), or ``alive``, and the last one ``result``, ``interrupted`` or ``error``. Each
+is sent by the work itself: a process that has said nothing for long is stuck. What it prints is its log.
 
 On its standard input it hears ``{"type": "lease", "seconds": N}``, ``{"type": "answers", "key": …}`` (those that it
 wanted have come, or there are none) and ``{"type": "stop"}``; the end of the input, and SIGTERM, mean stop as well.
@@ -36,6 +36,7 @@ from limbeck.config import DistillConfig
 from limbeck.death import die_with_parent
 from limbeck.errors import Interrupted, LimbeckError
 from limbeck.full_disk import disk_errors
+from limbeck.hosts import HostsPlace, Invitation
 from limbeck.launching import AnswersPlace, distill_in_ranks
 from limbeck.result import DistillResult
 
@@ -92,6 +93,12 @@ class Pipe(Callbacks):
 
     def answers_used(self, key: str) -> None:
         self.send("answers_used", key=key)
+
+    def invite(self, invitation: Invitation) -> None:
+        self.send("hosts_wanted", invitation=asdict(invitation))
+
+    def settle(self, workers: Sequence[str]) -> None:
+        self.send("hosts_settled", workers=list(workers))
 
     def on_stage(self, stage: Stage) -> None:
         self.send("stage", stage=stage)
@@ -150,7 +157,8 @@ class Leash:
 def read_order(workdir: Path) -> dict[str, Any]:
     """The order: ``config``, ``sources`` (reference to folder), ``checkpoint_seconds``, ``lease_seconds``,
     ``expected`` (``dataset`` and ``teacher`` to the sha256 that a rerun has to find), ``micro_batches`` (what the first
-    run's probe found), and, where jobs share teachers' answers, ``teacher_cache`` (``folder``, ``bytes`` and
+    run's probe found), ``hosts`` (this one's ``address``, and ``seconds`` in which others have to come, if several are
+    wanted), and, where jobs share teachers' answers, ``teacher_cache`` (``folder``, ``bytes`` and
     ``share_seconds``)."""
     order: dict[str, Any] = json.loads((workdir / ORDER).read_text(encoding="utf-8"))
     return order
@@ -202,11 +210,15 @@ def _distill(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> DistillResu
     )
     answers = _answers(order.get("teacher_cache"), pipe)
     if assignment.config.training.devices > 1:
-        return distill_in_ranks(assignment, pipe, answers)
+        return distill_in_ranks(assignment, pipe, answers, _hosts(order.get("hosts"), pipe))
     from limbeck.engine import distill_here
     from limbeck.teacher_cache import TeacherCache
 
     return distill_here(assignment, pipe, None if answers is None else TeacherCache.at(answers))
+
+
+def _hosts(place: Mapping[str, Any] | None, pipe: Pipe) -> HostsPlace | None:
+    return None if place is None else HostsPlace(place["address"], place["seconds"], pipe.invite, pipe.settle)
 
 
 def _answers(place: Mapping[str, Any] | None, pipe: Pipe) -> AnswersPlace | None:

@@ -243,7 +243,9 @@ def test_a_job_asks_for_a_gpu_and_for_no_more_than_a_job_can_use(client: TestCli
     two = {"devices": 2, "batch_size": 32}
     assert submit(resources={"gpus": 2}, training=two)["resources"] == {"gpus": 2}
     assert submit(training=two)["config"]["training"]["devices"] == 2
-    for gpus, training, allowed in ((4, {}, 1), (1, two, 2)):
+    spread = two | {"hosts": 2}
+    assert submit(resources={"gpus": 1}, training=spread)["config"]["training"]["hosts"] == 2
+    for gpus, training, allowed in ((4, {}, 1), (1, two, 2), (2, spread, "2 on 2 hosts")):
         document = SMALLEST | {"resources": {"gpus": gpus}, "training": training}
         for path in ("/v1/jobs", "/v1/jobs:validate"):
             refused = client.post(path, json=document)

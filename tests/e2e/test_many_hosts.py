@@ -1,4 +1,4 @@
-"""Workers on two hosts that share PostgreSQL, Redis and S3 and nothing else; one is cut off while it trains."""
+"""Workers on two hosts that share PostgreSQL, Redis and S3 and nothing else; one is cut off in a training."""
 
 from __future__ import annotations
 
@@ -88,6 +88,10 @@ class Cluster:
         with self.database.reading() as session:
             return list(session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.fence)))
 
+    def events(self, job: Job, kind: str) -> list[Event]:
+        with self.database.reading() as session:
+            return list(session.scalars(select(Event).where(Event.job_id == job.id, Event.kind == kind)))
+
     def job(self, job: Job) -> Job:
         with self.database.reading() as session:
             return jobs.get(session, job.id)
@@ -119,6 +123,7 @@ def _servers(address: str) -> Iterator[Settings]:
             heartbeat_seconds=1.5,
             grace_seconds=10,
             checkpoint_seconds=1,
+            hosts_wait_seconds=20,
             reconcile_min_seconds=1,
             reconcile_max_seconds=2,
             retry_seconds=0,
@@ -160,7 +165,7 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def _submit(cluster: Cluster, folder: Path) -> Job:
+def _submit(cluster: Cluster, folder: Path, **training: int) -> Job:
     """A job of some ten seconds, with teacher and data in the bucket."""
     storage = open_storage(cluster.settings)
     teacher, data = write_tiny_bert(folder / "teacher"), write_tiny_dataset(folder / "data", rows=160)
@@ -180,7 +185,7 @@ def _submit(cluster: Cluster, folder: Path) -> Job:
             "dataset": f"dataset:{dataset.id}",
             "student": 2,
             "evaluation": {"baseline": False},
-            "training": {"epochs": 12, "learning_rate": 5e-3, "max_length": 32, "batch_size": 8},
+            "training": {"epochs": 12, "learning_rate": 5e-3, "max_length": 32, "batch_size": 8} | training,
             "export": [],
         }
         job, _ = jobs.submit(
@@ -261,3 +266,36 @@ def _assert_done_once(cluster: Cluster, job: Job) -> None:
         students = session.scalars(select(Model).where(Model.job_id == job.id)).all()
     assert kinds.count("job.succeeded") == 1
     assert len(students) == 1
+
+
+@pytest.mark.timeout(300)
+def test_two_hosts_train_one_job_until_one_is_cut_off(cluster: Cluster, tmp_path: Path) -> None:
+    """Guards addresses and interfaces, which one machine alone never needs, and a cable that is pulled: nobody is told,
+    and torch would wait for days."""
+    job = _submit(cluster, tmp_path / "upload", devices=2, hosts=2, epochs=80)
+    bell = Bell(cluster.settings)
+    bell.ring()
+    workers = {host: cluster.start_worker(host) for host in cluster.hosts}
+    (met,) = until(lambda: cluster.events(job, "ranks.met"), 90)
+    assert met.message == "2 ranks on 2 hosts share every batch."
+    (joined,) = cluster.events(job, "host.joined")
+    until(lambda: (cluster.job(job).checkpoint or {}).get("step"), 60)
+    (lender,) = (host for host, worker in workers.items() if f":{worker.pid}:" in joined.data["worker"])
+    lent = [one for one in psutil.Process(workers[lender].pid).children(recursive=True)]
+    assert any("limbeck.rank_process" in one.cmdline() for one in lent)
+
+    lender.cut_off()
+    (lost,) = until(lambda: cluster.events(job, "rank.lost"), 60)
+    assert joined.data["worker"] in lost.message
+    until(lambda: all(_gone(one) for one in lent), 30)
+    until(lambda: cluster.job(job).status.terminal, 120)
+    ended = cluster.job(job)
+    assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, 1), ended.error
+    assert [event.data["ranks"] for event in cluster.events(job, "ranks.met")] == [2, 1]
+    assert (cluster.events(job, "checkpoint.loaded")[0].data or {})["step"] > 0
+    lender.connect()
+    for worker in workers.values():
+        worker.terminate()
+    assert [worker.wait(30) for worker in workers.values()] == [0, 0]
+    bell.close()
+    assert _marked(cluster.mark) == []

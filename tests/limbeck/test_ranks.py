@@ -410,6 +410,7 @@ def test_the_launcher_needs_no_torch() -> None:
         ),
         ({"devices": 2, "loss": {"type": "dist", "intra": 1.0}}, "devices (2) has to be 1 with loss 'dist'"),
         ({"devices": 65}, "less than or equal to 64"),
+        ({"devices": 6, "hosts": 4}, "it has to divide devices (6); allowed: 1, 2, 3, 6; found 4"),
     ],
 )
 def test_devices_that_cannot_share_a_batch_are_refused(house: House, training: dict[str, Any], detail: str) -> None:
@@ -417,4 +418,16 @@ def test_devices_that_cannot_share_a_batch_are_refused(house: House, training: d
     with pytest.raises(InvalidConfig) as refused:
         house.config(1, training=training)
     assert detail in refused.value.problems[0].detail
-    assert refused.value.problems[0].pointer.startswith("/training")
+    assert refused.value.problems[0].pointer == "/training" + "/hosts" * ("hosts" in training) + (
+        "/devices" if training["devices"] == 65 else ""
+    )
+
+
+def test_a_plain_call_finds_no_other_hosts(house: House, tmp_path: Path) -> None:
+    """Guards against a notebook that waits for workers which nobody can find."""
+    with pytest.raises(InvalidConfig) as refused:
+        distill(house.config(4, training={"hosts": 2}), tmp_path / "work")
+    (problem,) = refused.value.problems
+    assert problem.pointer == "/training/hosts"
+    assert problem.detail.startswith("found 2; workers that lend their devices are found by the service alone")
+    assert not (tmp_path / "work").exists()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from models.settings import Settings
 from worker.service import Worker
 
 ROOT = Path(__file__).parents[2]
+STAND_INS = (str(Path(__file__).with_name("stand_in_worker.py")),)
 
 
 def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
@@ -77,14 +78,13 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def worker_process(settings: Settings) -> Iterator[psutil.Popen]:
-    """A worker with the stand-ins; killed at the end, with everything that it started."""
+def worker_process(settings: Settings, program: Sequence[str] = STAND_INS) -> Iterator[psutil.Popen]:
+    """A worker, with the stand-ins if nothing else is said; killed at the end, with everything that it started."""
     log = settings.data_dir / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
-        script = str(Path(__file__).with_name("stand_in_worker.py"))
         process = psutil.Popen(
-            [sys.executable, script], cwd=ROOT, env=environment(settings), stdout=out, stderr=subprocess.STDOUT
+            [sys.executable, *program], cwd=ROOT, env=environment(settings), stdout=out, stderr=subprocess.STDOUT
         )
     try:
         yield process

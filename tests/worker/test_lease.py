@@ -99,6 +99,14 @@ def test_where_there_are_gpus_each_device_is_one(either: Database) -> None:
     assert taken(either, gpus=0).job.id == on_cores.id
 
 
+def test_each_of_several_hosts_has_its_share_of_the_gpus(either: Database) -> None:
+    """Guards against a training over two hosts that waits for one host with all of its GPUs."""
+    spread = submit(either, config={"training": {"devices": 4, "hosts": 2}}, gpus=2)
+    assert claim_one(either, gpus=1) is None
+    claimed = taken(either, gpus=2)
+    assert (claimed.job.id, claimed.devices) == (spread.id, 2)
+
+
 def test_an_expired_lease_is_claimed_again_and_the_ledger_says_why(either: Database) -> None:
     held = let_it_expire(either)
     with either.session() as session:

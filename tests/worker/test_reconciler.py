@@ -59,10 +59,10 @@ def test_a_look_counts_what_is_due_and_when_to_look_again(deaf: Reconciler, data
 def test_parts_that_nobody_is_at_are_found(deaf: Reconciler, database: Database) -> None:
     """Guards against help that depends on a bell."""
     running = offered(database)
-    assert (deaf.look().due, deaf.look().parts) == (0, 4)
+    assert (deaf.look().due, deaf.look().offered) == (0, 4)
     with database.session() as session:
         jobs.request_pause(session, running.job.id)
-    assert deaf.look().parts == 0
+    assert deaf.look().offered == 0
 
 
 def test_checkpoints_go_when_a_job_ends_without_a_worker(

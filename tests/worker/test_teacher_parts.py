@@ -16,7 +16,8 @@ from limbeck.offer import Part
 from models.db import Database
 from models.job import Job
 from models.part import TeacherPart
-from models.repository import jobs, teacher_parts
+from models.repository import jobs
+from models.repository import offered as still_offered
 from tests.worker.conftest import LIKE, OFFER, claim_one, offered, steal, submit
 from worker import endings, parts
 from worker.endings import Fault
@@ -58,7 +59,7 @@ def test_each_part_is_taken_once_and_the_last_one_first(either: Database) -> Non
     assert take(either) is None
     assert all(keeps(either, claim) for claim in claims)
     with either.reading() as session:
-        assert teacher_parts.count(session) == {"free": 0, "held": 4}
+        assert still_offered.count(session, TeacherPart) == {"free": 0, "held": 4}
 
 
 def test_a_part_whose_helper_died_is_taken_by_another(either: Database) -> None:
@@ -174,7 +175,7 @@ def test_a_job_that_waits_is_seen_and_one_that_needs_a_gpu_is_not_waited_for(eit
     offered(either)
     with either.reading() as session:
         assert not parts.job_waits(session)
-        assert teacher_parts.count(session) == {"free": 4, "held": 0}
+        assert still_offered.count(session, TeacherPart) == {"free": 4, "held": 0}
     submit(either, gpus=1)
     with either.reading() as session:
         assert not parts.job_waits(session)

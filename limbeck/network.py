@@ -1,0 +1,73 @@
+"""Connections between the hosts of a training: who may speak, over which interface, and when the other end is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from contextlib import suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from typing import Any
+
+#: That proving the secret may take.
+_GREETING_SECONDS = 5
+#: A host that is silent on the wire for about so long is gone: its cable, or the whole of it.
+_GONE_SECONDS = 20
+_SIOCGIFADDR = 0x8915
+
+
+def greet(peer: socket.socket, secret: str, *, listens: bool) -> Connection[Any, Any] | None:
+    """Have both ends prove that they know the secret (HMAC over a challenge, as ``multiprocessing`` does it); None
+    where the other one does not. What comes through the connection is unpickled, which nobody else may cause.
+
+    Args:
+        peer: connected; it is taken over, or closed.
+        listens: whether this is the end that accepted.
+    """
+    _time_out(peer, _GREETING_SECONDS)
+    _notice_silence(peer)
+    connection: Connection[Any, Any] = Connection(peer.detach())
+    key = secret.encode()
+    try:
+        for step in (deliver_challenge, answer_challenge) if listens else (answer_challenge, deliver_challenge):
+            step(connection, key)
+    except (AuthenticationError, AssertionError, EOFError, OSError):
+        connection.close()
+        return None
+    with socket.socket(fileno=connection.fileno()) as same:
+        _time_out(same, 0)
+        same.detach()
+    return connection
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this IPv4 address; None where none of this machine does."""
+    wanted = socket.inet_aton(socket.gethostbyname(address))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has no address
+                request = struct.pack("256s", name.encode()[:15])
+                if fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, request)[20:24] == wanted:
+                    return name
+    return None
+
+
+def _time_out(peer: socket.socket, seconds: int) -> None:
+    """0: never. Set in the kernel, since what reads is no socket any more."""
+    peer.settimeout(None)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        peer.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+
+
+def _notice_silence(peer: socket.socket) -> None:
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    quarter = _GONE_SECONDS // 4
+    for option, value in (
+        ("TCP_KEEPIDLE", quarter),
+        ("TCP_KEEPINTVL", quarter),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", _GONE_SECONDS * 1000),
+    ):
+        if hasattr(socket, option):
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

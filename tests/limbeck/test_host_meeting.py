@@ -1,0 +1,136 @@
+"""How the hosts of a training come together: who is let in, and what is said when nobody comes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.callbacks import Callbacks
+from limbeck.errors import Interrupted, Unavailable
+from limbeck.hosts import HostsPlace, Invitation, Lobby
+from limbeck.lending import lend
+from limbeck.network import greet, interface_of
+
+
+def joined_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        return one, listener.accept()[0]
+
+
+@pytest.mark.parametrize(("secrets", "meet"), [(("s", "s"), True), (("s", "other"), False)])
+def test_only_who_knows_the_secret_is_heard(secrets: tuple[str, str], meet: bool) -> None:
+    """Guards against a stranger on the port, whose bytes would be unpickled."""
+    one, other = joined_pair()
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(greet(one, secrets[0], listens=False)))
+    thread.start()
+    here = greet(other, secrets[1], listens=True)
+    thread.join(10)
+    (there,) = found
+    assert (here is not None, there is not None) == (meet, meet)
+    if here is not None and there is not None:
+        there.send({"a": 1})
+        assert here.recv() == {"a": 1}
+        here.close()
+        there.close()
+
+
+def test_what_is_no_greeting_is_refused() -> None:
+    one, other = joined_pair()
+    with one:
+        one.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        one.shutdown(socket.SHUT_WR)
+        assert greet(other, "s", listens=True) is None
+
+
+def test_an_address_has_an_interface() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.254") is None
+
+
+class Told(Callbacks):
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.stop = False
+
+    def on_event(self, kind: str, message: str, data: Mapping[str, Any]) -> None:
+        self.events.append((kind, message))
+
+    def should_stop(self) -> bool:
+        return self.stop
+
+
+class Inviting:
+    """Whoever passes invitations on: does so to guests that know these secrets, or the right one."""
+
+    def __init__(self, secrets: Sequence[str | None] = (), seconds: float = 30) -> None:
+        self.place = HostsPlace("127.0.0.1", seconds, self.invite, lambda workers: self.settled.append([*workers]))
+        self.invited: list[Invitation] = []
+        self.settled: list[list[str]] = []
+        self.refused: list[Exception] = []
+        self._secrets = secrets
+        self.threads: list[threading.Thread] = []
+
+    def invite(self, invitation: Invitation) -> None:
+        self.invited.append(invitation)
+        self.threads = [
+            threading.Thread(target=self._come, args=(invitation, secret, f"guest {number}"))
+            for number, secret in enumerate(self._secrets)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _come(self, invitation: Invitation, secret: str | None, name: str) -> None:
+        one = Invitation(invitation.address, invitation.port, secret or invitation.secret, 1, 2, 1)
+        try:
+            lend(one, name, Path("unused"), {}, lambda: False, lambda: None)
+        except Unavailable as error:
+            self.refused.append(error)
+
+
+def test_guests_are_told_and_strangers_turned_away() -> None:
+    """Guards against a stranger that takes a host's place, or stops the others from coming."""
+    inviting, told = Inviting(["a guess", None]), Told()
+    with Lobby(inviting.place, wanted=1, devices=2) as lobby:
+        lobby.gather(told)
+        lobby.gather(told)  # nobody is missing: nobody is asked
+        assert [host.name for host in lobby.hosts] == ["guest 1"]
+    for thread in inviting.threads:
+        thread.join(10)
+    assert [(one.places, one.devices) for one in inviting.invited] == [(1, 2)]
+    assert inviting.settled == [["guest 1"]]
+    assert told.events == [
+        ("hosts.wanted", "Waits up to 30 s for 1 more host."),
+        ("host.joined", "Worker guest 1 lends 2 devices: host 2 of 2."),
+    ]
+    assert len(inviting.refused) == 1
+
+
+def test_a_lobby_where_nobody_comes_says_so() -> None:
+    inviting, told = Inviting(seconds=0.1), Told()
+    with Lobby(inviting.place, wanted=2, devices=2) as lobby:
+        lobby.gather(told)
+    message = "1 of 3 hosts is here after 0.1 s: the training goes on with 2 of 6 ranks."
+    assert told.events == [("hosts.wanted", "Waits up to 0.1 s for 2 more hosts."), ("hosts.missing", message)]
+    assert inviting.settled == [[]]
+
+
+def test_a_lobby_is_left_when_the_run_is_to_stop() -> None:
+    inviting, told = Inviting(), Told()
+    told.stop = True
+    with Lobby(inviting.place, wanted=1, devices=1) as lobby, pytest.raises(Interrupted):
+        lobby.gather(told)
+    assert inviting.settled == [[]]
+
+
+def test_an_address_that_is_not_this_machines_is_named() -> None:
+    """Guards against a setting that is wrong and shows as a fault of Limbeck's own."""
+    place = HostsPlace("203.0.113.254", 1, lambda invitation: None, lambda workers: None)
+    with pytest.raises(Unavailable, match=r"203\.0\.113\.254 \(LIMBECK_RANKS_HOST\)"):
+        Lobby(place, wanted=1, devices=1)

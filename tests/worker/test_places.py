@@ -1,0 +1,176 @@
+"""Places of hosts as rows: who may take one, and when it is wanted no more. On both databases."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from limbeck.errors import LeaseLost
+from limbeck.hosts import Invitation
+from models.db import Database
+from models.host_place import HostPlace
+from models.repository import jobs, offered
+from models.settings import Settings
+from tests.worker.conftest import claim_one, expire, steal, submit
+from worker import endings, places
+from worker.invitations import own_address
+from worker.lease import Claim, Holder
+from worker.places import PlaceClaim
+
+KIND = "a processor, torch 2"
+ONE, OTHER = Holder("one", "one", 1), Holder("other", "other", 2)
+WANTED = Invitation("127.0.0.1", 4711, "s" * 64, places=2, devices=3, threads=2)
+
+
+def invited(database: Database, *, gpus: bool = False) -> Claim:
+    """A job that runs and wants two hosts more."""
+    submit(database)
+    running = claim_one(database)
+    assert running is not None
+    with database.session() as session:
+        places.invite(session, running.lease, WANTED, kind=KIND, gpus=gpus)
+    return running
+
+
+def take(database: Database, holder: Holder = ONE, **given: Any) -> PlaceClaim | None:
+    wanted = {"kind": KIND, "gpus": None, "threads": 2, "lease_seconds": 60} | given
+    with database.session() as session:
+        return places.claim(session, holder, **wanted)
+
+
+def taken(database: Database, holder: Holder = ONE) -> PlaceClaim:
+    found = take(database, holder)
+    assert found is not None
+    return found
+
+
+def keeps(database: Database, claimed: PlaceClaim) -> bool:
+    with database.session() as session:
+        kept = places.keep(session, claimed, 60)
+        assert places.wanted(session, claimed) == kept
+    return kept
+
+
+def rows(database: Database) -> int:
+    with database.reading() as session:
+        return session.scalar(select(func.count()).select_from(HostPlace)) or 0
+
+
+def test_each_place_is_taken_once_and_says_where_to_go(either: Database) -> None:
+    """Guards against two hosts in one place, where one would wait for ever."""
+    running = invited(either)
+    claims = [taken(either, holder) for holder in (ONE, OTHER)]
+    assert len({claim.id for claim in claims}) == 2
+    assert {claim.job_id for claim in claims} == {running.job.id}
+    found = claims[0].invitation
+    assert (found.address, found.port, found.secret, found.devices) == ("127.0.0.1", 4711, "s" * 64, 3)
+    assert found.threads == 2
+    assert take(either, Holder("third", "third", 3)) is None
+    assert all(keeps(either, claim) for claim in claims)
+    with either.reading() as session:
+        assert offered.count(session, HostPlace) == {"free": 0, "held": 2}
+
+
+def test_a_worker_lends_nothing_to_its_own_job(either: Database) -> None:
+    """Guards against a second slot of the worker that leads, which is no other host."""
+    running = invited(either)
+    assert take(either, Holder(running.job.worker or "", "host", 1)) is None
+    assert taken(either, OTHER)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given"),
+    [
+        (False, {"kind": "another processor"}),
+        (False, {"gpus": 8}),
+        (False, {"threads": 1}),
+        (True, {"gpus": None}),
+        (True, {"gpus": 2}),
+        (True, {"gpus": 0}),
+    ],
+)
+def test_a_host_of_another_kind_gets_no_place(database: Database, gpus: bool, given: dict[str, Any]) -> None:
+    """Guards against ranks that round otherwise and drift apart, and against fewer GPUs than ranks."""
+    invited(database, gpus=gpus)
+    assert take(database, **given) is None
+    assert take(database, gpus=3 if gpus else None) is not None
+
+
+def test_a_job_that_could_not_be_helped_is_passed_over(database: Database) -> None:
+    running = invited(database)
+    assert take(database, without={running.job.id}) is None
+
+
+def test_a_place_is_kept_while_the_job_saves_its_state(either: Database) -> None:
+    """Guards the pause of a job: its ranks make the step that they are at together."""
+    running = invited(either)
+    mine = taken(either)
+    with either.session() as session:
+        jobs.request_pause(session, running.job.id)
+    assert keeps(either, mine)
+    assert take(either, OTHER) is None, "nobody comes to a job that pauses"
+    with either.session() as session:
+        endings.stop(session, running.lease)
+    assert not keeps(either, mine)
+
+
+def test_places_end_with_the_attempt_that_offers_them(either: Database) -> None:
+    """Guards against ranks for a leader that has lost its job."""
+    running = invited(either)
+    mine = taken(either)
+    expire(either, running.job.id)
+    assert not keeps(either, mine)
+    assert take(either, OTHER) is None
+    again = steal(either, running.job.id)
+    assert not keeps(either, mine)
+    with pytest.raises(LeaseLost), either.session() as session:
+        places.invite(session, running.lease, WANTED, kind=KIND, gpus=False)
+    with either.session() as session:
+        places.invite(session, again.lease, WANTED, kind=KIND, gpus=False)
+    assert rows(either) == 2
+
+
+def test_only_those_who_came_keep_their_places(either: Database) -> None:
+    """Guards against a worker that holds its slot for a training that has begun without it."""
+    running = invited(either)
+    here, late = taken(either, ONE), taken(either, OTHER)
+    with either.session() as session:
+        places.settle(session, running.lease, ["one"])
+    assert (keeps(either, here), keeps(either, late), rows(either)) == (True, False, 1)
+    with either.session() as session:
+        places.settle(session, running.lease, [])
+    assert rows(either) == 0
+
+
+def test_a_place_that_was_given_back_is_free_and_one_that_was_filled_is_gone(either: Database) -> None:
+    invited(either)
+    mine = taken(either)
+    with either.session() as session:
+        places.give_back(session, mine)
+    again = taken(either, OTHER)
+    assert (again.id, again.claims) == (mine.id, mine.claims + 1)
+    with either.session() as session:
+        places.finish(session, mine)  # too late: it is another's
+        places.finish(session, again)
+    assert rows(either) == 1
+
+
+def test_the_place_of_a_dead_worker_is_taken_by_another(either: Database) -> None:
+    invited(either)
+    late = taken(either)
+    with either.session() as session:
+        past = datetime.fromtimestamp(1, UTC)
+        session.execute(update(HostPlace).where(HostPlace.id == late.id).values(lease_expires_at=past))
+    assert taken(either, OTHER).id == late.id
+    assert not keeps(either, late)
+
+
+def test_a_host_is_reached_as_it_reaches_the_database(settings: Settings) -> None:
+    """Guards the address that is offered: with a database in a file all workers are on this machine."""
+    assert own_address(settings) == "127.0.0.1"
+    there = {"database_url": "postgresql+psycopg://limbeck@127.0.0.1:5432/limbeck"}
+    assert own_address(settings.model_copy(update=there)) == "127.0.0.1"
+    assert own_address(settings.model_copy(update=there | {"ranks_host": "198.51.100.7"})) == "198.51.100.7"

@@ -1,0 +1,213 @@
+"""Spends slots that have no job on another worker's training over several hosts: fetches the models that it names, and
+runs ``worker/lent.py``, whose children are some of the training's ranks.
+
+A host that is lent may go at any moment, in any way: the training then goes on from its last checkpoint with the hosts
+that are left. It is busy until the training is done with it, is stopped or lost, or its own worker has to end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from limbeck.errors import Interrupted, LimbeckError, Unavailable
+from models.db import Database
+from models.settings import Settings
+from models.storage import Storage
+from worker import materials, places
+from worker.lease import Holder
+from worker.offers import LOOK_SECONDS
+from worker.patience import Patience
+from worker.places import PlaceClaim
+from worker.process import TrainerProcess
+from worker.runner import Shutdown
+from worker.scratch import child_environment, scratch
+from worker.slots import Place
+from worker.trainer import ORDER
+
+_log = logging.getLogger(__name__)
+LENT = (sys.executable, "-m", "worker.lent")
+_TICK = 0.2
+_LOG_CHARACTERS = 4000
+
+
+@dataclass(slots=True)
+class Lender:
+    """Lends its worker's slots to whatever training wants them.
+
+    Args:
+        command: the process' program, for tests that need another one.
+    """
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    shutdown: Shutdown
+    holder: Holder
+    command: Sequence[str] = LENT
+    #: Jobs that it could not help.
+    _tried: set[str] = field(init=False, default_factory=set)
+
+    def claim(self, session: Session, gpus: int | None, threads: int) -> PlaceClaim | None:
+        """A place that this worker could fill with so many free GPUs; None: it computes on its cores, with so many
+        threads."""
+        return places.claim(
+            session,
+            self.holder,
+            kind=places.kind_of_host(gpus=gpus is not None),
+            gpus=gpus,
+            threads=threads,
+            lease_seconds=self.settings.lease_seconds,
+            without=self._tried,
+        )
+
+    def run(self, claimed: PlaceClaim, place: Place) -> None:
+        """Lend these slots until they are not wanted any more."""
+        _log.info("lends its host to %s", claimed.job_id)
+        loan = _Loan(self, claimed, place)
+        try:
+            loan.run()
+        except (LimbeckError, OSError) as error:
+            _log.warning("the host that was lent to %s is taken back: %s", claimed.job_id, error)
+            loan.failed = not isinstance(error, (Unavailable, Interrupted))
+        except Exception:  # the boundary: a loan must not cost the worker its slot
+            _log.exception("the host that was lent to %s is taken back", claimed.job_id)
+            loan.failed = True
+        if loan.failed:
+            self._tried.add(claimed.job_id)
+        loan.let_go()
+        _log.info("%s has no host of this worker any more", claimed.job_id)
+
+
+class _Loan:
+    """One process' time with one training."""
+
+    def __init__(self, lender: Lender, claimed: PlaceClaim, place: Place) -> None:
+        assert lender.settings.scratch_dir is not None
+        self._lender = lender
+        self._settings, self._database, self._storage = lender.settings, lender.database, lender.storage
+        self._claimed = claimed
+        self._place = place
+        self._folder = lender.settings.scratch_dir / f"{claimed.job_id}-lent-{uuid.uuid4().hex}"
+        self._work = self._folder / "work"
+        self._log = ""
+        now = time.monotonic()
+        self._deadline, self._next_look, self._next_beat = now + self._settings.lease_seconds, now, now
+        self._joined = False
+        #: A rank of it could not go on, or what it needs cannot be had: nothing that another try would change.
+        self.failed = False
+
+    def run(self) -> None:
+        """Until there is no reason to go on.
+
+        Raises:
+            LimbeckError, OSError
+        """
+        with scratch(self._folder):
+            (self._work / "state").mkdir(parents=True)
+            (self._work / ORDER).write_text(json.dumps(self._prepare()), encoding="utf-8")
+            environment = child_environment(self._settings, self._place, self._folder) | self._threads()
+            process = TrainerProcess(self._lender.command, self._work, environment, self._hear, self._print)
+            try:
+                self._watch(process)
+            finally:
+                process.finish()
+
+    def _prepare(self) -> dict[str, Any]:
+        """Fetch the models that the config names; the texts and all else come from the host that leads.
+
+        Raises:
+            Interrupted: the place is not wanted any more.
+        """
+        patiently = Patience(self._settings.lease_seconds, self._require_wanted)
+        with self._database.reading() as session:
+            config = places.config_of(session, self._claimed)
+        if config is None:
+            raise Interrupted("The job is no more.")
+        sources, needed = materials.sources_of(config, self._database, self._folder / "sources", texts=False)
+        materials.fetch(self._storage, needed, patiently)
+        return {
+            "sources": {reference: str(folder) for reference, folder in sources.items()},
+            "worker": self._lender.holder.worker,
+            "lease_seconds": self._deadline - time.monotonic(),
+        }
+
+    def _threads(self) -> dict[str, str]:
+        """As many as the ranks of the host that leads have: the norm of a gradient is a sum."""
+        if self._place.gpus:
+            return {}
+        return dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(self._claimed.invitation.threads))
+
+    def _require_wanted(self) -> None:
+        if not self._is_wanted() or self._lender.shutdown.wanted.is_set():
+            raise Interrupted("The place is not wanted any more.")
+
+    def _watch(self, process: TrainerProcess) -> None:
+        process.tell("invitation", invitation=asdict(self._claimed.invitation))
+        told, kill_at = self._deadline, float("inf")
+        while process.pump(_TICK):
+            now = time.monotonic()
+            if self._deadline != told:
+                told = self._deadline
+                process.tell("lease", seconds=told - now)
+            if not self._is_wanted():
+                return
+            if self._lender.shutdown.wanted.is_set() and kill_at == float("inf"):
+                # The one that leads saves the training's state first, and then lets this host go.
+                process.ask_to_stop()
+                kill_at = now + self._settings.grace_seconds
+            if now > kill_at or self._lender.shutdown.hurry.is_set():
+                return
+        if self._log and kill_at == float("inf"):
+            _log.info("the ranks that this host lent to %s printed: %s", self._claimed.job_id, self._log)
+
+    def _hear(self, line: dict[str, Any]) -> None:
+        match line:
+            case {"type": "joined"}:
+                self._joined = True
+            case {"type": "error", "code": code, "message": str(message)}:
+                _log.warning("this host could not be lent to %s: %s", self._claimed.job_id, message)
+                self.failed = self._joined or code != Unavailable.code
+
+    def _print(self, text: str) -> None:
+        self._log = (self._log + text)[-_LOG_CHARACTERS:]
+
+    def _is_wanted(self) -> bool:
+        """Whether the training goes on and wants this host; renews the place's lease. A database that is away is waited
+        for until the lease is over."""
+        now = time.monotonic()
+        if now > self._deadline:
+            return False
+        if now < self._next_look:
+            return True
+        self._next_look = now + min(LOOK_SECONDS, self._settings.heartbeat_seconds / 2)
+        try:
+            return self._look(now)
+        except Unavailable:
+            return True
+
+    def _look(self, now: float) -> bool:
+        if now < self._next_beat:
+            with self._database.reading() as session:
+                return places.wanted(session, self._claimed)
+        with self._database.session() as session:
+            kept = places.keep(session, self._claimed, self._settings.lease_seconds)
+        self._next_beat = now + self._settings.heartbeat_seconds
+        self._deadline = now + self._settings.lease_seconds
+        return kept
+
+    def let_go(self) -> None:
+        """Leave the place: to others, where the training has not seen this host yet."""
+        try:
+            with self._database.session() as session:
+                (places.finish if self._joined else places.give_back)(session, self._claimed)
+        except LimbeckError as error:  # its lease runs out
+            _log.warning("the place in %s could not be given back: %s", self._claimed.job_id, error)

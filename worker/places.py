@@ -1,0 +1,161 @@
+"""Who lends a host to which training. All functions take the session first; the caller's block is the transaction.
+
+A place is claimed only while its job runs under the fence that offered it, and kept while a worker holds the job under
+that fence: one that pauses saves its state with all its ranks. Nothing about the job is written by who takes a place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, delete, exists, insert, or_, select, update
+from sqlalchemy.orm import Session
+
+from limbeck.hosts import Invitation
+from limbeck.machine import installed, likeness
+from models.host_place import HostPlace
+from models.job import HELD, Job
+from models.repository.offered import free, stands
+from worker.lease import Holder, Lease, in_seconds, wish
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceClaim:
+    """A place that this worker has."""
+
+    id: int
+    claims: int
+    job_id: str
+    invitation: Invitation
+
+    @property
+    def devices(self) -> int:
+        """Slots that it takes where each is a GPU."""
+        return self.invitation.devices
+
+
+def kind_of_host(*, gpus: bool) -> str:
+    """Hosts of one kind can share a training: ranks that round otherwise would drift apart.
+
+    With GPUs the processor does not matter, and that they are alike is for whoever sets the hosts up.
+    """
+    limbeck = f"limbeck {installed('limbeck')}"
+    if gpus:
+        return f"GPUs, torch {installed('torch')}, transformers {installed('transformers')}, {limbeck}"
+    return f"{likeness()}, {limbeck}"
+
+
+def invite(session: Session, lease: Lease, invitation: Invitation, *, kind: str, gpus: bool) -> None:
+    """Write the places that are wanted, beside those that hosts have which are there already.
+
+    Raises:
+        LeaseLost: another worker claimed the job, or it has ended.
+    """
+    wish(session, lease)
+    earlier = or_(HostPlace.fence != lease.fence, free(HostPlace))
+    _execute(session, delete(HostPlace).where(HostPlace.job_id == lease.job_id, earlier))
+    row = {
+        "job_id": lease.job_id,
+        "fence": lease.fence,
+        "likeness": kind,
+        "devices": invitation.devices,
+        "gpus": invitation.devices if gpus else 0,
+        "threads": invitation.threads,
+        "address": invitation.address,
+        "port": invitation.port,
+        "secret": invitation.secret,
+        "claims": 0,
+    }
+    session.execute(insert(HostPlace), [row] * invitation.places)
+
+
+def settle(session: Session, lease: Lease, workers: Sequence[str]) -> None:
+    """These are there and keep their places; no others are wanted."""
+    mine = (HostPlace.job_id == lease.job_id, HostPlace.fence == lease.fence)
+    others = or_(HostPlace.worker.is_(None), HostPlace.worker.not_in(workers))
+    _execute(session, delete(HostPlace).where(*mine, others))
+
+
+def claim(
+    session: Session,
+    holder: Holder,
+    *,
+    kind: str,
+    gpus: int | None,
+    threads: int,
+    lease_seconds: float,
+    without: Collection[str] = (),
+) -> PlaceClaim | None:
+    """Take a place that a host of this kind can fill; None where there is none.
+
+    Args:
+        gpus: that are free; None where the worker has none at all, and computes on its cores.
+        threads: that a process has there.
+        without: jobs that it has tried to help in vain.
+    """
+    on_cores = and_(HostPlace.gpus == 0, HostPlace.threads <= threads)
+    fits = on_cores if gpus is None else and_(HostPlace.gpus > 0, HostPlace.gpus <= gpus)
+    elsewhere = exists(select(Job.id).where(Job.id == HostPlace.job_id, Job.worker != holder.worker))
+    wanted = [stands(HostPlace), free(HostPlace), HostPlace.likeness == kind, fits, elsewhere]
+    wanted += [HostPlace.job_id.not_in(without)] if without else []
+    chosen = (
+        select(HostPlace.id)
+        .where(*wanted)
+        .order_by(HostPlace.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    row = session.scalar(
+        update(HostPlace)
+        .where(HostPlace.id == chosen, free(HostPlace))
+        .values(worker=holder.worker, claims=HostPlace.claims + 1, lease_expires_at=in_seconds(lease_seconds))
+        .returning(HostPlace)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+    if row is None:
+        return None
+    invitation = Invitation(row.address, row.port, row.secret, 1, row.devices, row.threads)
+    return PlaceClaim(row.id, row.claims, row.job_id, invitation)
+
+
+def keep(session: Session, claimed: PlaceClaim, lease_seconds: float) -> bool:
+    """Renew the lease of a place; False where it is wanted no more, or somebody else's."""
+    renewed = session.scalar(
+        update(HostPlace)
+        .where(*_mine(claimed), stands(HostPlace, HELD))
+        .values(lease_expires_at=in_seconds(lease_seconds))
+        .returning(HostPlace.id)
+        .execution_options(synchronize_session=False)
+    )
+    return renewed is not None
+
+
+def wanted(session: Session, claimed: PlaceClaim) -> bool:
+    """Whether the place is still this worker's; reads only."""
+    return session.scalar(select(HostPlace.id).where(*_mine(claimed), stands(HostPlace, HELD))) is not None
+
+
+def give_back(session: Session, claimed: PlaceClaim) -> None:
+    """Let others have it, if it is still wanted."""
+    _execute(session, update(HostPlace).where(*_mine(claimed)).values(worker=None, lease_expires_at=None))
+
+
+def finish(session: Session, claimed: PlaceClaim) -> None:
+    """Its host was there, and is no more."""
+    _execute(session, delete(HostPlace).where(*_mine(claimed)))
+
+
+def config_of(session: Session, claimed: PlaceClaim) -> dict[str, Any] | None:
+    """The place's job's; None where the job is no more."""
+    return session.scalar(select(Job.config).where(Job.id == claimed.job_id))
+
+
+def _mine(claimed: PlaceClaim) -> tuple[ColumnElement[bool], ...]:
+    return (HostPlace.id == claimed.id, HostPlace.claims == claimed.claims)
+
+
+def _execute(session: Session, statement: Any) -> None:
+    session.execute(statement.execution_options(synchronize_session=False))
