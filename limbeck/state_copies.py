@@ -6,12 +6,13 @@ from one and the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 _CHUNK = 16 * 1024 * 1024
 
@@ -21,8 +22,7 @@ def copy_files(folder: Path, names: Sequence[str], group: Any, *, exactly: bool)
 
     Args:
         folder: this host's.
-        names: rank 0's word counts. A file that a host has under its name already is not sent: names of what may change
-            are not kept for the others, so that all but these tell the content.
+        names: rank 0's word counts. What a host has already is not sent: a name with a hash in it tells the content.
         group: of these ranks.
         exactly: remove what else the others have.
     """
@@ -52,11 +52,21 @@ def _whole(path: Path, size: int) -> bool:
 
 
 def _copy(path: Path, size: int, leads: bool, group: Any) -> None:
-    with path.open("rb" if leads else "wb") as file:
-        for start in range(0, size, _CHUNK):
-            chunk = torch.empty(min(_CHUNK, size - start), dtype=torch.uint8)
-            if leads:
+    if leads:
+        with path.open("rb") as file:
+            for chunk in _chunks(size):
                 file.readinto(chunk.numpy())  # type: ignore[attr-defined]
+                dist.broadcast(chunk, src=0, group=group)
+        return
+    aside = path.with_name(f"{path.name}.partial")  # whoever has mapped the file keeps it as it is
+    with aside.open("wb") as file:
+        for chunk in _chunks(size):
             dist.broadcast(chunk, src=0, group=group)
-            if not leads:
-                file.write(chunk.numpy().data)
+            file.write(chunk.numpy().data)
+    aside.replace(path)
+
+
+def _chunks(size: int) -> Iterator[Tensor]:
+    """Room for so many bytes, piece by piece."""
+    for start in range(0, size, _CHUNK):
+        yield torch.empty(min(_CHUNK, size - start), dtype=torch.uint8)

@@ -141,6 +141,7 @@ def test_two_hosts_make_the_student_of_one(
 ) -> None:
     """Guards the whole way by the bell, bit for bit: another's sources, the state that is sent, draws by rank, and who
     writes the end. The host that is lent is free again afterwards."""
+    config["method"] = {"type": "patient"}  # whose teacher's states come to the state when all ranks are at work
     alone = submit(database, config={**config, "training": {**config["training"], "epochs": 4, "hosts": 1}})
     Worker(shared, database, storage, Bell(shared), Slots(1), command=TRAINER).drain()
     assert read(database, alone.id).status is JobStatus.SUCCEEDED, read(database, alone.id).error
