@@ -55,7 +55,7 @@ def _copy(path: Path, size: int, leads: bool, group: Any) -> None:
     if leads:
         with path.open("rb") as file:
             for chunk in _chunks(size):
-                file.readinto(chunk.numpy())  # type: ignore[attr-defined]
+                file.readinto(chunk.numpy().data)
                 dist.broadcast(chunk, src=0, group=group)
         return
     aside = path.with_name(f"{path.name}.partial")  # whoever has mapped the file keeps it as it is
