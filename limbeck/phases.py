@@ -290,6 +290,8 @@ def _start(run: Run, job: Prepared, teacher: Weights) -> Weights:
 
 def _begin_head(run: Run, job: Prepared, student: PreTrainedModel) -> None:
     """Where the student's head is a new one, it begins where a teacher's new one does."""
+    if job.task.kind == "vector":  # no head
+        return
     renewed = run.config.method.before_finetuning and not (job.finetune and job.keep_head)
     if job.student.new_head or (job.student.options.source is None and renewed):
         recurrent = job.student.options.recurrent

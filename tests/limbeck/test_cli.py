@@ -276,7 +276,9 @@ def test_jobs_in_a_pipe_have_their_whole_names(api: Api) -> None:
     """Guards against `limbeck jobs | grep NAME` that finds nothing, as there were 80 columns for a line."""
     name = "kd: minilm-l6 on customer-reviews-2026"
     api.answer("GET /v1/jobs?limit=20", {"data": [JOB | {"id": "job_" + 36 * "0", "name": name}], "has_more": False})
-    assert name in run(api, "jobs").stdout
+    without = {key: value for key, value in os.environ.items() if key != "COLUMNS"}  # which a run of the tests may set
+    command = [sys.executable, "-m", "limbeck.cli", "jobs", "--url", api.url]
+    assert name in subprocess.run(command, env=without, capture_output=True, text=True, timeout=60).stdout
 
 
 def test_a_log_without_a_line_says_so(api: Api) -> None:
