@@ -18,6 +18,7 @@ from api.app import create_app
 from api.limits import allow_many_connections, encode_in_one_thread, leave_lasting_objects_alone
 from api.logs import configure_logging
 from limbeck.errors import InvalidInput
+from models.engine import database_address
 from models.settings import Settings, complaint, refuse, unknown_variables
 from models.storage import require_storage
 from worker.queue import require_broker
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         settings = Settings()
+        database_address(settings.database_url)
         require_storage(settings)
         require_broker(settings)
     except ValidationError as error:

@@ -33,8 +33,11 @@ LOOKING = 40
 RENEWING = 20
 #: Names that may wait for it, of those that were not found before.
 _NAMES = 1000
-#: A longer list is read in a thread, or the event loop would stand still for it.
+#: A longer list, or more tokens in lists, are read in a thread, or the event loop would stand still for them.
 _READ_HERE = 1000
+_TOKENS_HERE = 10_000
+#: Characters that a token of a list counts as.
+_TOKEN = 8
 #: Characters of inputs that hold as much room as a text while they are read, so that what waits for it is bounded in
 #: bytes, too: with room for 4,096 texts in 512 MiB.
 _CHARACTERS = 128 * 1024
@@ -94,7 +97,7 @@ class Answering:
         if (
             student.task not in ("image_classification", "question_answering")
             and student.mask is None
-            and not (isinstance(inputs, list) and len(inputs) > _READ_HERE)
+            and is_short(inputs)
         ):
             return student.question(inputs, top_k=top_k, speed=speed)
         texts = _texts(inputs)
@@ -140,11 +143,23 @@ class Answering:
         raise TooSlow(f"No answer within {self.batcher.seconds:g} s: {late}.")
 
 
+def is_short(inputs: Any) -> bool:
+    """Whether inputs are read in less time than handing them to a thread takes others."""
+    if isinstance(inputs, str):
+        return True
+    each = inputs if isinstance(inputs, list) else [inputs]
+    if len(each) > _READ_HERE:
+        return False
+    listed = (one.get("tokens") for one in each if isinstance(one, Mapping))
+    return sum(len(tokens) for tokens in listed if isinstance(tokens, list)) <= _TOKENS_HERE
+
+
 def _texts(inputs: Any) -> int:
     """The room that inputs hold while they are read; a long list that of a window."""
     each = inputs if isinstance(inputs, list) else [inputs]
     texts = [text for one in each for text in (one.values() if isinstance(one, Mapping) else [one])]
     size = sum(len(text) for text in texts if isinstance(text, str | bytes))
+    size += sum(_TOKEN * len(text) for text in texts if isinstance(text, list))
     return max(1, min(len(each), WINDOW), size // _CHARACTERS)
 
 

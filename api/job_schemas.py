@@ -44,13 +44,13 @@ class JobRequest(DistillConfig):
     resources: Resources = Resources()
 
     @classmethod
-    def parse(cls, document: Any) -> Self:
+    def parse(cls, document: Any, *, stored: bool = False) -> Self:
         """As a configuration is parsed; GPUs and devices have to agree.
 
         Raises:
             InvalidConfig
         """
-        wanted = super().parse(document)
+        wanted = super().parse(document, stored=stored)
         gpus, training = wanted.resources.gpus, wanted.training
         needed = training.devices // training.hosts
         if gpus not in (0, needed):

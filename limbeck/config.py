@@ -27,7 +27,7 @@ from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
 from limbeck.source_names import BUILTIN_DATASETS, BUILTIN_TEXTS, require_hub, source_name
-from limbeck.spec import Spec, invalid_config, type_tag
+from limbeck.spec import STORED, Spec, invalid_config, is_stored, type_tag
 from limbeck.student_spec import Prune, Student
 from limbeck.tasks.embeddings import Embeddings
 from limbeck.tasks.image_classification import ImageClassification
@@ -115,7 +115,9 @@ class Dataset(Spec):
         return source_name(value, what="data set", builtins=BUILTIN_DATASETS, reference="dataset:ds_")
 
     @model_validator(mode="after")
-    def _fields_that_are_read(self) -> Dataset:
+    def _fields_that_are_read(self, info: ValidationInfo) -> Dataset:
+        if is_stored(info):
+            return self
         require_hub(self.source, subset=self.subset, revision=self.revision)
         if self.source.startswith("builtin:") and (self.columns != Columns() or self.splits != Splits()):
             name = "columns" if self.columns != Columns() else "splits"
@@ -158,7 +160,9 @@ class Unlabelled(BaseAugmentation):
         return source_name(value, what="data set", builtins=BUILTIN_TEXTS, reference="dataset:ds_")
 
     @model_validator(mode="after")
-    def _fields_that_are_read(self) -> Unlabelled:
+    def _fields_that_are_read(self, info: ValidationInfo) -> Unlabelled:
+        if is_stored(info):
+            return self
         require_hub(self.source, subset=self.subset, revision=self.revision)
         if self.source.startswith("builtin:") and (self.columns != TextColumns() or self.split != "train"):
             name = "columns" if self.columns != TextColumns() else "split"
@@ -397,13 +401,16 @@ class DistillConfig(Spec):
         return {"/dataset/source": self.dataset.source, **extra}
 
     @classmethod
-    def parse(cls, document: Any) -> Self:
+    def parse(cls, document: Any, *, stored: bool = False) -> Self:
         """Build a configuration from plain JSON data.
+
+        Args:
+            stored: whether it was accepted before; options that nobody reads are then no reason to refuse it.
 
         Raises:
             InvalidConfig: with one problem, and its JSON pointer, for each thing that is wrong.
         """
         try:
-            return cls.model_validate(document)
+            return cls.model_validate(document, context=STORED if stored else None)
         except ValidationError as error:
             raise invalid_config(error, document, cls) from error

@@ -164,7 +164,7 @@ def _same_run(before: Any, config: DistillConfig) -> bool:
     when it goes on. An earlier version's lacks the fields that are new, so that it is read as this version reads it."""
     devices: Any = {"training": {"devices", "hosts"}}
     try:
-        known = DistillConfig.parse(before)
+        known = DistillConfig.parse(before, stored=True)
     except InvalidConfig:
         return False
     dumps = [one.model_dump(mode="json", exclude=devices) for one in (known, config)]

@@ -6,11 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from limbeck.errors import InvalidConfig, Problem
 
 _UNTYPED = "(no type)"
+#: What a configuration is parsed with that was accepted before.
+STORED = {"stored": True}
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    """Whether a configuration was accepted before. Then an option that nobody reads stays what it was: nothing; a later
+    version that refuses it must not lose the job."""
+    return bool((info.context or {}).get("stored"))
 
 
 class Spec(BaseModel):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from limbeck.source_names import BUILTIN_TEACHERS, require_hub, source_name
-from limbeck.spec import Spec
+from limbeck.spec import Spec, is_stored
 
 
 class Prune(Spec):
@@ -94,12 +94,12 @@ class Student(Spec):
         return value
 
     @model_validator(mode="after")
-    def _fields_that_go_together(self) -> Student:
+    def _fields_that_go_together(self, info: ValidationInfo) -> Student:
         widths = ("hidden_size", "intermediate_size", "heads", "embedding_size")
         forbidden: dict[str, tuple[str, ...]] = {}
         if self.source is not None:
             forbidden["source, which has its own size and weights"] = (*widths, "preset", "prune", "start")
-        if isinstance(self.layers, tuple):
+        if isinstance(self.layers, tuple) and not is_stored(info):
             forbidden["layers that are named"] = ("init",)
         if self.preset is not None:
             forbidden["preset, which names the size"] = ("layers", "hidden_size", "intermediate_size", "heads", "prune")
@@ -117,5 +117,6 @@ class Student(Spec):
             raise ValueError(f"a {self.architecture} starts from none of the teacher's layers: give their number")
         if self.revision is not None and self.source is None:
             raise ValueError("revision is one of source, which is not given")
-        require_hub(self.source or "", revision=self.revision)
+        if not is_stored(info):
+            require_hub(self.source or "", revision=self.revision)
         return self

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from limbeck.source_names import BUILTIN_TEACHERS, require_hub, source_name
-from limbeck.spec import Spec
+from limbeck.spec import Spec, is_stored
 
 
 class FineTune(Spec):
@@ -43,8 +43,9 @@ class TeacherModel(Spec):
         return source_name(value, what="teacher", builtins=BUILTIN_TEACHERS, reference="model:mdl_")
 
     @model_validator(mode="after")
-    def _revision_of_the_hub(self) -> Self:
-        require_hub(self.source, revision=self.revision)
+    def _revision_of_the_hub(self, info: ValidationInfo) -> Self:
+        if not is_stored(info):
+            require_hub(self.source, revision=self.revision)
         return self
 
 

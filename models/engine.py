@@ -42,6 +42,20 @@ _POSTGRES: dict[str, str] = {
 }
 
 
+def database_address(address: str) -> URL:
+    """
+    Raises:
+        InvalidInput: the address is none, or of another database.
+    """
+    try:
+        url = make_url(address)
+    except ArgumentError as error:  # the address may hold a password: not even its beginning is shown
+        raise InvalidInput(f"LIMBECK_DATABASE_URL is no address; allowed: {_ALLOWED}") from error
+    if url.get_backend_name() not in ("sqlite", "postgres", "postgresql"):
+        raise InvalidInput(f"LIMBECK_DATABASE_URL begins with {url.drivername!r}; allowed: {_ALLOWED}")
+    return url
+
+
 def open_engine(address: str) -> Engine:
     """Build an engine, without connecting yet. ``postgres://`` and ``postgresql://`` mean psycopg 3.
 
@@ -50,20 +64,15 @@ def open_engine(address: str) -> Engine:
     Raises:
         InvalidInput: the address is of another database.
     """
-    try:
-        url = make_url(address)
-    except ArgumentError as error:  # the address may hold a password: not even its beginning is shown
-        raise InvalidInput(f"LIMBECK_DATABASE_URL is no address; allowed: {_ALLOWED}") from error
+    url = database_address(address)
     if url.get_backend_name() == "sqlite":
         return _open_sqlite(url)
-    if url.get_backend_name() not in ("postgres", "postgresql"):
-        raise InvalidInput(f"LIMBECK_DATABASE_URL begins with {url.drivername!r}; allowed: {_ALLOWED}")
     return _open_postgres(url.set(drivername="postgresql+psycopg"))
 
 
 def absent_file(address: str) -> Path | None:
     """The file of an embedded database that is not there: whoever asked it would make an empty one."""
-    url = make_url(address)
+    url = database_address(address)
     if url.get_backend_name() != "sqlite" or not url.database or Path(url.database).is_file():
         return None
     return Path(url.database)

@@ -74,7 +74,7 @@ def _answer(workdir: Path, order: Mapping[str, Any], pipe: PartPipe) -> int:
             return pipe.should_stop()
 
     sources = {reference: Path(folder) for reference, folder in order["sources"].items()}
-    config = DistillConfig.parse(order["config"])
+    config = DistillConfig.parse(order["config"], stored=True)
     answerer = Answerer(config, workdir, Silent(), sources, order["teacher"], order["key"])
     while True:
         part = pipe.next_part()

@@ -119,7 +119,7 @@ def require_broker(settings: Settings) -> None:
     try:
         if not found:
             raise KeyError(scheme)
-        get_transport_cls(scheme)
+        get_transport_cls(scheme.partition("+")[0])  # redis+socket: what follows is how it is reached
     except (KeyError, ImportError) as error:  # the address itself may hold a password
         given = f"begins with '{scheme}://'" if found else "has no '://'"
         raise InvalidInput(

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from limbeck.errors import Conflict, InvalidInput, LimbeckError
 from models.db import Database
+from models.engine import database_address
 from models.providers import require_providers
 from models.settings import Settings, complaint, refuse
 from models.storage import require_storage
@@ -188,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
         require_providers(settings)
+        database_address(settings.database_url)
         require_storage(settings)
         require_broker(settings)
         with bind(given.host, given.port) as listener, _alone_in(settings.data_dir):

@@ -201,7 +201,7 @@ def _train(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> int:
 def _distill(workdir: Path, order: Mapping[str, Any], pipe: Pipe) -> DistillResult:
     """By the engine in this process; or in others, and then this one has no need of torch."""
     assignment = Assignment(
-        DistillConfig.parse(order["config"]),
+        DistillConfig.parse(order["config"], stored=True),
         workdir,
         sources={reference: Path(folder) for reference, folder in order["sources"].items()},
         checkpoint_seconds=order["checkpoint_seconds"],

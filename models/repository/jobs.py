@@ -305,6 +305,8 @@ def _pinned(old: Job) -> dict[str, Any]:
         revision = (old.provenance.get(part) or {}).get("revision")
         if revision is not None and of_hub(config[part]["source"]):
             config[part] = {**config[part], "revision": revision}
+        elif config.get(part, {}).get("revision") is not None and not of_hub(config[part].get("source") or ""):
+            config[part] = {**config[part], "revision": None}  # as repeats were pinned once, which is refused today
     found = old.provenance.get(_MORE) or []
     if found:
         more = [

@@ -108,7 +108,7 @@ def _tabs(folder: Path, lines: list[str], header: str = "text\tlabel") -> Table:
     return read_table(_write(folder, "a.tsv", "\n".join([header, *lines, ""]).encode()), "a.tsv")
 
 
-@pytest.mark.parametrize("lines", [GLUE, GLUE[:4], GLUE[1:5], GLUE[4:5] * 2 + GLUE[1:2]])
+@pytest.mark.parametrize("lines", [GLUE, GLUE[:4], GLUE[1:5], GLUE[4:5] * 2 + GLUE[2:3]])
 def test_texts_of_a_tsv_without_quoting_keep_their_marks_and_swallow_no_rows(tmp_path: Path, lines: list[str]) -> None:
     """As CSV, the first text of GLUE's lines is four of them, labels and all, under the fourth one's label."""
     table = _tabs(tmp_path, lines)
@@ -136,6 +136,25 @@ def test_a_tsv_that_quotes_as_csv_is_read_as_it_was_written(tmp_path: Path, writ
     assert table.columns == {"text": written["text"], "label": [str(label) for label in written["label"]]}
     assert bool(table.notes) == ('"' in lines)
     assert ("6 lines are 5 rows" in "".join(table.notes)) == (len(rows) == 5)
+
+
+SINGLE = {
+    "line ends inside": (['"a', 'b"', "plain", '"say ""c""', 'd"'], ["a\nb", "plain", 'say "c"\nd']),
+    "texts with marks": (['"It is late', "no way", 'so "good"', 'the end"'], None),
+    "one that stays open": (["fine", '"It is late', "no way"], None),
+}
+
+
+@pytest.mark.parametrize("case", SINGLE)
+def test_a_single_column_has_line_ends_inside_where_csv_explains_every_mark(tmp_path: Path, case: str) -> None:
+    lines, texts = SINGLE[case]
+    assert _tabs(tmp_path, lines, "text").columns == {"text": lines if texts is None else texts}
+
+
+def test_a_writer_may_quote_what_has_a_blank(tmp_path: Path) -> None:
+    """As PHP's fputcsv does: the marks would tell how long a text is."""
+    table = _tabs(tmp_path, ['"a good film"\tpos', "great\tpos", '"it is bad"\tneg'])
+    assert table.columns["text"] == ["a good film", "great", "it is bad"]
 
 
 def test_what_is_empty_may_be_quoted_in_a_tsv(tmp_path: Path) -> None:

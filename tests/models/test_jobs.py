@@ -12,7 +12,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from limbeck.config import DistillConfig
-from limbeck.errors import Conflict, IdempotencyKeyReused, InvalidInput, NotFound
+from limbeck.errors import Conflict, IdempotencyKeyReused, InvalidConfig, InvalidInput, NotFound
 from models.attempt import Attempt
 from models.db import Database
 from models.job import Job, JobStatus
@@ -339,6 +339,22 @@ def test_a_rerun_of_what_is_built_in_has_a_config_that_is_taken(database: Databa
         new, _ = jobs.rerun(session, old.id)
     assert new.config == document
     DistillConfig.parse(new.config)
+
+
+def test_a_job_that_was_accepted_before_is_repeated_and_read(database: Database, submit: Submit) -> None:
+    """Guards jobs of an earlier version, whose repeats wrote a built-in's version as its revision."""
+    named = {"source": "builtin:minilm-l6", "revision": "1.0"}
+    document = {"teacher": named, "dataset": {"source": "builtin:digits", "revision": "scikit-learn 1.6"}}
+    document |= {"student": {"layers": [0, 2], "init": "first"}}
+    with pytest.raises(InvalidConfig):
+        DistillConfig.parse(document)
+    DistillConfig.parse(document, stored=True)
+    old = submit(config=document)
+    set_status(database, old.id, S.FAILED, attempt=1)
+    with database.session() as session:
+        new, _ = jobs.rerun(session, old.id)
+    assert [new.config[part]["revision"] for part in ("teacher", "dataset")] == [None, None]
+    DistillConfig.parse(new.config, stored=True)
 
 
 def test_a_rerun_pins_texts_without_labels(database: Database, submit: Submit) -> None:

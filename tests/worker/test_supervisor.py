@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from limbeck.runtime.providers import installed
-from models.settings import unknown_variables
+from models.settings import Settings, unknown_variables
 from tests.services import free_port
+from worker.queue import require_broker
 
 
 def up(data_dir: Path, *more: str, port: int) -> subprocess.CompletedProcess[str]:
@@ -93,6 +94,7 @@ _UNSET = "in production these have no default and have to be set: LIMBECK_DATABA
         ("limbeck up", "LIMBECK_BROKER_URL", "me:secret@host:6379", "LIMBECK_BROKER_URL has no '://'"),
         ("limbeck up", "LIMBECK_DATABASE_URL", "me:secret@host", "LIMBECK_DATABASE_URL is no address; allowed: sqlite"),
         ("api", "LIMBECK_STORAGE_URL", "gs://bucket", "LIMBECK_STORAGE_URL is 'gs://bucket'"),
+        ("api", "LIMBECK_DATABASE_URL", "me:secret@host", "LIMBECK_DATABASE_URL is no address; allowed: sqlite"),
         ("worker", "LIMBECK_STORAGE_URL", "gs://bucket", "LIMBECK_STORAGE_URL is 'gs://bucket'"),
         ("worker", "LIMBECK_BROKER_URL", "foo://me:secret@host", "LIMBECK_BROKER_URL begins with 'foo://'"),
     ],
@@ -114,6 +116,11 @@ def test_a_setting_that_cannot_be_used_is_one_line_that_names_its_variable(
     assert done.stderr.startswith("limbeck: ")
     assert said in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("address", ["redis://h/0", "redis+socket:///run/redis.sock", "sentinel://h:26379/0"])
+def test_brokers_that_celery_knows_are_taken_however_they_are_reached(address: str, tmp_path: Path) -> None:
+    require_broker(Settings.model_validate({"data_dir": tmp_path, "broker_url": address}))
 
 
 def test_a_variable_that_nothing_reads_is_told(tmp_path: Path) -> None:
