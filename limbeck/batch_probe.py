@@ -204,7 +204,8 @@ def _pass(setting: _Setting, groups: NDArray[np.int64], step: int) -> None:
     setting.run.say_alive()
     batch = setting.collate(setting.collate.data.rows_in(groups))
     if setting.phase.weighting is not None:
-        batch = replace(batch, weights=torch.ones(batch.counts["examples"], device=batch.labels.device))
+        ones = torch.ones(batch.counts["examples"], device=batch.labels.device)
+        batch = replace(batch, weights=ones, labelled_weight=ones.new_ones(()))
     add_gradient(setting.objective, batch, batch.counts, step, setting.steps, setting.run)
 
 

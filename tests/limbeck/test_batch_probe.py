@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -337,3 +337,35 @@ def test_what_goes_with_no_parts_goes_with_no_probe(training: dict[str, Any], sa
     with pytest.raises(InvalidConfig) as caught:
         DistillConfig.parse({"teacher": "a/b", "dataset": "a/b", "training": training})
     assert any(said in problem.detail for problem in caught.value.problems), caught.value.problems
+
+
+class Exchanging(Ranks):
+    """Counts what this rank would exchange with others, but for what the probe tells them."""
+
+    exchanged = 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        self.exchanged += tensor.dtype != torch.float64
+        return tensor
+
+
+def test_nothing_is_exchanged_during_a_try(bench: Bench, tmp_path: Path) -> None:
+    """Guards ranks whose memory runs out at different tries, with unlabelled texts: one would wait for the other."""
+
+    def exchanged(parts: int | Literal["auto"]) -> tuple[int, Run]:
+        phase = bench.phase(
+            KnowledgeDistillation(),
+            gradient_accumulation=parts,
+            weighting=Curriculum(by="entropy"),
+            labelled=24,
+            epochs=1,
+        )
+        run = bench.run(tmp_path / str(parts), phase)
+        run.ranks = ranks = Exchanging()
+        fit(phase, run)
+        return ranks.exchanged, run
+
+    probed, run = exchanged("auto")
+    named, _ = exchanged(8 // found(run)["examples"])
+    assert probed == named
+    assert named > 0
