@@ -121,6 +121,10 @@ def _nul_in_query(request: Request) -> Response:
     found = [name for name, value in request.query_params.multi_items() if "\0" in name + value]
     detail = "found the character U+0000, which no text here has"
     listed = [{"pointer": json_pointer([name]), "in": "query", "detail": detail} for name in found]
+    return _invalid(request, listed)
+
+
+def _invalid(request: Request, listed: list[dict[str, Any]]) -> Response:
     return problem(
         request,
         status=422,
@@ -207,14 +211,7 @@ async def _invalid_request(request: Request, error: Exception) -> Response:
         return await _http_exception(request, not_json())
     model = _body_model(request)
     listed = [one for item in found for one in _located(item, error.body, model)]
-    return problem(
-        request,
-        status=422,
-        code=errors.InvalidInput.code,
-        title=ANSWERS[errors.InvalidInput].title,
-        detail=_summary(listed),
-        problems=listed,
-    )
+    return _invalid(request, listed)
 
 
 def _malformed_json(request: Request, text: str, position: int, reason: str) -> Response:

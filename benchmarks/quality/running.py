@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,7 +188,7 @@ def ensure_teacher(bench: Bench, cell: Cell) -> Path:
     folder = bench.teacher_folder(teacher)
     if (folder / "truth.json").exists() and bench.store.read(teacher, bench.hash_of(teacher)) is not None:
         return folder
-    began, config = time.monotonic(), bench.teacher_config(teacher)
+    config = bench.teacher_config(teacher)
     workdir = bench.workdir(teacher, config)
     with kept_unless_failed(workdir), prepared(config, workdir, teacher.name) as (run, job):
         weights = ready_teacher(run, job)
@@ -199,7 +198,7 @@ def ensure_teacher(bench: Bench, cell: Cell) -> Path:
         run.meter.finish("evaluate-teacher")
         write_folder(job.build("teacher", weights), folder, job, run.config)
         metric, truth = job.task.main_metric, job.task.truth(job.test)
-        minutes = (time.monotonic() - began) / 60
+        minutes = sum(run.meter.state()["seconds"].values()) / 60  # of all attempts
         estimate = evaluate.bootstrap(metric, found.predictions, truth, seed=0)
         as_json = truth.tolist() if hasattr(truth, "tolist") else [list(one) for one in truth]
         bench.store.write(
