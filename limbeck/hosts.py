@@ -43,7 +43,7 @@ class Invitation:
 class HostsPlace:
     """What a run over several hosts gets from whoever started it."""
 
-    address: str  #: by which other hosts reach this one
+    address: str | None  #: by which other hosts reach this one; None: they may not
     seconds: float  #: how long hosts that are missing are waited for
     invite: Callable[[Invitation], None]
     settle: Callable[[Sequence[str]], None]  #: these are here, and no others are wanted
@@ -112,14 +112,17 @@ class Lobby:
     wanted: int
     devices: int
     hosts: list[Host] = field(default_factory=list)
+    address: str = field(init=False)
     _secret: str = field(init=False, default_factory=lambda: secrets.token_hex(32))
     _listener: socket.socket = field(init=False)
 
     def __post_init__(self) -> None:
+        assert self.place.address is not None
+        self.address = self.place.address
         try:
-            self._listener = socket.create_server((self.place.address, 0))
+            self._listener = socket.create_server((self.address, 0))
         except OSError as error:
-            where = f"{self.place.address} (LIMBECK_RANKS_HOST)"
+            where = f"{self.address} (LIMBECK_RANKS_HOST)"
             raise Unavailable(f"This machine cannot be reached by other hosts at {where}: {error}") from error
         self._listener.settimeout(_TICK)
 
@@ -133,7 +136,7 @@ class Lobby:
 
     @property
     def interface(self) -> str | None:
-        return interface_of(self.place.address)
+        return interface_of(self.address)
 
     def gather(self, callbacks: Callbacks) -> None:
         """Wait for the hosts that are missing, for a bounded time.
@@ -187,3 +190,14 @@ class Lobby:
             f"the training goes on with {ranks} of {(self.wanted + 1) * self.devices} ranks.",
             {"hosts": found, "wanted": self.wanted + 1, "ranks": ranks},
         )
+
+
+def say_closed(wanted: int, devices: int, callbacks: Callbacks) -> None:
+    """No host can come, since nobody said where; ``wanted`` beside this one, with so many devices each."""
+    hosts, ranks = wanted + 1, (wanted + 1) * devices
+    callbacks.on_event(
+        "hosts.missing",
+        f"1 of {hosts} hosts is here, and no other can come: LIMBECK_RANKS_HOST is not set on this worker. "
+        f"The training goes on with {devices} of {ranks} ranks.",
+        {"hosts": 1, "wanted": hosts, "ranks": devices},
+    )

@@ -17,7 +17,7 @@ from typing import Any
 from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
 from limbeck.errors import Interrupted, InvalidConfig, Problem, RankLost
-from limbeck.hosts import Host, HostsPlace, LentRank, Lobby, Start
+from limbeck.hosts import Host, HostsPlace, LentRank, Lobby, Start, say_closed
 from limbeck.rank_children import Meeting, Order, Rank, portable, started, threads_here
 from limbeck.result import DistillResult
 
@@ -72,7 +72,11 @@ def distill_in_ranks(
     with ExitStack() as stack:
         lobby = None
         if hosts is not None and training.hosts > 1:
-            lobby = stack.enter_context(Lobby(hosts, training.hosts - 1, training.devices // training.hosts))
+            wanted, devices = training.hosts - 1, training.devices // training.hosts
+            if hosts.address is None:
+                say_closed(wanted, devices, callbacks)
+            else:
+                lobby = stack.enter_context(Lobby(hosts, wanted, devices))
         return _Launcher(portable(assignment), callbacks, answers, lobby).run()
 
 
@@ -130,7 +134,7 @@ class _Launcher:
     def _at_an_address(self, meeting: Meeting) -> Iterator[Meeting]:
         assert self._lobby is not None
         # Listening before any rank is there to be early.
-        with socket.create_server((self._lobby.place.address, 0), backlog=128) as store:
+        with socket.create_server((self._lobby.address, 0), backlog=128) as store:
             address = store.getsockname()[:2]
             yield Meeting(meeting.folder, meeting.count, meeting.here, 0, address, store.fileno())
 

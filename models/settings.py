@@ -48,8 +48,8 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(default=1800, gt=0)
     """A training process that has not got on for so long is ended, and the job tried again."""
     ranks_host: str | None = None
-    """The IPv4 address of this machine, or a name of it, by which the other hosts of a training reach it; default: the
-    one by which it reaches the database, and 127.0.0.1 where that is a file."""
+    """The IPv4 address of this machine, or a name of it, by which the other hosts of a training reach it; default:
+    127.0.0.1 where the database is on this machine, else none, and there is no training over several hosts."""
     hosts_wait_seconds: float = Field(default=60, gt=0)
     """How long a training over several hosts waits for idle workers; it then goes on with those that came."""
     checkpoint_seconds: float = Field(default=60, gt=0)

@@ -5,6 +5,7 @@ One thread for each attempt. The training waits for nobody for long: whatever fa
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import threading
@@ -106,8 +107,12 @@ class Invitations:
                 return False
 
 
-def own_address(settings: Settings) -> str:
-    """By which the other hosts of a training reach this one, an IPv4 address."""
+def own_address(settings: Settings) -> str | None:
+    """By which the other hosts of a training reach this one, an IPv4 address; None where nobody has said.
+
+    What torch opens there knows no password: beyond this machine that is for whoever runs the worker to decide, and not
+    for whoever submits a job.
+    """
     if settings.ranks_host is not None:
         return settings.ranks_host
     url = make_url(settings.database_url)
@@ -118,6 +123,6 @@ def own_address(settings: Settings) -> str:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
             asking.connect((url.host, url.port or 5432))
             address: str = asking.getsockname()[0]
-            return address
     except OSError:
-        return _LOOPBACK
+        return None
+    return address if ipaddress.ip_address(address).is_loopback else None

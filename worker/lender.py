@@ -23,6 +23,7 @@ from models.db import Database
 from models.settings import Settings
 from models.storage import Storage
 from worker import materials, places
+from worker.invitations import own_address
 from worker.lease import Holder
 from worker.offers import LOOK_SECONDS
 from worker.patience import Patience
@@ -55,10 +56,17 @@ class Lender:
     command: Sequence[str] = LENT
     #: Jobs that it could not help.
     _tried: set[str] = field(init=False, default_factory=set)
+    #: Ranks that are lent open ports too.
+    _may: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._may = own_address(self.settings) is not None
 
     def claim(self, session: Session, gpus: int | None, threads: int) -> PlaceClaim | None:
         """A place that this worker could fill with so many free GPUs; None: it computes on its cores, with so many
         threads."""
+        if not self._may:
+            return None
         return places.claim(
             session,
             self.holder,

@@ -57,7 +57,11 @@ class Cluster:
     def start(self, host: Host, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """A process on a host, with that host's own disk; what it prints goes to its log, or to who talks to it."""
         own = self.settings.model_copy(
-            update={"data_dir": self.folder / host.name, "scratch_dir": self.folder / host.name / "scratch"}
+            update={
+                "data_dir": self.folder / host.name,
+                "scratch_dir": self.folder / host.name / "scratch",
+                "ranks_host": host.address,
+            }
         )
         values = own.model_dump(mode="json", exclude_none=True)
         values |= {"s3_access_key_id": "id", "s3_secret_access_key": "secret"}

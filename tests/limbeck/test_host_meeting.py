@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
+from limbeck.config import DistillConfig
 from limbeck.errors import Interrupted, Unavailable
 from limbeck.hosts import HostsPlace, Invitation, Lobby
+from limbeck.launching import _Launcher, distill_in_ranks
 from limbeck.lending import lend
 from limbeck.network import greet, interface_of
 
@@ -134,3 +137,20 @@ def test_an_address_that_is_not_this_machines_is_named() -> None:
     place = HostsPlace("203.0.113.254", 1, lambda invitation: None, lambda workers: None)
     with pytest.raises(Unavailable, match=r"203\.0\.113\.254 \(LIMBECK_RANKS_HOST\)"):
         Lobby(place, wanted=1, devices=1)
+
+
+def test_a_host_that_nobody_may_reach_trains_alone_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Guards against ports without a password that whoever submits a job would open."""
+    document = {"teacher": "path:t", "dataset": "path:d", "student": 2, "training": {"devices": 4, "hosts": 2}}
+    told, turns = Told(), []
+    monkeypatch.setattr(socket, "create_server", None)
+    monkeypatch.setattr(_Launcher, "run", lambda launcher: turns.append(launcher._lobby))
+    place = HostsPlace(None, 1, lambda invitation: None, lambda workers: None)
+    distill_in_ranks(Assignment(DistillConfig.parse(document), tmp_path), told, hosts=place)
+    assert turns == [None]
+    ((kind, message),) = told.events
+    assert kind == "hosts.missing"
+    assert "LIMBECK_RANKS_HOST is not set" in message
+    assert message.endswith("The training goes on with 2 of 4 ranks.")

@@ -14,11 +14,14 @@ from models.db import Database
 from models.host_place import HostPlace
 from models.repository import jobs, offered
 from models.settings import Settings
+from models.storage import Storage
 from tests.worker.conftest import claim_one, expire, steal, submit
 from worker import endings, places
 from worker.invitations import own_address
 from worker.lease import Claim, Holder
+from worker.lender import Lender
 from worker.places import PlaceClaim
+from worker.runner import Shutdown
 
 KIND = "a processor, torch 2"
 ONE, OTHER = Holder("one", "one", 1), Holder("other", "other", 2)
@@ -169,8 +172,27 @@ def test_the_place_of_a_dead_worker_is_taken_by_another(either: Database) -> Non
 
 
 def test_a_host_is_reached_as_it_reaches_the_database(settings: Settings) -> None:
-    """Guards the address that is offered: with a database in a file all workers are on this machine."""
+    """Guards the address that is offered: with a database in a file all workers are on this machine. Guards against
+    ports without a password on a network that nobody who runs the worker has named."""
     assert own_address(settings) == "127.0.0.1"
     there = {"database_url": "postgresql+psycopg://limbeck@127.0.0.1:5432/limbeck"}
     assert own_address(settings.model_copy(update=there)) == "127.0.0.1"
     assert own_address(settings.model_copy(update=there | {"ranks_host": "198.51.100.7"})) == "198.51.100.7"
+    for elsewhere in ("198.51.100.1", "nowhere.invalid"):
+        there = {"database_url": f"postgresql+psycopg://limbeck@{elsewhere}:5432/limbeck"}
+        assert own_address(settings.model_copy(update=there)) is None
+
+
+def test_a_worker_without_an_address_lends_nothing(database: Database, storage: Storage, settings: Settings) -> None:
+    """Guards against ranks, and their ports, on a machine whose owner has named no network for them."""
+    submit(database)
+    running = claim_one(database)
+    assert running is not None
+    wanted = Invitation("127.0.0.1", 4711, "s" * 64, places=1, devices=1, threads=1)
+    with database.session() as session:
+        places.invite(session, running.lease, wanted, kind=places.kind_of_host(gpus=False), gpus=False)
+    elsewhere = settings.model_copy(update={"database_url": "postgresql+psycopg://limbeck@198.51.100.1/limbeck"})
+    for own, lends in ((elsewhere, False), (settings, True)):
+        lender = Lender(own, database, storage, Shutdown(), OTHER)
+        with database.session() as session:
+            assert (lender.claim(session, None, 1) is not None) == lends
