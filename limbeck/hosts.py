@@ -69,6 +69,7 @@ class Host:
     connection: Connection[Any, Any]
     here: bool = True
     leaving: bool = False
+    crashed: set[int] = field(default_factory=set)  #: turns in which a rank there ended without a word
 
     def tell(self, *message: Any) -> None:
         with suppress(OSError):

@@ -256,6 +256,10 @@ class _Crew:
         match message:
             case ("ended", str(how)):
                 rank.talks, rank.how = False, how
+                if rank.error is None:
+                    rank.host.crashed.add(self._turn)
+                if len(rank.host.crashed) > 1:  # the host may be the reason: memory, a driver
+                    rank.host.let_go()
             case ("failed", RankLost() as error):  # it misses another one
                 rank.error = error
             case ("failed", Exception() as error):

@@ -56,6 +56,10 @@ def lend(
         _Loan(connection, worker, workdir, sources, interface, running).serve(should_stop)
 
 
+class _Gone(Exception):
+    """The other end has, or wants this host no more."""
+
+
 class _Loan:
     def __init__(
         self,
@@ -74,25 +78,42 @@ class _Loan:
         self._ranks: list[Rank] = []
         self._turn = 0
         self._fault: Exception | None = None
+        self._crashed: set[int] = set()  #: turns in which a rank ended without a word
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
-        """Until the other end goes, or lets this one go."""
+        """Until the other end goes, or lets this one go.
+
+        Raises:
+            Exception: why this host could not go on; also where its ranks could not be started.
+        """
         leaving = False
         try:
-            self._connection.send(self._worker)
+            self._say(self._worker)
             while True:
                 talking: dict[Any, Rank] = {rank.connection: rank for rank in self._ranks if rank.talks}
                 for one in wait([self._connection, *talking], _TICK):
                     if one is self._connection:
-                        self._obey(self._connection.recv())
+                        self._obey(self._told())
                         break  # the ranks may be others now
                     self._pass_on(talking[one])
                 if should_stop() and not leaving:
                     leaving = True
-                    self._connection.send(("leaving",))
-        except (EOFError, OSError):
+                    self._say(("leaving",))
+        except _Gone:
             if self._fault is not None:
                 raise self._fault from None
+
+    def _say(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise _Gone from error
+
+    def _told(self) -> Any:
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise _Gone from error
 
     def _obey(self, message: Any) -> None:
         match message:
@@ -122,6 +143,13 @@ class _Loan:
         except (EOFError, OSError):
             rank.talks = False
             message = ("ended", rank.how_it_ended())
-        if isinstance(message[1], Exception) and not isinstance(message[1], RankLost):
-            self._fault = message[1]
-        self._connection.send(("rank", self._turn, rank.number, message))
+            if rank.error is None:
+                self._crashed.add(self._turn)
+            if len(self._crashed) > 1:
+                again = "as one did in an earlier start"
+                self._fault = self._fault or RankLost(f"Rank {rank.number} on this host {message[1]}, {again}.")
+        if isinstance(message[1], Exception):
+            rank.error = message[1]
+            if not isinstance(rank.error, RankLost):  # it misses another one
+                self._fault = rank.error
+        self._say(("rank", self._turn, rank.number, message))

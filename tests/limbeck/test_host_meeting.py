@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +19,12 @@ import pytest
 from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
 from limbeck.config import DistillConfig
-from limbeck.errors import Interrupted, Unavailable
-from limbeck.hosts import HostsPlace, Invitation, Lobby
-from limbeck.launching import _Launcher, distill_in_ranks
-from limbeck.lending import lend
+from limbeck.errors import Interrupted, RankLost, Unavailable
+from limbeck.hosts import Host, HostsPlace, Invitation, LentRank, Lobby, Start
+from limbeck.launching import _Crew, _Launcher, distill_in_ranks
+from limbeck.lending import _Loan, lend
 from limbeck.network import greet, interface_of
+from limbeck.rank_children import Rank, portable
 
 
 def joined_pair() -> tuple[socket.socket, socket.socket]:
@@ -154,3 +161,81 @@ def test_a_host_that_nobody_may_reach_trains_alone_and_says_why(
     assert kind == "hosts.missing"
     assert "LIMBECK_RANKS_HOST is not set" in message
     assert message.endswith("The training goes on with 2 of 4 ranks.")
+
+
+class Crashing:
+    """A rank that ends without a word, or after having said something."""
+
+    def __init__(self, number: int, said: Exception | None = None) -> None:
+        ours, theirs = Pipe()
+        if said is not None:
+            theirs.send(("failed", said))
+        theirs.close()
+        process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+        process.wait()
+        self.rank = Rank(number, process, ours)
+
+
+def start_of(turn: int, folder: Path) -> tuple[str, Start]:
+    document = {"teacher": "path:t", "dataset": "path:d", "student": 2, "training": {"devices": 2, "hosts": 2}}
+    assignment = portable(Assignment(DistillConfig.parse(document), folder))
+    return ("start", Start(turn, assignment, ("127.0.0.1", 1), 1, 1, 2))
+
+
+def lending(monkeypatch: pytest.MonkeyPatch, folder: Path, ranks: Sequence[Rank | Exception]) -> tuple[Any, Any]:
+    """The leader's end, and what a host whose ranks begin so raises when it has been let go."""
+    coming = iter(ranks)
+
+    @contextmanager
+    def begun(*_: Any) -> Iterator[list[Rank]]:
+        one = next(coming)
+        if isinstance(one, Exception):
+            raise one
+        yield [one]
+
+    monkeypatch.setattr("limbeck.lending.started", begun)
+    ours, theirs = Pipe()
+
+    def serve() -> Exception | None:
+        try:
+            with theirs, ExitStack() as running:
+                _Loan(theirs, "guest", folder, {}, "lo", running).serve(lambda: False)
+        except Exception as error:
+            return error
+        return None
+
+    return ours, ThreadPoolExecutor(1).submit(serve)
+
+
+def test_a_host_that_cannot_start_ranks_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Guards against a full disk that looks like a training which wants no more: the host would come again."""
+    leader, ended = lending(monkeypatch, tmp_path, [OSError(errno.EAGAIN, "no more processes")])
+    assert leader.recv() == "guest"
+    leader.send(start_of(0, tmp_path))
+    assert ended.result(10).errno == errno.EAGAIN
+    with pytest.raises(EOFError):
+        leader.recv()
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"), [(None, True), (RankLost("Another rank has gone."), False)], ids=["a crash", "another's end"]
+)
+def test_a_host_whose_ranks_crash_again_is_not_lent_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: Exception | None, fault: bool
+) -> None:
+    """Guards against a sick host that costs a job all of its restarts. What a rank says of others is not its fault."""
+    leader, ended = lending(monkeypatch, tmp_path, [Crashing(1, said).rank for _ in range(2)])
+    assert leader.recv() == "guest"
+    host = Host("guest", leader)
+    for turn in range(2):
+        rank = LentRank(1, host)
+        crew = _Crew([rank], [host], turn, Told(), None)
+        leader.send(start_of(turn, tmp_path))
+        while rank.talks:
+            crew._hear_host(host)
+        assert host.here == (turn == 0 or not fault)
+    host.let_go()
+    error = ended.result(10)
+    assert (error is not None) == fault
+    if fault:
+        assert str(error) == "Rank 1 on this host was killed from outside (SIGKILL), as one did in an earlier start."
