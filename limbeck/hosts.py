@@ -114,6 +114,7 @@ class Lobby:
     devices: int
     hosts: list[Host] = field(default_factory=list)
     address: str = field(init=False)
+    interface: str = field(init=False)
     _secret: str = field(init=False, default_factory=lambda: secrets.token_hex(32))
     _listener: socket.socket = field(init=False)
 
@@ -125,6 +126,11 @@ class Lobby:
         except OSError as error:
             where = f"{self.address} (LIMBECK_RANKS_HOST)"
             raise Unavailable(f"This machine cannot be reached by other hosts at {where}: {error}") from error
+        try:
+            self.interface = interface_of(self.address)
+        except Unavailable:
+            self._listener.close()
+            raise
         self._listener.settimeout(_TICK)
 
     def __enter__(self) -> Lobby:
@@ -134,10 +140,6 @@ class Lobby:
         for host in self.hosts:
             host.let_go()
         self._listener.close()
-
-    @property
-    def interface(self) -> str | None:
-        return interface_of(self.address)
 
     def gather(self, callbacks: Callbacks) -> None:
         """Wait for the hosts that are missing, for a bounded time.

@@ -27,6 +27,9 @@ _TICK = 0.1
 #: How long the others may say what went wrong once a rank has gone or failed.
 _LAST_WORDS = 3.0
 _MEETING = "meeting-"
+#: How long the ranks of several hosts may take until all have found each other. What keeps them from it, a firewall or
+#: another interface, does not pass.
+_MEETING_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,10 @@ class AnswersPlace:
     fetch: Callable[[str], None]
     used: Callable[[str], None]
     share_seconds: float | None = None
+
+
+class _NeverMet(RankLost):
+    """The ranks of several hosts did not find each other."""
 
 
 class _HostLeaves(Exception):
@@ -106,6 +113,8 @@ class _Launcher:
                 lost += 1
                 if lost > RESTARTS:
                     raise
+                if isinstance(loss, _NeverMet):
+                    self._lobby = None
                 again = f"All ranks start again, from the last checkpoint if there is one ({lost} of {RESTARTS})."
                 facts = {"restart": lost, "at_most": RESTARTS}
                 self._callbacks.on_event("rank.lost", f"{loss.message} {again}", facts)
@@ -173,6 +182,7 @@ class _Crew:
         self._callbacks = callbacks
         self._answers = answers
         self._result: DistillResult | None = None
+        self._met = False  #: all ranks have found each other
         self._alone = False  #: the others are done, rank 0 goes on by itself
 
     def watch(self) -> DistillResult:
@@ -180,10 +190,11 @@ class _Crew:
 
         Raises:
             Exception: what a rank said went wrong, rank 0's word before the others'.
-            RankLost: one ended without a word, or is on another host and cannot go on.
+            RankLost: one ended without a word, or is on another host and cannot go on; or they never met.
             _HostLeaves: one would like to, and the state is saved.
         """
         stopping, decide_at = False, float("inf")
+        meet_by = time.monotonic() + _MEETING_SECONDS if self._hosts else float("inf")
         while True:
             talking: dict[Any, Rank | Host] = {rank.connection: rank for rank in self._here if rank.talks}
             talking |= {host.connection: host for host in self._hosts if host.here}
@@ -199,6 +210,8 @@ class _Crew:
                 decide_at = min(decide_at, time.monotonic() + _LAST_WORDS)
                 if time.monotonic() >= decide_at or all(rank.error or not rank.talks for rank in self._watched):
                     raise self._verdict()
+            if not self._met and time.monotonic() > meet_by:
+                raise self._never_met()
             if not stopping and (self._leaving or self._callbacks.should_stop()):
                 stopping = True
                 with suppress(OSError):
@@ -220,6 +233,7 @@ class _Crew:
             return
         match message:
             case ("call", str(name), tuple(arguments)):
+                self._met = self._met or arguments[:1] == ("ranks.met",)
                 getattr(self._callbacks, name)(*arguments)
             case ("answers wanted", str(key)) if self._answers is not None:
                 self._answers.fetch(key)
@@ -284,6 +298,15 @@ class _Crew:
             self._callbacks.on_event("host.left", what, {"worker": host.name})
             host.let_go()
         raise _HostLeaves
+
+    def _never_met(self) -> _NeverMet:
+        for host in self._hosts:
+            host.let_go()
+        return _NeverMet(
+            f"{len(self._ranks)} ranks on {len(self._hosts) + 1} hosts did not find each other within "
+            f"{_MEETING_SECONDS:g} s: a firewall may keep them apart, or LIMBECK_RANKS_HOST is in another network. The "
+            "others are done without."
+        )
 
     def _verdict(self) -> Exception:
         said = [rank.error for rank in self._watched if rank.error is not None]

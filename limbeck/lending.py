@@ -39,7 +39,8 @@ def lend(
         joined: called when the other one has this host.
 
     Raises:
-        Unavailable: the one who invited is not there, or knows another secret.
+        Unavailable: the one who invited is not there, or knows another secret; or the way there begins at an address
+            that gloo would not take.
         Exception: why a rank here could not go on, and this host was let go.
     """
     try:
@@ -47,7 +48,10 @@ def lend(
     except OSError as error:
         where = f"{invitation.address}:{invitation.port}"
         raise Unavailable(f"The training that wants hosts cannot be reached at {where}: {error}") from error
-    interface = interface_of(peer.getsockname()[0])
+    with ExitStack() as undo:
+        undo.enter_context(peer)
+        interface = interface_of(peer.getsockname()[0])
+        undo.pop_all()
     connection = greet(peer, invitation.secret, listens=False)
     if connection is None:
         raise Unavailable("The training wants no more hosts, or others.")
@@ -67,7 +71,7 @@ class _Loan:
         worker: str,
         workdir: Path,
         sources: Mapping[str, Path],
-        interface: str | None,
+        interface: str,
         running: ExitStack,
     ) -> None:
         self._connection = connection

@@ -10,6 +10,8 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
+from limbeck.errors import Unavailable
+
 #: That proving the secret may take.
 _GREETING_SECONDS = 5
 #: A host that is silent on the wire for about so long is gone: its cable, or the whole of it.
@@ -41,8 +43,12 @@ def greet(peer: socket.socket, secret: str, *, listens: bool) -> Connection[Any,
     return connection
 
 
-def interface_of(address: str) -> str | None:
-    """The network interface that has this IPv4 address; None where none of this machine does."""
+def interface_of(address: str) -> str:
+    """The network interface that has this IPv4 address as its first one, which is the one that gloo and NCCL take.
+
+    Raises:
+        Unavailable: none of this machine's has.
+    """
     wanted = socket.inet_aton(socket.gethostbyname(address))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for _, name in socket.if_nameindex():
@@ -50,7 +56,10 @@ def interface_of(address: str) -> str | None:
                 request = struct.pack("256s", name.encode()[:15])
                 if fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, request)[20:24] == wanted:
                     return name
-    return None
+    raise Unavailable(
+        f"This machine has no network interface whose first IPv4 address is {address}, and ranks can use no other; "
+        "LIMBECK_RANKS_HOST may name one that they can."
+    )
 
 
 def _time_out(peer: socket.socket, seconds: int) -> None:

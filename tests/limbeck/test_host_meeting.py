@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from limbeck.launching import _Crew, _Launcher, distill_in_ranks
 from limbeck.lending import _Loan, lend
 from limbeck.network import greet, interface_of
 from limbeck.rank_children import Rank, portable
+from limbeck.result import DistillResult
+
+TWO_HOSTS = {"teacher": "path:t", "dataset": "path:d", "student": 2, "training": {"devices": 2, "hosts": 2}}
 
 
 def joined_pair() -> tuple[socket.socket, socket.socket]:
@@ -61,7 +65,9 @@ def test_what_is_no_greeting_is_refused() -> None:
 
 def test_an_address_has_an_interface() -> None:
     assert interface_of("127.0.0.1") == "lo"
-    assert interface_of("203.0.113.254") is None
+    for address in ("203.0.113.254", "0.0.0.0", "127.0.0.2"):  # 127.0.0.2 is reached, but is no interface's first
+        with pytest.raises(Unavailable, match=r"LIMBECK_RANKS_HOST"):
+            interface_of(address)
 
 
 class Told(Callbacks):
@@ -139,10 +145,12 @@ def test_a_lobby_is_left_when_the_run_is_to_stop() -> None:
     assert inviting.settled == [[]]
 
 
-def test_an_address_that_is_not_this_machines_is_named() -> None:
-    """Guards against a setting that is wrong and shows as a fault of Limbeck's own."""
-    place = HostsPlace("203.0.113.254", 1, lambda invitation: None, lambda workers: None)
-    with pytest.raises(Unavailable, match=r"203\.0\.113\.254 \(LIMBECK_RANKS_HOST\)"):
+@pytest.mark.parametrize("address", ["203.0.113.254", "0.0.0.0", "127.0.0.2"])
+def test_an_address_that_is_not_this_machines_is_named(address: str) -> None:
+    """Guards against a setting that is wrong and shows as a fault of Limbeck's own, or as ranks that wait for each
+    other on another interface."""
+    place = HostsPlace(address, 1, lambda invitation: None, lambda workers: None)
+    with pytest.raises(Unavailable, match=rf"{re.escape(address)}\b.*LIMBECK_RANKS_HOST"):
         Lobby(place, wanted=1, devices=1)
 
 
@@ -150,7 +158,7 @@ def test_a_host_that_nobody_may_reach_trains_alone_and_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Guards against ports without a password that whoever submits a job would open."""
-    document = {"teacher": "path:t", "dataset": "path:d", "student": 2, "training": {"devices": 4, "hosts": 2}}
+    document = TWO_HOSTS | {"training": {"devices": 4, "hosts": 2}}
     told, turns = Told(), []
     monkeypatch.setattr(socket, "create_server", None)
     monkeypatch.setattr(_Launcher, "run", lambda launcher: turns.append(launcher._lobby))
@@ -177,8 +185,7 @@ class Crashing:
 
 
 def start_of(turn: int, folder: Path) -> tuple[str, Start]:
-    document = {"teacher": "path:t", "dataset": "path:d", "student": 2, "training": {"devices": 2, "hosts": 2}}
-    assignment = portable(Assignment(DistillConfig.parse(document), folder))
+    assignment = portable(Assignment(DistillConfig.parse(TWO_HOSTS), folder))
     return ("start", Start(turn, assignment, ("127.0.0.1", 1), 1, 1, 2))
 
 
@@ -239,3 +246,29 @@ def test_a_host_whose_ranks_crash_again_is_not_lent_again(
     assert (error is not None) == fault
     if fault:
         assert str(error) == "Rank 1 on this host was killed from outside (SIGKILL), as one did in an earlier start."
+
+
+def test_hosts_whose_ranks_do_not_find_each_other_are_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Guards against a firewall, behind which gloo would wait until the worker gives the whole attempt up."""
+    monkeypatch.setattr("limbeck.launching._MEETING_SECONDS", 0.3)
+    (here, _rank), (there, lent) = Pipe(), Pipe()
+    host, told, lobbies = Host("guest", there), Told(), []
+    rank = Rank(0, subprocess.Popen([sys.executable, "-c", ""]), here)
+    rank.process.wait()
+
+    def turn(launcher: _Launcher, number: int) -> DistillResult | None:
+        lobbies.append(launcher._lobby)
+        return None if number else _Crew([rank, LentRank(1, host)], [host], 0, told, None).watch()
+
+    monkeypatch.setattr(_Launcher, "_turn", turn)
+    assignment = portable(Assignment(DistillConfig.parse(TWO_HOSTS), tmp_path))
+    with Lobby(Inviting(seconds=0.1).place, wanted=1, devices=1) as lobby:
+        _Launcher(assignment, told, None, lobby).run()
+        assert lobbies == [lobby, None]
+    assert not host.here
+    with pytest.raises(EOFError):
+        lent.recv()
+    (lost,) = [message for kind, message in told.events if kind == "rank.lost"]
+    assert lost.startswith("2 ranks on 2 hosts did not find each other within 0.3 s")
