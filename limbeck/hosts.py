@@ -21,7 +21,7 @@ from typing import Any
 from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
 from limbeck.errors import Interrupted, Unavailable
-from limbeck.network import greet, interface_of
+from limbeck.network import greet, in_time, interface_of
 from limbeck.rank_children import threads_here
 
 _TICK = 0.5
@@ -74,6 +74,17 @@ class Host:
     def tell(self, *message: Any) -> None:
         with suppress(OSError):
             self.connection.send(message)
+
+    def stays(self) -> bool:
+        """Whether it is there and has not asked to go. What it said of an earlier turn's ranks concerns nobody now."""
+        try:
+            while self.here and not self.leaving and self.connection.poll(0):
+                self.leaving = self.connection.recv() == ("leaving",)
+        except (EOFError, OSError):
+            self.leaving = True
+        if self.leaving:
+            self.let_go()
+        return self.here
 
     def let_go(self) -> None:
         """It is not wanted any more."""
@@ -147,7 +158,7 @@ class Lobby:
         Raises:
             Interrupted: the run is to stop.
         """
-        self.hosts = [host for host in self.hosts if host.here]
+        self.hosts = [host for host in self.hosts if host.stays()]
         missing = self.wanted - len(self.hosts)
         if missing == 0:
             return
@@ -155,7 +166,8 @@ class Lobby:
         callbacks.on_event("hosts.wanted", what, {"hosts": missing, "devices": self.devices})
         address, port = self._listener.getsockname()[:2]
         self.place.invite(Invitation(address, port, self._secret, missing, self.devices, threads_here()))
-        end = time.monotonic() + self.place.seconds
+        began = time.monotonic()
+        end = began + self.place.seconds
         try:
             while len(self.hosts) < self.wanted and time.monotonic() < end:
                 callbacks.on_alive()
@@ -163,33 +175,38 @@ class Lobby:
                     raise Interrupted("The run was asked to stop while it waited for hosts.")
                 self._accept(callbacks)
         finally:
+            self.hosts = [host for host in self.hosts if host.stays()]
             self.place.settle([host.name for host in self.hosts])
         if len(self.hosts) < self.wanted:
-            self._say_missing(callbacks)
+            self._say_missing(callbacks, min(self.place.seconds, round(time.monotonic() - began, 1)))
 
     def _accept(self, callbacks: Callbacks) -> None:
         try:
             peer, _ = self._listener.accept()
         except TimeoutError:
             return
-        connection = greet(peer, self._secret, listens=True)
-        if connection is None:
+        except OSError:  # of one that has gone again, or for want of descriptors, which may pass
+            time.sleep(_TICK)
             return
-        try:
-            name = str(connection.recv())
-        except (EOFError, OSError):
-            connection.close()
-            return
+        with in_time(peer):
+            connection = greet(peer, self._secret, listens=True)
+            if connection is None:
+                return
+            try:
+                name = str(connection.recv())
+            except (EOFError, OSError):
+                connection.close()
+                return
         self.hosts.append(Host(name, connection))
         devices = f"{self.devices} device{'s' * (self.devices > 1)}"
         what = f"Worker {name} lends {devices}: host {len(self.hosts) + 1} of {self.wanted + 1}."
         callbacks.on_event("host.joined", what, {"worker": name, "devices": self.devices})
 
-    def _say_missing(self, callbacks: Callbacks) -> None:
+    def _say_missing(self, callbacks: Callbacks, seconds: float) -> None:
         found, ranks = len(self.hosts) + 1, (len(self.hosts) + 1) * self.devices
         callbacks.on_event(
             "hosts.missing",
-            f"{found} of {self.wanted + 1} hosts {'is' if found == 1 else 'are'} here after {self.place.seconds:g} s: "
+            f"{found} of {self.wanted + 1} hosts {'is' if found == 1 else 'are'} here after {seconds:g} s: "
             f"the training goes on with {ranks} of {(self.wanted + 1) * self.devices} ranks.",
             {"hosts": found, "wanted": self.wanted + 1, "ranks": ranks},
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from limbeck.errors import RankLost, Unavailable
 from limbeck.hosts import Invitation, Start
-from limbeck.network import greet, interface_of
+from limbeck.network import greet, in_time, interface_of
 from limbeck.rank_children import Meeting, Order, Rank, started, threads_here
 
 _TICK = 0.2
@@ -52,7 +52,8 @@ def lend(
         undo.enter_context(peer)
         interface = interface_of(peer.getsockname()[0])
         undo.pop_all()
-    connection = greet(peer, invitation.secret, listens=False)
+    with in_time(peer):
+        connection = greet(peer, invitation.secret, listens=False)
     if connection is None:
         raise Unavailable("The training wants no more hosts, or others.")
     with connection, ExitStack() as running:

@@ -5,18 +5,35 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 from limbeck.errors import Unavailable
 
-#: That proving the secret may take.
-_GREETING_SECONDS = 5
+#: That two ends may take until they know each other.
+_GREETING_SECONDS = 5.0
 #: A host that is silent on the wire for about so long is gone: its cable, or the whole of it.
 _GONE_SECONDS = 20
 _SIOCGIFADDR = 0x8915
+
+
+@contextmanager
+def in_time(peer: socket.socket) -> Iterator[None]:
+    """A greeting has to be over with the block. Where it takes too long the connection is cut: whoever reads or writes
+    in the block finds its end, however slowly the other one goes on."""
+    with peer.dup() as same:
+        timer = threading.Timer(_GREETING_SECONDS, _cut, [same])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
 
 
 def greet(peer: socket.socket, secret: str, *, listens: bool) -> Connection[Any, Any] | None:
@@ -24,10 +41,10 @@ def greet(peer: socket.socket, secret: str, *, listens: bool) -> Connection[Any,
     where the other one does not. What comes through the connection is unpickled, which nobody else may cause.
 
     Args:
-        peer: connected; it is taken over, or closed.
+        peer: connected, in :func:`in_time`; it is taken over, or closed.
         listens: whether this is the end that accepted.
     """
-    _time_out(peer, _GREETING_SECONDS)
+    peer.settimeout(None)
     _notice_silence(peer)
     connection: Connection[Any, Any] = Connection(peer.detach())
     key = secret.encode()
@@ -37,9 +54,6 @@ def greet(peer: socket.socket, secret: str, *, listens: bool) -> Connection[Any,
     except (AuthenticationError, AssertionError, EOFError, OSError):
         connection.close()
         return None
-    with socket.socket(fileno=connection.fileno()) as same:
-        _time_out(same, 0)
-        same.detach()
     return connection
 
 
@@ -62,11 +76,9 @@ def interface_of(address: str) -> str:
     )
 
 
-def _time_out(peer: socket.socket, seconds: int) -> None:
-    """0: never. Set in the kernel, since what reads is no socket any more."""
-    peer.settimeout(None)
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        peer.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+def _cut(peer: socket.socket) -> None:
+    with suppress(OSError):  # it has ended already
+        peer.shutdown(socket.SHUT_RDWR)
 
 
 def _notice_silence(peer: socket.socket) -> None:

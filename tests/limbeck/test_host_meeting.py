@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +274,65 @@ def test_hosts_whose_ranks_do_not_find_each_other_are_done_without(
         lent.recv()
     (lost,) = [message for kind, message in told.events if kind == "rank.lost"]
     assert lost.startswith("2 ranks on 2 hosts did not find each other within 0.3 s")
+
+
+@pytest.mark.parametrize("slow", ["silent", "drips", "no name"])
+def test_a_guest_who_does_not_get_on_is_turned_away(monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
+    """Guards pause and cancel, which are not looked for while somebody is greeted."""
+    monkeypatch.setattr("limbeck.network._GREETING_SECONDS", 0.5)
+    told, left, pool = Told(), threading.Event(), ThreadPoolExecutor(1)
+    guests: list[Future[None]] = []
+
+    def come(invitation: Invitation) -> None:
+        with ExitStack() as stack:
+            peer = stack.enter_context(socket.create_connection((invitation.address, invitation.port)))
+            if slow == "no name":
+                connection = greet(peer, invitation.secret, listens=False)
+                assert connection is not None
+                stack.enter_context(connection)
+            with suppress(OSError):
+                while not left.wait(0.1):
+                    if slow == "drips":
+                        peer.sendall(b"\0")
+
+    place = HostsPlace("127.0.0.1", 0.7, lambda one: guests.append(pool.submit(come, one)), lambda names: None)
+    with Lobby(place, wanted=1, devices=1) as lobby:
+        began = time.monotonic()
+        lobby.gather(told)
+        assert time.monotonic() - began < 3
+        assert lobby.hosts == []
+    left.set()
+    guests[0].result(10)
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["dies", "would like to go"])
+def test_a_guest_who_has_gone_meanwhile_does_not_count(leaves: bool) -> None:
+    """Guards against ranks for a host that is not there, which cost a restart."""
+    told = Told()
+    settled: list[Sequence[str]] = []
+    guests: list[Connection[Any, Any]] = []
+
+    def come(invitation: Invitation) -> None:
+        peer = socket.create_connection((invitation.address, invitation.port))
+        connection = greet(peer, invitation.secret, listens=False)
+        assert connection is not None
+        connection.send("guest")
+        if leaves:
+            connection.send(("leaving",))
+            guests.append(connection)
+        else:
+            connection.close()
+
+    place = HostsPlace("127.0.0.1", 1, lambda one: threading.Thread(target=come, args=(one,)).start(), settled.append)
+    with Lobby(place, wanted=2, devices=1) as lobby:
+        lobby.gather(told)
+        assert lobby.hosts == []
+    assert settled == [[]]
+    assert told.events[-1] == (
+        "hosts.missing",
+        "1 of 3 hosts is here after 1 s: the training goes on with 1 of 3 ranks.",
+    )
+    for one in guests:
+        with pytest.raises(EOFError):
+            one.recv()
+        one.close()
