@@ -112,6 +112,11 @@ def claim(
     return Claim(Lease(job.id, job.fence), job)
 
 
+def one_waits(session: Session, gpus: int) -> bool:
+    """Whether a job is due that so many GPUs could serve."""
+    return session.scalar(select(Job.id).where(due(), *_served_by(gpus)).limit(1)) is not None
+
+
 def _served_by(gpus: int) -> tuple[ColumnElement[bool], ...]:
     """Whether so many GPUs serve the job; without any, a device is a process."""
     # Rows from before there were several devices, or hosts, have none.

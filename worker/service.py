@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sqlalchemy.orm import Session
+
 from limbeck.errors import Unavailable
 from models.db import Database
 from models.settings import Settings
@@ -94,6 +96,14 @@ class Worker:
         """Let go of everything: in order when called first, in a hurry when called again. Safe in a signal handler."""
         self.shutdown.ask()
 
+    def _place(self, session: Session, free: int) -> PlaceClaim | None:
+        """A training to which this host is lent; none while free GPUs wait for others that the next job needs."""
+        if not self.slots.gpus:
+            return self._lender.claim(session, None, self.slots.cpu_threads)
+        if lease.one_waits(session, self.slots.gpus):
+            return None
+        return self._lender.claim(session, free, self.slots.cpu_threads)
+
     def _run_one(self) -> bool:
         asked_at = 0.0
 
@@ -104,11 +114,7 @@ class Worker:
                 seconds = self._settings.lease_seconds
                 job = lease.claim(session, self.holder, lease_seconds=seconds, gpus=gpus, most=self.slots.gpus)
                 # A training that waits for hosts waits now; a teacher's pass goes on by itself.
-                found = (
-                    job
-                    or self._lender.claim(session, gpus if self.slots.gpus else None, self.slots.cpu_threads)
-                    or self._assistant.claim(session, self.slots.cpu_threads)
-                )
+                found = job or self._place(session, gpus) or self._assistant.claim(session, self.slots.cpu_threads)
             return None if found is None else _Work(found)
 
         with self.slots.take(claim, lambda work: work.claimed.devices) as taken:

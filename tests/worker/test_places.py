@@ -15,13 +15,16 @@ from models.host_place import HostPlace
 from models.repository import jobs, offered
 from models.settings import Settings
 from models.storage import Storage
-from tests.worker.conftest import claim_one, expire, steal, submit
+from tests.worker.conftest import STAND_IN, claim_one, expire, steal, submit
 from worker import endings, places
 from worker.invitations import own_address
 from worker.lease import Claim, Holder
 from worker.lender import Lender
 from worker.places import PlaceClaim
+from worker.queue import Bell
 from worker.runner import Shutdown
+from worker.service import Worker
+from worker.slots import Slots
 
 KIND = "a processor, torch 2"
 ONE, OTHER = Holder("one", "one", 1), Holder("other", "other", 2)
@@ -196,3 +199,21 @@ def test_a_worker_without_an_address_lends_nothing(database: Database, storage: 
         lender = Lender(own, database, storage, Shutdown(), OTHER)
         with database.session() as session:
             assert (lender.claim(session, None, 1) is not None) == lends
+
+
+@pytest.mark.parametrize(("needs", "lends"), [(2, False), (3, True)], ids=["the next job's", "nobody's"])
+def test_gpus_that_wait_for_others_are_not_lent(
+    database: Database, storage: Storage, settings: Settings, needs: int, lends: bool
+) -> None:
+    """Guards the job that is next: its GPUs, freed one after the other, would be lent one after the other. A job that
+    this worker could never serve holds nothing up."""
+    submit(database)
+    running = claim_one(database)
+    assert running is not None
+    wanted = Invitation("127.0.0.1", 4711, "s" * 64, places=1, devices=1, threads=1)
+    with database.session() as session:
+        places.invite(session, running.lease, wanted, kind=places.kind_of_host(gpus=True), gpus=True)
+    submit(database, gpus=needs)
+    worker = Worker(settings, database, storage, Bell(settings), Slots(2, gpus=["0", "1"]), command=STAND_IN)
+    with database.session() as session:
+        assert (worker._place(session, 1) is not None) == lends
