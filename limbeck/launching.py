@@ -182,6 +182,7 @@ class _Crew:
         self._callbacks = callbacks
         self._answers = answers
         self._result: DistillResult | None = None
+        self._makes_room = False  #: rank 0 was told to stop since a host would like to go
         self._met = False  #: all ranks have found each other
         self._alone = False  #: the others are done, rank 0 goes on by itself
 
@@ -213,7 +214,7 @@ class _Crew:
             if not self._met and time.monotonic() > meet_by:
                 raise self._never_met()
             if not stopping and (self._leaving or self._callbacks.should_stop()):
-                stopping = True
+                stopping, self._makes_room = True, bool(self._leaving)
                 with suppress(OSError):
                     self._here[0].connection.send(("stop",))
 
@@ -247,7 +248,7 @@ class _Crew:
                 self._result = result
             case ("failed", Exception() as error):
                 rank.error = error
-                if rank.number == 0 and isinstance(error, Interrupted) and self._leaving:
+                if rank.number == 0 and isinstance(error, Interrupted) and self._makes_room:
                     self._let_leave()
                 if rank.number == 0 and not isinstance(error, RankLost):
                     raise error
@@ -293,6 +294,8 @@ class _Crew:
             host.let_go()
 
     def _let_leave(self) -> None:
+        if self._callbacks.should_stop():  # meanwhile all of the run was
+            return
         for host in self._leaving:
             what = f"Worker {host.name} takes its devices back; the others go on from where the training is."
             self._callbacks.on_event("host.left", what, {"worker": host.name})

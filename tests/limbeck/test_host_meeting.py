@@ -24,7 +24,7 @@ from limbeck.callbacks import Callbacks
 from limbeck.config import DistillConfig
 from limbeck.errors import Interrupted, RankLost, Unavailable
 from limbeck.hosts import Host, HostsPlace, Invitation, LentRank, Lobby, Start
-from limbeck.launching import _Crew, _Launcher, distill_in_ranks
+from limbeck.launching import _Crew, _HostLeaves, _Launcher, distill_in_ranks
 from limbeck.lending import _Loan, lend
 from limbeck.network import greet, interface_of
 from limbeck.rank_children import Rank, portable
@@ -173,6 +173,12 @@ def test_a_host_that_nobody_may_reach_trains_alone_and_says_why(
     assert message.endswith("The training goes on with 2 of 4 ranks.")
 
 
+def ended_process(code: str = "") -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", code])
+    process.wait()
+    return process
+
+
 class Crashing:
     """A rank that ends without a word, or after having said something."""
 
@@ -181,9 +187,7 @@ class Crashing:
         if said is not None:
             theirs.send(("failed", said))
         theirs.close()
-        process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
-        process.wait()
-        self.rank = Rank(number, process, ours)
+        self.rank = Rank(number, ended_process("import os; os.kill(os.getpid(), 9)"), ours)
 
 
 def start_of(turn: int, folder: Path) -> tuple[str, Start]:
@@ -257,8 +261,7 @@ def test_hosts_whose_ranks_do_not_find_each_other_are_done_without(
     monkeypatch.setattr("limbeck.launching._MEETING_SECONDS", 0.3)
     (here, _rank), (there, lent) = Pipe(), Pipe()
     host, told, lobbies = Host("guest", there), Told(), []
-    rank = Rank(0, subprocess.Popen([sys.executable, "-c", ""]), here)
-    rank.process.wait()
+    rank = Rank(0, ended_process(), here)
 
     def turn(launcher: _Launcher, number: int) -> DistillResult | None:
         lobbies.append(launcher._lobby)
@@ -336,3 +339,24 @@ def test_a_guest_who_has_gone_meanwhile_does_not_count(leaves: bool) -> None:
         with pytest.raises(EOFError):
             one.recv()
         one.close()
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["the host alone", "the run too"])
+def test_a_host_that_leaves_as_the_others_are_done_ends_no_run(stop: bool) -> None:
+    """Guards against "the run was asked to stop" where a host only left as rank 0 went on alone."""
+    (here, zero), (there, _lent) = Pipe(), Pipe()
+    host, told = Host("guest", there, leaving=True), Told()
+    crew = _Crew([Rank(0, ended_process(), here), LentRank(1, host)], [host], 0, told, None)
+
+    def rank() -> None:
+        assert zero.recv() == ("stop",)
+        told.stop = stop
+        zero.send(("parted",))
+        zero.send(("failed", Interrupted("The run was asked to stop.")))
+
+    thread = threading.Thread(target=rank)
+    thread.start()
+    with pytest.raises(Interrupted if stop else _HostLeaves):
+        crew.watch()
+    thread.join()
+    assert not host.here
