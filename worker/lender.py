@@ -110,6 +110,7 @@ class _Loan:
         now = time.monotonic()
         self._deadline, self._next_look, self._next_beat = now + self._settings.lease_seconds, now, now
         self._joined = False
+        self._turned_away = False  #: the training could not be reached, or wanted no more hosts
         #: A rank of it could not go on, or what it needs cannot be had: nothing that another try would change.
         self.failed = False
 
@@ -183,7 +184,8 @@ class _Loan:
                 self._joined = True
             case {"type": "error", "code": code, "message": str(message)}:
                 _log.warning("this host could not be lent to %s: %s", self._claimed.job_id, message)
-                self.failed = self._joined or code != Unavailable.code
+                self._turned_away = code == Unavailable.code
+                self.failed = self._joined or not self._turned_away
 
     def _print(self, text: str) -> None:
         self._log = (self._log + text)[-_LOG_CHARACTERS:]
@@ -213,9 +215,11 @@ class _Loan:
         return kept
 
     def let_go(self) -> None:
-        """Leave the place: to others, where the training has not seen this host yet."""
+        """Leave the place: to others, where this host has not come to the training yet. A second one of a worker that
+        is there already has its name, so that the training does not withdraw it: it would be tried on and on."""
+        leave = places.finish if self._joined or self._turned_away else places.give_back
         try:
             with self._database.session() as session:
-                (places.finish if self._joined else places.give_back)(session, self._claimed)
+                leave(session, self._claimed)
         except LimbeckError as error:  # its lease runs out
             _log.warning("the place in %s could not be given back: %s", self._claimed.job_id, error)

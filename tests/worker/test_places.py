@@ -19,12 +19,12 @@ from tests.worker.conftest import STAND_IN, claim_one, expire, steal, submit
 from worker import endings, places
 from worker.invitations import own_address
 from worker.lease import Claim, Holder
-from worker.lender import Lender
+from worker.lender import Lender, _Loan
 from worker.places import PlaceClaim
 from worker.queue import Bell
 from worker.runner import Shutdown
 from worker.service import Worker
-from worker.slots import Slots
+from worker.slots import Place, Slots
 
 KIND = "a processor, torch 2"
 ONE, OTHER = Holder("one", "one", 1), Holder("other", "other", 2)
@@ -217,3 +217,21 @@ def test_gpus_that_wait_for_others_are_not_lent(
     worker = Worker(settings, database, storage, Bell(settings), Slots(2, gpus=["0", "1"]), command=STAND_IN)
     with database.session() as session:
         assert (worker._place(session, 1) is not None) == lends
+
+
+@pytest.mark.parametrize("code", [None, "unavailable"])
+def test_a_host_that_was_turned_away_does_not_come_again(
+    database: Database, storage: Storage, settings: Settings, code: str | None
+) -> None:
+    """Guards against a second loan of one worker, too late, that is tried again for as long as the training lasts."""
+    running = invited(database)
+    first, late = taken(database), taken(database)
+    with database.session() as session:
+        places.settle(session, running.lease, ["one"])
+    assert keeps(database, first)
+    loan = _Loan(Lender(settings, database, storage, Shutdown(), ONE), late, Place((), 1))
+    if code is not None:
+        loan._hear({"type": "error", "code": code, "message": "The training wants no more hosts, or others."})
+    loan.let_go()
+    assert not loan.failed, "it may come when it is wanted"
+    assert (take(database) is None) == (code is not None)
