@@ -39,7 +39,7 @@ def whole(size: int = len(tiny_vocabulary())) -> Vocabulary:
         (3, "skip", (0, 2, 4)),
         (4, "uniform", (0, 2, 3, 5)),
         (6, "uniform", (0, 1, 2, 3, 4, 5)),
-        ((0, 5), "uniform", (0, 5)),
+        ((0, 5), None, (0, 5)),
         (None, "uniform", (1, 3, 5)),
     ],
 )
