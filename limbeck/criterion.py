@@ -44,6 +44,7 @@ class Criterion:
         ranks: who shares every batch.
         teacher: loads the teacher, or all of several, whom a task whose answers are not kept (``Task.of_words``) asks
             in every batch.
+        unit: what both losses are divided by (``Task.loss_unit``).
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Criterion:
         ensemble: Ensemble | None = None,
         ranks: Ranks = ALONE,
         teacher: Callable[[], PreTrainedModel | Panel] | None = None,
+        unit: float = 1.0,
     ) -> None:
         self.task = task
+        self._unit = unit
         self._teacher = None if teacher is None else cache(teacher)
         self.ensemble = ensemble
         self.loss = loss or KullbackLeibler()
@@ -84,7 +87,7 @@ class Criterion:
         """The loss of ``logits`` against the true labels, of the examples that have one."""
         rows, targets, weights = self.task.rows(logits, batch), self.task.targets(batch), self._weights(logits, batch)
         if batch.labelled is None:
-            return _mean(self.task.hard_losses(rows, targets), weights, self.task.unit)
+            return self._term(self.task.hard_losses(rows, targets), weights, self.task.unit)
         known = batch.labelled  # of examples that are each answered as a whole: no others come without labels
         if weights is not None:
             own = weights.index_select(0, known)
@@ -95,7 +98,7 @@ class Criterion:
             # Nothing to learn here, yet every parameter has to keep its gradient.
             return Term(logits.float().sum() * 0, unit="labelled")
         losses = self.task.hard_losses(rows.index_select(0, known), targets.index_select(0, known))
-        return _mean(losses, weights, "labelled")
+        return self._term(losses, weights, "labelled")
 
     def soft(
         self,
@@ -127,7 +130,7 @@ class Criterion:
             raise ValueError("the soft loss needs the teacher's logits in every batch: Part(teacher_logits=True)")
         student = self.task.rows(logits, batch)
         losses = self.loss.losses(self.task, student, teacher, self.task.targets(batch), temperature, progress)
-        return _mean(losses, self._weights(logits, batch), self.task.unit)
+        return self._term(losses, self._weights(logits, batch), self.task.unit)
 
     def study(self, collate: Collator) -> None:
         """Look at the whole training split where the weights need that; ``collate`` carries the teacher's logits."""
@@ -208,6 +211,5 @@ class Criterion:
         total, count = self.ranks.sum(sums * (not stands_in))
         return torch.where(count > 0, total / count.clamp_min(1), torch.ones_like(total))
 
-
-def _mean(losses: Tensor, weights: Tensor | None, unit: str) -> Term:
-    return Term((losses if weights is None else losses * weights).mean(), unit=unit)
+    def _term(self, losses: Tensor, weights: Tensor | None, unit: str) -> Term:
+        return Term((losses if weights is None else losses * weights).mean() / self._unit, unit=unit)

@@ -157,6 +157,7 @@ def train(phase: Phase, run: Run) -> Fitted:
     objective: Objective | None = None
     answers = _soft_labels(phase)
     models = replace(phase.models, states_kept=phase.teacher_states is not None)
+    unit = phase.task.loss_unit(phase.train)
     for index, (part, steps) in enumerate(zip(phase.method.parts(), phase.part_steps(), strict=True)):
         if index < position.part:
             continue
@@ -164,7 +165,7 @@ def train(phase: Phase, run: Run) -> Fitted:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
         teacher, weighting = phase.panel or phase.models.teacher, _weighting(phase, part)
-        criterion = Criterion(phase.task, phase.loss, weighting, phase.ensemble, run.ranks, teacher)
+        criterion = Criterion(phase.task, phase.loss, weighting, phase.ensemble, run.ranks, teacher, unit)
         objective = phase.method.build(part, models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)

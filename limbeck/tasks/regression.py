@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Regression(Task):
     """Give a text or a pair of texts a number, such as how alike two sentences are.
 
-    Both losses are the squared difference, to the true number and to the teacher's, in the labels' own units.
+    Both losses are the squared difference, to the true number and to the teacher's, as a share of the training labels'
+    variance: always to answer their mean has a loss of 1, whether they are stars or prices.
     """
 
     kind: ClassVar[Literal["categorical", "binary", "value", "vector"]] = "value"
@@ -49,6 +50,9 @@ class Regression(Task):
         with torch.no_grad():
             layer.weight.mul_(float(train.labels.std()))
             layer.bias.fill_(float(train.labels.mean()))
+
+    def loss_unit(self, train: Encoded) -> float:
+        return float(train.labels.var(dtype="float64")) or 1.0  # labels that are all the same have no spread
 
     def encode(
         self, tokenizer: Any, split: Split, labels: Sequence[str], max_length: int, poll: Callable[[], None]

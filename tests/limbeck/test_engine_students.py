@@ -292,6 +292,30 @@ def test_a_new_head_of_numbers_begins_at_their_mean(tmp_path: Path, changes: dic
         assert bias.tolist() == pytest.approx([sum(labels) / len(labels)], rel=1e-4)
 
 
+def test_losses_of_numbers_do_not_hang_on_their_unit(tmp_path: Path) -> None:
+    """Guards against a loss of hidden states that means nothing beside prices and all beside shares: a student at the
+    labels' mean has a loss of about 1 whatever they are counted in."""
+    teacher, first = write_tiny_bert(tmp_path / "teacher"), []
+    for name, factor in (("stars", 1.0), ("cents", 4000.0)):
+        data = write("regression", tmp_path / name)
+        for path in data.iterdir():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            path.write_text("".join(json.dumps(row | {"label": row["label"] * factor}) + "\n" for row in rows))
+        document = {
+            "teacher": {"source": f"path:{teacher}", "finetune": {"epochs": 12, "learning_rate": 5e-3}},
+            "dataset": f"path:{data}",
+            "student": {"layers": 1, "start": "random"},
+            "method": "none",
+            "training": {"epochs": 1, "batch_size": 96, "learning_rate": 1e-30, "max_length": 32},
+            "export": [],
+        }
+        kept = Recorder()
+        distill(DistillConfig.parse(document), tmp_path / f"{name}-job", callbacks=kept)
+        name = "distilling/hard_loss"
+        first.append(next(values[name] for _, values in kept.points if name in values))
+    assert first == pytest.approx([1, 1], abs=0.2)
+
+
 @pytest.mark.parametrize("task", ["multi_label", "regression", "token_classification"])
 def test_whole_texts_of_every_task_may_be_read_as_other_tokens(tmp_path: Path, task: str) -> None:
     """Guards against logits of tokens that are held against those of other tokens. Regression's texts are pairs."""
