@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from limbeck.errors import InvalidInput, InvalidModel, Problem
 from limbeck.runtime.encoding import Feeds, Row, pad
 from limbeck.runtime.layers import Layers, Text
+from limbeck.runtime.providers import that_branch
 from limbeck.runtime.session import Session
 
 #: Below ``onnx/`` of a student's folder; one graph for each layer, the embeddings in the first, the head in the last.
@@ -103,7 +104,8 @@ class ExitSession:
         files: one graph for each layer, see :func:`found_graphs`.
         speed: at which texts leave where nobody names another.
         pad_id: the padding token.
-        threads, providers: as for :class:`~limbeck.runtime.session.Session`.
+        threads, providers: as for :class:`~limbeck.runtime.session.Session`; OpenVINO leaves these graphs, which have
+            branches, to the next one.
 
     Raises:
         InvalidModel: ONNX Runtime cannot load a file, or cannot start a provider that was named.
@@ -121,7 +123,8 @@ class ExitSession:
     ) -> None:
         self.speed = speed
         self._pad_id = pad_id
-        self._graphs = [Session(file, threads=threads, providers=providers) for file in files]
+        able = that_branch(providers)
+        self._graphs = [Session(file, threads=threads, providers=able) for file in files]
 
     @property
     def layers(self) -> int:

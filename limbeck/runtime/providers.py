@@ -20,6 +20,7 @@ _NAMES: Mapping[str, str] = {
 #: The packages on PyPI that bring them; each stands in the place of ``onnxruntime``.
 _PACKAGES = {"cuda": "onnxruntime-gpu", "openvino": "onnxruntime-openvino"}
 CPU = _NAMES["cpu"]
+_OPENVINO = _NAMES["openvino"]
 
 
 def installed() -> tuple[str, ...]:
@@ -56,3 +57,30 @@ def choose(wanted: Sequence[str] | None) -> tuple[str, ...]:
         raise InvalidInput(f"The execution providers cannot be used: {shown}", problems)
     names = [_NAMES[name] for name in wanted or here]
     return tuple(dict.fromkeys([*names, CPU]))
+
+
+def that_branch(wanted: Sequence[str] | None) -> list[str]:
+    """Short names of those providers that compute both branches of an ``If``, the preferred one first.
+
+    OpenVINO does not: a session whose first call took one branch gives that one's zeros for the other, where both have
+    one row (onnxruntime-openvino 1.24.1).
+
+    Args:
+        wanted: as for :func:`choose`, which refuses the same names.
+    """
+    choose(wanted)
+    return [name for name in wanted or installed() if name != "openvino"] or ["cpu"]
+
+
+def with_threads(chosen: Sequence[str], threads: int | None) -> list[tuple[str, dict[str, str]]]:
+    """ONNX Runtime's names with each one's options.
+
+    OpenVINO has threads of its own, as many as there are cores in each session, which fight over them where several
+    sessions or calls compute at once.
+
+    Args:
+        chosen: ONNX Runtime's names.
+        threads: that one call computes with; default: as the provider likes.
+    """
+    own = {} if threads is None else {"num_of_threads": str(threads)}
+    return [(name, own if name == _OPENVINO else {}) for name in chosen]

@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from limbeck.errors import InvalidModel
 from limbeck.runtime.encoding import Feeds
-from limbeck.runtime.providers import CPU, choose
+from limbeck.runtime.providers import CPU, choose, with_threads
 
 _ONLY_ERRORS = 3
 #: On the CPU the fused kernel of addition and layer norm is eight times as slow as the two one after the other, as it
@@ -63,7 +63,7 @@ class Session:
                 options.add_session_config_entry(name, "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=list(chosen), disabled_optimizers=disabled
+                str(path), options, providers=with_threads(chosen, threads), disabled_optimizers=disabled
             )
         except _LOAD_ERRORS as error:
             raise InvalidModel(f"ONNX Runtime cannot load {path}: {error}") from error

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from limbeck.errors import InvalidInput
 from limbeck.runtime import Predictor
 from limbeck.runtime.encoding import pad
-from limbeck.runtime.providers import CPU, choose, installed
+from limbeck.runtime.providers import CPU, choose, installed, that_branch, with_threads
 from limbeck.runtime.session import Session
 from models.settings import Settings
 from tests.exported import texts
@@ -52,6 +52,38 @@ def test_a_student_answers_on_the_provider_that_was_named(exported_student: Path
     assert session.providers == (CPU,)
     named = Predictor.load(exported_student, threads=1, providers=["cpu"])
     assert named.predict(texts(3)) == Predictor.load(exported_student, threads=1).predict(texts(3))
+
+
+def test_openvino_computes_with_the_threads_of_the_call() -> None:
+    """Guards against sessions that each take all cores: a text took twice the CPU time."""
+    openvino = "OpenVINOExecutionProvider"
+    assert with_threads([openvino, CPU], 1) == [(openvino, {"num_of_threads": "1"}), (CPU, {})]
+    assert with_threads([openvino, CPU], None) == [(openvino, {}), (CPU, {})]
+
+
+def test_openvino_leaves_graphs_with_branches_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an early exit's zeros in place of logits: what its first call said, where nobody could leave."""
+    built = ["CUDAExecutionProvider", "OpenVINOExecutionProvider", CPU]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
+    assert that_branch(None) == that_branch(("cuda", "openvino", "cpu")) == ["cuda", "cpu"]
+    assert that_branch(["openvino"]) == that_branch(["openvino", "cpu"]) == ["cpu"]
+    built.remove("OpenVINOExecutionProvider")
+    with pytest.raises(InvalidInput, match="openvino is not in this"):
+        that_branch(["openvino"])
+
+
+@pytest.mark.skipif("openvino" not in installed(), reason="onnxruntime-openvino is not installed")
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
+def test_openvino_answers_as_the_cpu_does(name: str, exported_student: Path) -> None:
+    feeds = pad(Predictor.load(exported_student, threads=1)._encoder.encode(texts(12)), 0)
+    path = exported_student / "onnx" / name
+    session = Session(path, threads=1, providers=["openvino"])
+    assert session.providers[0] == "OpenVINOExecutionProvider"
+    np.testing.assert_allclose(
+        session(feeds),
+        Session(path, threads=1, providers=["cpu"])(feeds),
+        atol=1e-5 if name == "model.onnx" else 0.02,
+    )
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
