@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from limbeck import __version__
-from limbeck.cli import job_commands, model_commands, server_commands, submitting
+from limbeck.cli import alias_commands, job_commands, model_commands, server_commands, submitting
 from limbeck.cli.output import complain
 from limbeck.errors import InvalidInput, LimbeckError, NotFound, TooLarge
 
@@ -68,6 +68,8 @@ app.command()(job_commands.rerun)
 app.command()(job_commands.delete)
 app.command()(model_commands.download)
 app.command()(model_commands.predict)
+app.command()(alias_commands.alias)
+app.command()(alias_commands.aliases)
 app.command()(server_commands.gc)
 app.command()(server_commands.backup)
 app.command()(server_commands.restore)

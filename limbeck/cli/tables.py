@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.cli.output import size
-from limbeck.client import Job
+from limbeck.client import Alias, Job
 from limbeck.scorecard import NO_SHARES, Estimate, Latency, ModelCard, Scorecard
 
 #: Columns of text with room for a job's method beside its name.
@@ -37,6 +37,16 @@ def _job_cells(job: Job) -> list[Text]:
         Text(f"{job.created_at.astimezone():%m-%d %H:%M}"),
         Text(str(job.config["method"]["type"])),
     ]
+
+
+def aliases_table(aliases: Iterable[Alias]) -> Table:
+    """One row a name."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "model", "version", "since"):
+        table.add_column(heading, no_wrap=True)
+    for one in aliases:
+        table.add_row(Text(one.name), Text(one.model), str(one.version), f"{one.updated_at.astimezone():%m-%d %H:%M}")
+    return table
 
 
 def scorecard_table(card: Scorecard, width: int = _WIDE) -> RenderableType:

@@ -9,6 +9,18 @@ client.download(job.student_id, "student")
 """
 
 from limbeck.client.client import Client
-from limbeck.client.records import Attempt, Dataset, Event, Job, JobProgress, Listing, Model, ModelFile, Outcome
+from limbeck.client.records import Alias, Attempt, Dataset, Event, Job, JobProgress, Listing, Model, ModelFile, Outcome
 
-__all__ = ["Attempt", "Client", "Dataset", "Event", "Job", "JobProgress", "Listing", "Model", "ModelFile", "Outcome"]
+__all__ = [
+    "Alias",
+    "Attempt",
+    "Client",
+    "Dataset",
+    "Event",
+    "Job",
+    "JobProgress",
+    "Listing",
+    "Model",
+    "ModelFile",
+    "Outcome",
+]

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -17,7 +18,7 @@ from limbeck.client import packing
 from limbeck.client.connection import Connection
 from limbeck.client.downloads import Download, OnBytes
 from limbeck.client.events import read_events
-from limbeck.client.records import Attempt, Dataset, Event, Job, Listing, Model, ModelFile
+from limbeck.client.records import Alias, Attempt, Dataset, Event, Job, Listing, Model, ModelFile
 from limbeck.config import Columns, DistillConfig
 from limbeck.errors import InvalidInput, Unavailable
 from limbeck.image_files import image_splits
@@ -285,6 +286,10 @@ class Client:
     def dataset(self, dataset_id: str) -> Dataset:
         return Dataset.model_validate(self._connection.json("GET", f"/v1/datasets/{dataset_id}"))
 
+    def datasets(self, *, limit: int = 20, cursor: str | None = None) -> Listing[Dataset]:
+        params = _given(limit=limit, cursor=cursor)
+        return Listing[Dataset].model_validate(self._connection.json("GET", "/v1/datasets", params=params))
+
     def upload_model(self, source: Path | str, *, name: str | None = None) -> Model:
         """Upload a teacher: a Hugging Face folder with safetensors, or a ``.tar.gz`` or ``.zip`` of one."""
         path = Path(source)
@@ -341,6 +346,37 @@ class Client:
         archive.unlink()
         return target
 
+    def aliases(self) -> list[Alias]:
+        """All of them, by name."""
+        return [Alias.model_validate(one) for one in self._connection.json("GET", "/v1/aliases")["data"]]
+
+    def alias(self, name: str) -> Alias:
+        return Alias.model_validate(self._connection.json("GET", _alias(name)))
+
+    def set_alias(self, name: str, model_id: str, *, version: int | None = None) -> Alias:
+        """Let a name mean a model, from the next request on; the model before answers until this one is loaded.
+
+        Args:
+            model_id: a model, or another alias, whose model it then is.
+            version: of the alias that was seen; 0: there was none. Default: whatever it means now.
+
+        Raises:
+            Stale: it has another version by now.
+        """
+        headers = {"If-None-Match": "*"} if version == 0 else _if_version(version)
+        answer = self._connection.json(
+            "PUT", _alias(name), repeatable=version is None, json={"model": model_id}, headers=headers
+        )
+        return Alias.model_validate(answer)
+
+    def delete_alias(self, name: str, *, version: int | None = None) -> None:
+        """Remove a name; the model that it means stays.
+
+        Raises:
+            Stale: it has another version than ``version`` by now.
+        """
+        self._connection.call("DELETE", _alias(name), repeatable=False, headers=_if_version(version))
+
     def predict(self, model_id: str, inputs: Any, *, top_k: int | None = None, speed: float | None = None) -> Any:
         """Ask a student; answers have the shapes of Hugging Face pipelines.
 
@@ -366,6 +402,14 @@ def _document(config: DistillConfig | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(config, DistillConfig):
         return config.model_dump(mode="json")
     return dict(config)
+
+
+def _alias(name: str) -> str:
+    return f"/v1/aliases/{quote(name, safe='')}"
+
+
+def _if_version(version: int | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}
 
 
 def _given(**values: Any) -> dict[str, Any]:

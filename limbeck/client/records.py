@@ -153,6 +153,17 @@ class Model(Record):
         return f"model:{self.id}"
 
 
+class Alias(Record):
+    """A name that serves wherever a model's id does."""
+
+    name: str
+    model: str
+    """The id of the model that it means."""
+    version: int
+    """Counts the switches, from 1 on."""
+    updated_at: datetime
+
+
 class ModelFile(Record):
     """One file of a model."""
 

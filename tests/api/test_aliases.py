@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from api.deps import Services
+from limbeck.client import Client
+from limbeck.errors import InvalidInput, NotFound, Stale
 from models.model import ModelKind
 from tests.api.conftest import add_model
 from tests.exported import LABELS
@@ -131,3 +134,31 @@ def test_no_request_fails_while_an_alias_is_switched(client: TestClient, student
         asker.join(30)
     assert len(statuses) > 5
     assert set(statuses) == {200}
+
+
+def _through(client: TestClient, asked: httpx.Request) -> httpx.Response:
+    path = asked.url.raw_path.decode()
+    found = client.request(asked.method, path, content=asked.read(), headers=dict(asked.headers))
+    return httpx.Response(found.status_code, headers=dict(found.headers), content=found.content)
+
+
+def test_a_program_names_students_and_is_told_who_was_faster(client: TestClient, students: list[str]) -> None:
+    """Guards against a client whose switch goes over somebody else's."""
+    program = Client(transport=httpx.MockTransport(lambda asked: _through(client, asked)))
+    assert program.aliases() == []
+    made = program.set_alias("reviews", students[0], version=0)
+    assert (made.model, made.version) == (students[0], 1)
+    with pytest.raises(Stale):
+        program.set_alias("reviews", students[1], version=0)
+    assert program.set_alias("reviews", students[1], version=made.version).version == 2
+    with pytest.raises(Stale):
+        program.set_alias("reviews", students[0], version=made.version)
+    with pytest.raises(Stale):
+        program.delete_alias("reviews", version=made.version)
+    assert [(one.name, one.model) for one in program.aliases()] == [("reviews", students[1])]
+    assert program.predict("reviews", "x")[0]["label"] in LABELS
+    program.delete_alias("reviews")
+    with pytest.raises(NotFound, match="reviews"):
+        program.alias("reviews")
+    with pytest.raises(InvalidInput, match="a b"):
+        program.set_alias("a b", students[0])

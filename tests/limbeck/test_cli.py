@@ -319,6 +319,24 @@ def test_download_resolves_a_job_to_its_student(api: Api, tmp_path: Path) -> Non
     assert "exists already" in again.stderr
 
 
+def test_aliases_are_made_shown_and_removed(api: Api) -> None:
+    made = {"name": "reviews", "model": "mdl_9", "version": 3, "updated_at": "2026-01-01T00:00:00Z"}
+    api.answer("GET /v1/jobs/job_1", SUCCEEDED)
+    api.answer("PUT /v1/aliases/reviews", made)
+    assert run(api, "alias", "reviews", "job_1").stdout == "reviews\tmdl_9\tversion 3\n"
+    assert json.loads(api.requests[-1][1]) == {"model": "mdl_9"}
+    api.answer("GET /v1/aliases/reviews", made)
+    assert json.loads(run(api, "alias", "reviews", "--json").stdout)["model"] == "mdl_9"
+    api.answer("GET /v1/aliases", {"data": [made]})
+    assert "mdl_9" in run(api, "aliases").stdout
+    api.answer("GET /v1/aliases", {"data": []})
+    assert "limbeck alias NAME MODEL" in run(api, "aliases").stderr
+    api.answer("DELETE /v1/aliases/reviews", b"")
+    assert "is gone" in run(api, "alias", "reviews", "--delete").stderr
+    count = len(api.requests)
+    assert (run(api, "alias", "reviews", "job_1", "--delete").exit_code, len(api.requests)) == (2, count)
+
+
 def test_predict_prints_labels(api: Api) -> None:
     api.answer("POST /v1/models/mdl_9/predict", [{"label": "good", "score": 0.91234}])
     assert run(api, "predict", "mdl_9", "some text").stdout == "good\t0.9123\n"
