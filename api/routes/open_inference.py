@@ -110,8 +110,8 @@ async def infer(asked: Asked, name: str, request: Request) -> Response:
     document, columns = _read(body, request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
     top_k = 1 if student.task == "image_classification" else None
-    question = await asked.read(student, _asked(columns), top_k=top_k, speed=_speed(document), until=until)
-    answer = await asked.batcher.ask(student, question, until=until)
+    speed = _speed(document)
+    answer = await asked.answer(request.receive, student, _asked(columns), top_k=top_k, speed=speed, until=until)
     if top_k is not None:
         answer = [best for best, *_ in answer]
     if student.task == "embeddings":
