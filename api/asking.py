@@ -30,8 +30,8 @@ def limit_body(request: Request, student: Predictor) -> None:
 
 
 class QuestionRoute(APIRoute):
-    """Its endpoint takes ``request``, ``asked``, ``student``, ``question``, and ``until``, the deadline; ``model_id`` in
-    the path names the student.
+    """Its endpoint takes ``request``, ``asked``, ``student``, ``question``, and ``until``, the deadline; the path's
+    ``model_id`` names the student.
 
     Whom it asks it knows before the body is read, which FastAPI does before everything else.
     """
