@@ -293,4 +293,5 @@ def _fault(pointer: str, detail: str) -> InvalidInput:
 
 
 def _json(document: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(document, ensure_ascii=False).encode(), status, media_type="application/json")
+    content = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    return Response(content.encode(), status, media_type="application/json")

@@ -80,5 +80,6 @@ async def inference(
 
 
 def _json(answer: Any) -> Response:
-    # The answer is plain JSON already; FastAPI's own encoder would walk through it once more.
-    return Response(json.dumps(answer, ensure_ascii=False).encode(), media_type="application/json")
+    # The answer is plain JSON already; FastAPI's own encoder would walk through it once more. NaN would be none.
+    content = json.dumps(answer, ensure_ascii=False, allow_nan=False)
+    return Response(content.encode(), media_type="application/json")

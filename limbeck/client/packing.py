@@ -57,8 +57,8 @@ def pack_model(folder: Path, archive: Path) -> None:
 
 
 def unpack_model(archive: Path, folder: Path) -> None:
-    """Make ``folder`` of a downloaded model; it appears when it is whole, and an empty one is filled, the file by which a
-    student is known last. Members that climb out are refused.
+    """Make ``folder`` of a downloaded model; it appears when it is whole. An empty one is filled, and the file by which
+    a student is known comes last. Members that climb out are refused.
 
     Raises:
         InvalidArchive: the archive is broken or hostile.
