@@ -70,8 +70,8 @@ def inference_ready(readiness: Ready) -> Response:
     "/models/{name}", summary="A model's tensors", responses=answers(404, 409, 503, ok=(None, examples.TENSORS))
 )
 async def model_metadata(asked: Asked, name: str) -> Response:
-    """`name` is a student's id or an alias."""
-    student = await asked.student(name)
+    """`name` is a student's id or an alias. 503 while it is not loaded in time."""
+    student = await asked.student(name, asked.deadline())
     inputs = [{"name": one, "datatype": "BYTES", "shape": [-1]} for one in _inputs(student)]
     shape = [-1, -1] if student.task == "embeddings" else [-1]
     outputs = [{"name": one, "datatype": kind, "shape": shape} for one, kind in _outputs(student)]
@@ -84,8 +84,8 @@ async def model_metadata(asked: Asked, name: str) -> Response:
     responses=answers(404, 409, 503, ok=(None, {"name": "reviews", "ready": True})),
 )
 async def model_ready(asked: Asked, name: str) -> Response:
-    """Loads it where it is not yet."""
-    await asked.student(name)
+    """Loads it where it is not yet; 503 while it is not loaded in time."""
+    await asked.student(name, asked.deadline())
     return _json({"name": name, "ready": True})
 
 
