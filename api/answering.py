@@ -14,7 +14,9 @@ from typing import Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
+from starlette.types import Receive
 
+from api.hanging_up import WhileWanted
 from api.inference import Batcher, Students
 from api.inference.batcher import WINDOW
 from api.inference.turns import Turns
@@ -76,6 +78,29 @@ class Answering:
         """
         student = self.students.at_hand(name)
         return student if student is not None else await self._in_time(self._looked_up(name), until)
+
+    async def answer(
+        self,
+        receive: Receive,
+        student: Predictor,
+        inputs: Any,
+        *,
+        top_k: TopK = None,
+        speed: float | None = None,
+        until: float,
+    ) -> Any:
+        """What a student answers, in the shape of :meth:`Predictor.predict`; given up where the caller hangs up.
+
+        Args:
+            receive: of a request whose body is read.
+
+        Raises:
+            InvalidInput, Busy, TooSlow: as :meth:`read` and :meth:`Batcher.ask`.
+            ClientDisconnect: nobody waits for it any more.
+        """
+        with WhileWanted(receive):
+            question = await self.read(student, inputs, top_k=top_k, speed=speed, until=until)
+            return await self.batcher.ask(student, question, until=until)
 
     async def read(
         self,

@@ -30,8 +30,8 @@ def limit_body(request: Request, student: Predictor) -> None:
 
 
 class QuestionRoute(APIRoute):
-    """Its endpoint takes ``asked``, ``student``, ``question``, and ``until``, the deadline; ``model_id`` in the path
-    names the student.
+    """Its endpoint takes ``request``, ``asked``, ``student``, ``question``, and ``until``, the deadline; the path's
+    ``model_id`` names the student.
 
     Whom it asks it knows before the body is read, which FastAPI does before everything else.
     """
@@ -51,7 +51,9 @@ class QuestionRoute(APIRoute):
             if question is None:
                 request.state.student, request.state.until = student, until
                 return await solve(request)
-            answer: Response = await self.endpoint(asked=asked, student=student, question=question, until=until)
+            answer: Response = await self.endpoint(
+                request=request, asked=asked, student=student, question=question, until=until
+            )
             return answer
 
         return ask

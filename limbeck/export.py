@@ -298,11 +298,13 @@ def compare(
 
     Args:
         judged: other logits, torch's, and their data, by which it is decided whether a form that is not exact is good
-            enough. Default: the same.
+            enough, except that no logit may be infinite or NaN in either. Default: the same.
 
     Raises:
         ExportFailed: they are not as good.
     """
+    if name != "onnx":
+        _require_finite(name, logits)
     answers = {"export": task.predictions(logits, data), "torch": task.predictions(expected, data)}
     difference = float(np.abs(logits - expected).max())
     agreement = task.agreement(answers["torch"], answers["export"])
@@ -337,11 +339,15 @@ def require_equal(logits: NDArray[np.float32], expected: NDArray[np.float32]) ->
         )
 
 
+def _require_finite(name: Format, logits: NDArray[np.float32]) -> None:
+    if not np.isfinite(logits).all():
+        raise ExportFailed(f"The student's logits hold NaN or infinite values as {name}.")
+
+
 def _require_quality(
     name: Format, logits: NDArray[np.float32], expected: NDArray[np.float32], data: Encoded, task: Task, seed: int
 ) -> None:
-    if not np.isfinite(logits).all():
-        raise ExportFailed(f"The student's logits hold NaN or infinite values as {name}.")
+    _require_finite(name, logits)
     answers, metric = (
         {"export": task.predictions(logits, data), "torch": task.predictions(expected, data)},
         task.main_metric,

@@ -70,8 +70,8 @@ def inference_ready(readiness: Ready) -> Response:
     "/models/{name}", summary="A model's tensors", responses=answers(404, 409, 503, ok=(None, examples.TENSORS))
 )
 async def model_metadata(asked: Asked, name: str) -> Response:
-    """`name` is a student's id or an alias."""
-    student = await asked.student(name)
+    """`name` is a student's id or an alias. 503 while it is not loaded in time."""
+    student = await asked.student(name, asked.deadline())
     inputs = [{"name": one, "datatype": "BYTES", "shape": [-1]} for one in _inputs(student)]
     shape = [-1, -1] if student.task == "embeddings" else [-1]
     outputs = [{"name": one, "datatype": kind, "shape": shape} for one, kind in _outputs(student)]
@@ -84,8 +84,8 @@ async def model_metadata(asked: Asked, name: str) -> Response:
     responses=answers(404, 409, 503, ok=(None, {"name": "reviews", "ready": True})),
 )
 async def model_ready(asked: Asked, name: str) -> Response:
-    """Loads it where it is not yet."""
-    await asked.student(name)
+    """Loads it where it is not yet; 503 while it is not loaded in time."""
+    await asked.student(name, asked.deadline())
     return _json({"name": name, "ready": True})
 
 
@@ -110,8 +110,8 @@ async def infer(asked: Asked, name: str, request: Request) -> Response:
     document, columns = _read(body, request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
     top_k = 1 if student.task == "image_classification" else None
-    question = await asked.read(student, _asked(columns), top_k=top_k, speed=_speed(document), until=until)
-    answer = await asked.batcher.ask(student, question, until=until)
+    speed = _speed(document)
+    answer = await asked.answer(request.receive, student, _asked(columns), top_k=top_k, speed=speed, until=until)
     if top_k is not None:
         answer = [best for best, *_ in answer]
     if student.task == "embeddings":
@@ -293,4 +293,5 @@ def _fault(pointer: str, detail: str) -> InvalidInput:
 
 
 def _json(document: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(document, ensure_ascii=False).encode(), status, media_type="application/json")
+    content = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    return Response(content.encode(), status, media_type="application/json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
 from api import examples
@@ -27,6 +27,7 @@ _LABELLED = ("sequence_classification", "multi_label", "regression")
     responses=answers(404, 409, 422, 429, 503, ok=(None, examples.PREDICTION)),
 )
 async def predict(
+    request: Request,
     asked: Asked,
     student: Student,
     until: Until,
@@ -42,8 +43,9 @@ async def predict(
     texts wait already, 503 when this one waited too long; `Retry-After` says when to come back.
     """
     parameters = question.parameters
-    checked = await asked.read(student, question.inputs, top_k=parameters.top_k, speed=parameters.speed, until=until)
-    return _json(await asked.batcher.ask(student, checked, until=until))
+    top_k, speed = parameters.top_k, parameters.speed
+    answer = await asked.answer(request.receive, student, question.inputs, top_k=top_k, speed=speed, until=until)
+    return _json(answer)
 
 
 @router.post(
@@ -54,6 +56,7 @@ async def predict(
     openapi_extra={"requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def inference(
+    request: Request,
     asked: Asked,
     student: Student,
     until: Until,
@@ -72,10 +75,11 @@ async def inference(
         top_k = top_k or "all"
     elif student.task == "question_answering" and top_k == 1:
         top_k = None  # one answer is no list
-    checked = await asked.read(student, inputs, top_k=top_k, speed=question.parameters.speed, until=until)
-    return _json(await asked.batcher.ask(student, checked, until=until))
+    speed = question.parameters.speed
+    return _json(await asked.answer(request.receive, student, inputs, top_k=top_k, speed=speed, until=until))
 
 
 def _json(answer: Any) -> Response:
-    # The answer is plain JSON already; FastAPI's own encoder would walk through it once more.
-    return Response(json.dumps(answer, ensure_ascii=False).encode(), media_type="application/json")
+    # The answer is plain JSON already; FastAPI's own encoder would walk through it once more. NaN would be none.
+    content = json.dumps(answer, ensure_ascii=False, allow_nan=False)
+    return Response(content.encode(), media_type="application/json")

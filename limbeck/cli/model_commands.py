@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -16,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from limbeck.cli.output import DEFAULT_URL, AsJson, Url, connect, err, print_json, say
 from limbeck.client import Client
 from limbeck.errors import InvalidInput
+from limbeck.faults import first_fault
 from limbeck.formats import FILES
 from limbeck.image_files import SUFFIXES
 
@@ -88,8 +91,8 @@ def predict(
         else:
             answering = _remote_student(stack.enter_context(connect(url)), str(model), options)
         if file is not None:
-            source = sys.stdin if str(file) == "-" else stack.enter_context(file.open(encoding="utf-8"))
-            for given, answer in answering(_read_inputs(source)):
+            binary = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
+            for given, answer in _answered(answering, binary):
                 print_json({"input": given, "prediction": answer})
             return
         inputs: list[Any] = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
@@ -123,7 +126,13 @@ def _remote_student(client: Client, name: str, options: dict[str, Any]) -> _Answ
 
     def answering(inputs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         for batch in _batches(inputs):
-            answers: list[Any] = client.predict(model, batch, **options)
+            try:
+                answers: list[Any] = client.predict(model, batch, **options)
+            except InvalidInput as error:
+                fault = first_fault(error)
+                if fault is not None and (before := batch[: fault.place]):
+                    yield from zip(before, client.predict(model, before, **options), strict=True)
+                raise
             yield from zip(batch, answers, strict=True)
 
     return answering
@@ -141,27 +150,54 @@ def _local_student(folder: Path, options: dict[str, Any], *, many: bool) -> _Ans
     return answering
 
 
-def _read_inputs(lines: TextIO) -> Iterator[Any]:
+def _answered(answering: _Answering, binary: BinaryIO) -> Iterator[tuple[Any, Any]]:
+    """The inputs of a file of JSON Lines with their answers.
+
+    Raises:
+        InvalidInput: a line cannot be read, or asked; those in front of it have been answered.
+    """
+    # What is no UTF-8 is told of where its line is looked at. Programs on Windows put a mark in front of a file.
+    lines = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape")
+    numbers: deque[int] = deque()  # of the lines that were read and not answered yet
+    try:
+        for pair in answering(_read_inputs(lines, numbers)):
+            numbers.popleft()
+            yield pair
+    except InvalidInput as error:
+        fault = first_fault(error)
+        if fault is None:
+            raise
+        raise InvalidInput(f"Line {numbers[0]} cannot be asked: {fault}") from error
+
+
+def _read_inputs(lines: Iterable[str], numbers: deque[int]) -> Iterator[Any]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InvalidInput(f"Line {number} is not JSON: {error}") from error
-        if isinstance(value, dict) and isinstance(value.get("question"), str) and isinstance(value.get("context"), str):
-            yield {key: value[key] for key in ("question", "context")}
-            continue
-        of_text = isinstance(value, dict) and isinstance(value.get("text"), str)
-        if isinstance(value, dict) and isinstance(value.get("tokens"), list) and not of_text:
-            yield {"tokens": value["tokens"]}
-            continue
-        if not isinstance(value, str) and not of_text:
-            raise InvalidInput(
-                f"Line {number} is neither a text nor an object with a text in `text`, nor one with `question` and "
-                f"`context`, nor one with a list in `tokens`: {line.strip()[:80]}"
-            )
-        yield value if isinstance(value, str) else _texts(value, number)
+        one = _read_input(line, number)
+        numbers.append(number)
+        yield one
+
+
+def _read_input(line: str, number: int) -> Any:
+    try:
+        line.encode()
+        value = json.loads(line)
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"Line {number} is not UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"Line {number} is not JSON: {error}") from error
+    if isinstance(value, dict) and isinstance(value.get("question"), str) and isinstance(value.get("context"), str):
+        return {key: value[key] for key in ("question", "context")}
+    of_text = isinstance(value, dict) and isinstance(value.get("text"), str)
+    if isinstance(value, dict) and isinstance(value.get("tokens"), list) and not of_text:
+        return {"tokens": value["tokens"]}
+    if not isinstance(value, str) and not of_text:
+        raise InvalidInput(
+            f"Line {number} is neither a text nor an object with a text in `text`, nor one with `question` and "
+            f"`context`, nor one with a list in `tokens`: {line.strip()[:80]}"
+        )
+    return value if isinstance(value, str) else _texts(value, number)
 
 
 def _texts(value: dict[str, Any], number: int) -> dict[str, str]:

@@ -340,7 +340,8 @@ class Client:
             return Download(self._connection, path, {"format": format}, target, on_bytes).run()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InvalidInput(f"{target} exists already and is not an empty folder.")
-        archive = target.with_name(f".{target.name}.{format}.tar.gz")
+        whole = target.absolute()  # "." has no name
+        archive = whole.with_name(f".{whole.name}.{format}.tar.gz")
         Download(self._connection, path, {"format": format}, archive, on_bytes).run()
         packing.unpack_model(archive, target)
         archive.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import shutil
 import tarfile
 import tempfile
 import zlib
@@ -56,7 +57,8 @@ def pack_model(folder: Path, archive: Path) -> None:
 
 
 def unpack_model(archive: Path, folder: Path) -> None:
-    """Make ``folder`` of a downloaded model; it appears when it is whole. Members that climb out are refused.
+    """Make ``folder`` of a downloaded model; it appears when it is whole. An empty one is filled, and the file by which
+    a student is known comes last. Members that climb out are refused.
 
     Raises:
         InvalidArchive: the archive is broken or hostile.
@@ -71,9 +73,12 @@ def unpack_model(archive: Path, folder: Path) -> None:
         inside = list(root.iterdir())
         # The server packs one folder, named like the model.
         whole = inside[0] if len(inside) == 1 and inside[0].is_dir() else root
-        if folder.exists():
-            folder.rmdir()
-        whole.rename(folder)
+        if not folder.exists():
+            whole.rename(folder)
+            return
+        # Not replaced: a disk may be mounted there, or somebody stand in it.
+        for path in sorted(whole.iterdir(), key=lambda path: path.name == "limbeck.json"):
+            shutil.move(path, folder)
 
 
 def split_files(source: Path | str | Mapping[str, Path | str]) -> dict[str, Path]:

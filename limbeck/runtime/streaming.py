@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
+from limbeck.errors import InvalidInput, Problem
+from limbeck.faults import Fault, first_fault
 from limbeck.runtime.inputs import TopK
 from limbeck.runtime.picture_inputs import MOST_IMAGES
 from limbeck.runtime.predictor import Predictor
@@ -37,12 +39,13 @@ def stream(
         workers: threads; default: one for each core that this process may use.
 
     Raises:
-        InvalidInput: an input cannot be read; what came in front of its window has been answered.
+        InvalidInput: an input cannot be read; its pointer counts from the first of all inputs, and what came in front
+            of it has been answered.
         Exception: that ``inputs`` raises, behind the answers to all that it gave.
     """
     workers = workers or cores()
     size = MOST_IMAGES if student.task == "image_classification" else WINDOW
-    left = iter(inputs)
+    left, done = iter(inputs), 0
     broken: Exception | None = None
     waiting: deque[tuple[list[Any], Future[Any]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="limbeck-stream") as pool:
@@ -58,10 +61,27 @@ def stream(
                         raise broken
                     return
                 window, answers = waiting.popleft()
-                yield from zip(window, answers.result(), strict=True)
+                try:
+                    found = answers.result()
+                except InvalidInput as error:
+                    fault = first_fault(error)
+                    if fault is None:
+                        raise
+                    if before := window[: fault.place]:
+                        yield from zip(before, student.predict(before, top_k=top_k, speed=speed), strict=True)
+                    raise _placed(fault, done) from error
+                yield from zip(window, found, strict=True)
+                done += len(window)
         finally:
             for _, answers in waiting:
                 answers.cancel()
+
+
+def _placed(fault: Fault, done: int) -> InvalidInput:
+    """The error that tells of it, behind so many inputs."""
+    problems = [Problem(f"/inputs/{done + fault.place}{one.pointer}", one.detail) for one in fault.problems]
+    shown = "; ".join(f"{one.pointer}: {one.detail}" for one in problems)
+    return InvalidInput(f"An input cannot be read: {shown}", problems)
 
 
 def _read(left: Iterator[Any], size: int) -> tuple[list[Any], Exception | None]:

@@ -6,6 +6,7 @@ Training and serving share this module, so that a student is asked as it was tau
 from __future__ import annotations
 
 import copy
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,16 +74,29 @@ class Windows:
             text[: one.offsets[-1][1]] if one.overflowing else text for text, one in zip(questions, shorts, strict=True)
         ]
         found = self._whole.encode_batch(list(zip(cut, contexts, strict=True)))
-        return [[_window(one) for one in (first, *first.overflowing)] for first in found]
+        return [
+            [_window(one, context) for one in (first, *first.overflowing)]
+            for first, context in zip(found, contexts, strict=True)
+        ]
 
 
-def _window(coded: object) -> Window:
+def _window(coded: object, context: str) -> Window:
     ids, types, kinds, offsets = (getattr(coded, name) for name in ("ids", "type_ids", "sequence_ids", "offsets"))
     places = np.full((len(ids), 2), -1, dtype=np.int32)
     inside = [place for place, kind in enumerate(kinds) if kind == 1]
     if inside:
         places[inside] = [offsets[place] for place in inside]
+        if not context.isascii():
+            places[inside, 1] = [_with_marks(context, end) for end in places[inside, 1].tolist()]
     return Window(ids, types, places)
+
+
+def _with_marks(context: str, end: int) -> int:
+    """Behind what is written on the last character: a tokenizer that strips accents counts no mark of its own, and
+    ``नमस्ते`` would lose its vowel."""
+    while end < len(context) and unicodedata.category(context[end]).startswith("M"):
+        end += 1
+    return end
 
 
 def best_spans(windows: Sequence[tuple[NDArray[np.float32], NDArray[np.int32]]], most: int = N_BEST) -> list[Span]:

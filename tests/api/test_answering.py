@@ -15,6 +15,7 @@ import pytest
 from anyio import to_thread
 
 from api.answering import LOOKING, Answering, cores, is_short, open_answering
+from api.routes.open_inference import model_metadata, model_ready
 from api.shelves import Found
 from limbeck.errors import Busy, NotFound, TooSlow
 from limbeck.runtime import Predictor
@@ -144,6 +145,20 @@ def test_the_deadline_holds_for_what_is_read_and_for_what_is_loaded(tmp_path: Pa
     assert [type(one) for one in late] == [TooSlow, TooSlow]
     assert waiting == 1
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("told", [model_metadata, model_ready])
+def test_a_probe_is_answered_by_the_deadline(told: Callable[..., Awaitable[Any]], tmp_path: Path) -> None:
+    """Guards a balancer that asks whether a model is ready against no answer at all while its files come slowly."""
+    held = Held()
+
+    async def script(asked: Answering) -> None:
+        with pytest.raises(TooSlow):
+            await asyncio.wait_for(told(asked, "reviews"), 30)
+        held.go.set()
+
+    with answering(held, tmp_path, predict_seconds=0.2) as asked:
+        asyncio.run(script(asked))
 
 
 def test_a_name_that_many_ask_for_is_looked_up_once(tmp_path: Path) -> None:

@@ -425,17 +425,46 @@ def test_rows_of_a_data_set_are_asked_by_their_tokens(api: Api) -> None:
         ("no json", "Line 2 is not JSON"),
         ('{"txt": "a"}', "Line 2 is neither"),
         ('{"text": "a", "text_pair": 7}', "Line 2 has no text in `text_pair`: 7"),
+        ('"caf\udce9"', "Line 2 is not UTF-8"),
+        ("[" * 100_000, "Line 2 is not JSON"),
     ],
 )
 def test_a_bad_line_of_jsonl_is_named(api: Api, tmp_path: Path, line: str, message: str) -> None:
     """And those in front of it are answered."""
     api.answer("POST /v1/models/mdl_9/predict", [{"label": "good", "score": 1.0}])
     file = tmp_path / "in.jsonl"
-    file.write_text(f'"fine"\n{line}\n')
+    file.write_text(f'\ufeff"fine"\n{line}\n', encoding="utf-8", errors="surrogateescape")
     result = run(api, "predict", "mdl_9", "--file", str(file))
     assert result.exit_code == 2
     assert message in result.stderr
     assert [json.loads(one)["input"] for one in result.stdout.splitlines()] == ["fine"]
+
+
+def test_a_line_that_the_student_refuses_is_named(api: Api, exported_student: Path, tmp_path: Path) -> None:
+    """Guards against a place in a batch that nobody finds in a file; and those in front of it are answered."""
+
+    def label(body: bytes) -> tuple[int, Any]:
+        inputs = json.loads(body)["inputs"]
+        errors = [
+            {"pointer": f"/inputs/{place}/text_pair", "detail": "leave text_pair out"}
+            for place, one in enumerate(inputs)
+            if "text_pair" in one
+        ]
+        if errors:
+            return 422, {"code": "invalid_input", "detail": "The inputs cannot be read", "errors": errors}
+        return 200, [{"label": "good", "score": 1.0} for _ in inputs]
+
+    api.routes["POST /v1/models/mdl_9/predict"] = label
+    bad = [{"text": "a", "text_pair": "b"}] * 2
+    given = [*(f"text {number}" for number in range(300)), *bad, "text"]
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n\n".join(map(json.dumps, given)))  # with a blank line between them
+    for asked in (("mdl_9",), ("--local", str(exported_student))):
+        result = run(api, "predict", *asked, "--file", str(file))
+        assert result.exit_code == 2
+        assert "Line 601 cannot be asked: /text_pair: " in result.stderr
+        assert "leave text_pair out" in result.stderr
+        assert [json.loads(one)["input"] for one in result.stdout.splitlines()] == given[:300]
 
 
 TABLE = """split,row,text,label,teacher_p,student_p,loss,teacher_loss,entropy,disagreement,teacher_right,student_right

@@ -284,6 +284,23 @@ def test_a_download_into_a_folder_is_unpacked(tmp_path: Path) -> None:
         limbeck.download("mdl_1", folder)
 
 
+@pytest.mark.parametrize("target", [".", "../here"])
+def test_an_empty_folder_is_filled_and_not_replaced(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards folders in which somebody stands, and those where a disk is mounted, which cannot be removed."""
+    here = tmp_path / "here"
+    here.mkdir()
+    before = here.stat().st_ino
+    monkeypatch.chdir(here)
+    content = archive_of({"mdl_1/limbeck.json": b"{}", "mdl_1/onnx/model.onnx": b"graph"})
+    limbeck, _ = client(serve(content, [None], break_first_at=0))
+    limbeck.download("mdl_1", target, format="onnx")
+    assert here.stat().st_ino == before
+    assert (here / "onnx" / "model.onnx").read_bytes() == b"graph"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["here"]
+
+
 def test_an_archive_that_climbs_out_is_refused(tmp_path: Path) -> None:
     """Guards against a hostile server that writes outside of the folder."""
     limbeck, _ = client(serve(archive_of({"../evil": b"x"}), [None], break_first_at=0))

@@ -210,6 +210,17 @@ def test_a_form_is_chosen_where_its_figures_are_not_from(there: int, here: int, 
     assert card.metrics["accuracy"].value == pytest.approx(1 - here / 1000)
 
 
+@pytest.mark.parametrize("where", ["test", "validation"])
+def test_a_form_without_finite_answers_is_refused(where: str, tmp_path: Path) -> None:
+    """Guards against half precision that overflows on the test split alone, whose figures no JSON can hold."""
+    (tmp_path / "file").write_bytes(b"x")
+    right, given = logits_of(LABELS, 0), logits_of(LABELS, 0)
+    given[7, 0] = np.nan
+    found, judged = (given, right) if where == "test" else (right, given)
+    with pytest.raises(ExportFailed, match="NaN or infinite values as onnx-fp16"):
+        compare("onnx-fp16", tmp_path / "file", found, right, DATA, TASK, 1, (judged, right, DATA))
+
+
 @pytest.mark.parametrize(("off", "refused"), [(0.003, False), (0.005, True)])
 def test_float32_has_to_be_within_a_thousandth_of_the_largest_logit(off: float, refused: bool, tmp_path: Path) -> None:
     """Guards against an export that drifts, in which the labels of easy texts still agree. The largest logit is 4."""

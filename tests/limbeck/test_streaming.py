@@ -58,11 +58,12 @@ def test_it_reads_only_a_few_windows_ahead(student: Predictor) -> None:
 
 def test_what_came_before_a_bad_input_is_answered(student: Predictor) -> None:
     """Guards against an hour's answers lost to one line."""
-    given: list[Any] = [*many(WINDOW), 7]
+    given: list[Any] = [*many(WINDOW + 3), 7, "a", 8]
     answered = stream(student, given, workers=1)
-    assert [one for one, _ in islice(answered, WINDOW)] == given[:WINDOW]
-    with pytest.raises(InvalidInput, match="/inputs/0: found a number"):
+    assert [one for one, _ in islice(answered, WINDOW + 3)] == given[: WINDOW + 3]
+    with pytest.raises(InvalidInput, match="/inputs/259: found a number") as caught:
         next(answered)
+    assert [one.pointer for one in caught.value.problems] == ["/inputs/259"]
 
 
 @pytest.mark.parametrize("workers", [1, 4])

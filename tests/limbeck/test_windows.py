@@ -50,3 +50,21 @@ def test_short_windows_get_on_beside_four_special_tokens(length: int) -> None:
     assert max(map(len, found)) == length
     seen = {start for window in found for start, _ in window.places.tolist() if start >= 0}
     assert seen == set(range(0, len(context), 2))
+
+
+@pytest.mark.parametrize("answer", ["नमस्ते", "cafe\u0301"])
+def test_an_answer_keeps_the_marks_of_its_last_character(answer: str, tmp_path: Path) -> None:
+    """Guards against "नमस्त" and "cafe" where a tokenizer strips accents; at the end of a context such an answer was
+    taken for one that is not in the window."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(write_tiny_bert(tmp_path / "tiny", layers=1))
+    contexts = [f"{answer} is the last word here.", f"The last word is {answer}"]
+    split = Split(["What?"] * 2, contexts, [[(answer, context.index(answer))] for context in contexts])
+    task = QuestionAnswering()
+    data = task.encode(tokenizer, split, [], 64, lambda: None)
+    assert data.labels.all()
+    logits = np.zeros((int(data.starts[-1]), 2), dtype=np.float32)
+    for row, (start, end) in enumerate(data.labels):
+        logits[data.starts[row] + start, 0] = logits[data.starts[row] + end, 1] = 9
+    assert task.predictions(logits, data) == [answer] * 2
