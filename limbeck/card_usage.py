@@ -206,4 +206,6 @@ def usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: str
     without_torch = _WITHOUT_TORCH
     if card.task == "image_classification":
         names["question"], without_torch = '"picture.png"', _IMAGES_WITHOUT_TORCH
+    if is_student:
+        with_torch = f"With torch and transformers, where the folder has `model.safetensors`:\n\n{with_torch}"
     return Template(with_torch + (without_torch if is_student and card.exports else "")).substitute(names)

@@ -91,6 +91,13 @@ class Splits(Spec):
     validation: str | None = None
     test: str | None = None
 
+    @model_validator(mode="after")
+    def _each_once(self, info: ValidationInfo) -> Splits:
+        named = [name for name in (self.train, self.validation, self.test) if name is not None]
+        if len(set(named)) < len(named) and not is_stored(info):
+            raise ValueError(f"found {', '.join(named)}: what is trained on cannot be tested on; name each split once")
+        return self
+
 
 class Dataset(Spec):
     """What is learned from."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from limbeck.errors import InvalidDataset, Problem
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-#: What the folders of splits may be called.
 #: Words for a split, as the datasets library knows them.
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),

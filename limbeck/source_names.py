@@ -11,6 +11,10 @@ BUILTIN_DATASETS = (*BUILTIN_TEXTS, "builtin:digits")
 #: The ``type`` of the task that each built-in data set is of.
 TASKS_OF_BUILTINS = {"builtin:stdlib-docstrings": "sequence_classification", "builtin:digits": "image_classification"}
 
+#: Ids that the service gives out: what they are of, and a UUID.
+_ID = re.compile(r"(ds|mdl|job)_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: Endings of files that are uploaded.
+_FILES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt", ".gz", ".zip", ".safetensors")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -38,4 +42,11 @@ def source_name(value: str, *, what: str, builtins: tuple[str, ...], reference: 
         raise ValueError(
             f"a {what} is a hub name such as 'org/name', {' or '.join(map(repr, builtins))}, or '{reference}…'"
         )
+    # The hub allows such names, but an id or a file that is taken for one would only fail when the job runs.
+    if _ID.fullmatch(value):
+        kind, prefix = reference.split(":")
+        meant = f"is '{kind}:{value}' meant?" if value.startswith(prefix) else f"a {what} is named '{reference}…'"
+        raise ValueError(f"this is an id of the service; {meant}")
+    if "/" not in value and value.lower().endswith(_FILES):
+        raise ValueError(f"this is the name of a file: upload it, and name it as '{reference}…'")
     return value

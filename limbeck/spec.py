@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from limbeck.errors import InvalidConfig, Problem
 
@@ -38,6 +38,16 @@ class Spec(BaseModel):
         if cls.shorthand is None or value is None or isinstance(value, Mapping | BaseModel):
             return value
         return {cls.shorthand: value}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``"layers": true`` would be one layer to pydantic, as ``True == 1``."""
+        if isinstance(value, bool) and not is_stored(info):
+            kinds = set(_kinds_in(cls.model_fields[str(info.field_name)].annotation))
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError("a number is asked for")
+        return value
 
 
 def type_tag(value: Any) -> Any:
@@ -144,6 +154,11 @@ def _type_of(model: type[BaseModel]) -> Any:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    return [kind for kind in _kinds_in(annotation) if issubclass(kind, BaseModel)]
+
+
+def _kinds_in(annotation: Any) -> list[type]:
+    """The types that an annotation is made of."""
+    if isinstance(annotation, type) and not get_args(annotation):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
+    return [kind for part in get_args(annotation) for kind in _kinds_in(part)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -15,18 +15,20 @@ from pydantic import ValidationError
 from limbeck.cli.output import DEFAULT_URL, AsJson, Url, connect, print_json, say
 from limbeck.cli.watching import watch_to_the_end
 from limbeck.client import Client
-from limbeck.client.packing import ARCHIVES, TABLES
-from limbeck.config import Columns, Dataset, DistillConfig, Student, Teacher
+from limbeck.client.packing import ARCHIVES, TABLES, chosen_files, split_files, stem, tables_in
+from limbeck.config import Columns, Dataset, DistillConfig, Prune, Splits, Student, Teacher, TextColumns
 from limbeck.errors import InvalidInput, Problem
+from limbeck.image_files import image_splits
 from limbeck.recipes import recipe as find_recipe
-from limbeck.spec import invalid_config
+from limbeck.spec import Spec, invalid_config
 
 #: What a bare value stands for, so that ``--set teacher.finetune.epochs=2`` works beside ``--teacher name``.
 _SHORTHAND = {
     "teacher": Teacher.shorthand,
     "dataset": Dataset.shorthand,
     "student": Student.shorthand,
-    "method": "type",
+    "student.prune": Prune.shorthand,
+    **dict.fromkeys(("method", "task", "training.loss", "training.sample_weighting", "training.augmentation"), "type"),
 }
 #: Endings of files that are data.
 _TABLES = (*TABLES, *(suffix + ".gz" for suffix in TABLES))
@@ -34,6 +36,7 @@ _TABLES = (*TABLES, *(suffix + ".gz" for suffix in TABLES))
 _BESIDE_THE_CONFIG = ("name", "metadata", "owner", "priority", "resources")
 
 Document = dict[str, Any]
+_Spec = TypeVar("_Spec", bound=Spec)
 
 
 def submit(
@@ -103,27 +106,34 @@ def set_field(document: Document, path: str, value: str) -> None:
     """``training.epochs``, ``2``: values are JSON where they can be read so, else text."""
     *parents, last = path.split(".")
     here = document
-    for part in parents:
+    for depth, part in enumerate(parents, start=1):
         below = here.get(part)
         if not isinstance(below, dict):
-            shorthand = _SHORTHAND.get(part) if here is document else None
+            shorthand = _SHORTHAND.get(".".join(parents[:depth]))
             below = {shorthand: below} if shorthand and below is not None else {}
         here[part] = below = dict(below)
         here = below
     try:
-        here[last] = json.loads(value)
+        wanted = json.loads(value)
     except ValueError:
-        here[last] = value
+        wanted = value
+    here[last] = _beside(here.get(last), wanted, _SHORTHAND.get(path))
+
+
+def _beside(there: Any, value: Any, shorthand: str | None) -> Any:
+    """A value for a field that holds options: what it is short for changes, and the others stay, but those of another
+    type."""
+    if shorthand is None or not isinstance(there, dict) or isinstance(value, dict) or value is None:
+        return value
+    if shorthand == "type" and (not isinstance(value, str) or there.get("type", value) != value):
+        return value
+    return there | {shorthand: value}
 
 
 def _put(document: Document, field: str, value: Any) -> None:
     """Set what the shorthand stands for and keep what else the field holds."""
-    if value is None:
-        return
-    if isinstance(document.get(field), dict):
-        document[field] = document[field] | {_SHORTHAND[field]: value}
-    else:
-        document[field] = value
+    if value is not None:
+        document[field] = _beside(document.get(field), value, _SHORTHAND[field])
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -150,7 +160,7 @@ class _Uploads(Protocol):
     def model(self, path: Path) -> str:
         """A teacher."""
 
-    def dataset(self, path: Path, columns: Columns | None, task: str | None) -> str:
+    def dataset(self, path: Path, columns: Columns | None, task: str | None, splits: Splits | None = None) -> str:
         """Data, or texts alone."""
 
 
@@ -163,8 +173,22 @@ class _Uploader:
     def model(self, path: Path) -> str:
         return self._told(path, lambda: self._client.upload_model(path).reference)
 
-    def dataset(self, path: Path, columns: Columns | None, task: str | None) -> str:
-        return self._told(path, lambda: self._client.upload_dataset(path, columns=columns, task=task).reference)
+    def dataset(self, path: Path, columns: Columns | None, task: str | None, splits: Splits | None = None) -> str:
+        files = None if splits is None else chosen_files(path, splits)
+        self._tell_of_the_others(path, files)
+        name = stem(path / "train") if files else None  # as of the folder
+        source = files or path
+        return self._told(
+            path, lambda: self._client.upload_dataset(source, name=name, columns=columns, task=task).reference
+        )
+
+    def _tell_of_the_others(self, path: Path, files: Mapping[str, Path] | None) -> None:
+        """A file that is data and no split must not be passed over in silence."""
+        if not path.is_dir() or image_splits(path):
+            return
+        used = set((files or split_files(path)).values())
+        if others := [one.name for one in tables_in(path) if one not in used]:
+            say(f"Not used of {path}: {', '.join(others)} (dataset.splits says which file is which split).", "dim")
 
     def _told(self, path: Path, upload: Callable[[], str]) -> str:
         say(f"Uploading {path} …", "dim")
@@ -183,7 +207,7 @@ class _Pretence:
         self.count += 1
         return "model:mdl_to_be"
 
-    def dataset(self, path: Path, columns: Columns | None, task: str | None) -> str:
+    def dataset(self, path: Path, columns: Columns | None, task: str | None, splits: Splits | None = None) -> str:
         self.count += 1
         return "dataset:ds_to_be"
 
@@ -204,17 +228,34 @@ def _require_valid(document: Document) -> None:
 def _upload_what_is_local(uploads: _Uploads, document: Document) -> None:
     """Upload, and name in ``document`` what the server made of it."""
     teacher = _local(_source(document, "teacher"), ARCHIVES)
+    student = document.get("student")
+    options: Document = student if isinstance(student, dict) else {}
+    start = _local(_text(options.get("source")), ARCHIVES)
     _upload_further_teachers(uploads, document)
     dataset = _local(_source(document, "dataset"), _TABLES)
     if teacher is not None:
         _put(document, "teacher", uploads.model(teacher))
+    if start is not None:
+        document["student"] = {**options, "source": uploads.model(start)}
     if dataset is not None:
-        _put(document, "dataset", uploads.dataset(dataset, _take_columns(document), _task(document)))
+        columns, splits = _taken(document, "columns", Columns), None
+        if dataset.is_dir() and not image_splits(dataset):
+            splits = _taken(document, "splits", Splits)
+        _put(document, "dataset", uploads.dataset(dataset, columns, _task(document), splits))
     for extra in _unlabelled(document):
         texts = _local(extra["source"], _TABLES)
         if texts is not None:
-            columns = Columns(text=(extra.pop("columns", None) or {}).get("text"))
-            extra["source"] = uploads.dataset(texts, columns, "masked_lm")
+            extra["source"] = uploads.dataset(texts, _column_of_texts(extra), "masked_lm")
+
+
+def _column_of_texts(extra: Document) -> Columns | None:
+    columns = _parsed(extra.pop("columns", None), TextColumns)
+    if columns is not None and columns.text_pair is not None:
+        raise InvalidInput(
+            f"{extra['source']}: texts without labels go up one by one, without columns.text_pair; upload the pairs as "
+            "a data set with labels, which nobody then reads, and name it here as dataset:ds_…"
+        )
+    return None if columns is None else Columns(text=columns.text)
 
 
 def _unlabelled(document: Document) -> list[Document]:
@@ -229,12 +270,12 @@ def _upload_further_teachers(uploads: _Uploads, document: Document) -> None:
     """Those of ``teacher.more`` that lie here."""
     teacher = document.get("teacher")
     more = teacher.get("more") if isinstance(teacher, dict) else None
-    if not isinstance(teacher, dict) or not isinstance(more, list):
+    if not isinstance(teacher, dict) or more is None:
         return
     found: list[Any] = []
-    for one in more:
+    for one in more if isinstance(more, list) else [more]:
         source = one.get("source") if isinstance(one, dict) else one
-        path = _local(source if isinstance(source, str) else None, ARCHIVES)
+        path = _local(_text(source), ARCHIVES)
         if path is not None:
             reference = uploads.model(path)
             one = {**one, "source": reference} if isinstance(one, dict) else reference
@@ -242,27 +283,34 @@ def _upload_further_teachers(uploads: _Uploads, document: Document) -> None:
     document["teacher"] = {**teacher, "more": found}
 
 
-def _take_columns(document: Document) -> Columns | None:
-    """An upload is stored under the usual column names: its own ones are told to the upload, and not to the job."""
+def _taken(document: Document, name: str, spec: type[_Spec]) -> _Spec | None:
+    """``columns`` or ``splits`` of the data set: an upload is stored under the usual names, so that its own ones are
+    told to the upload, and not to the job."""
     dataset = document["dataset"]
-    columns = dataset.pop("columns", None) if isinstance(dataset, dict) else None
+    return _parsed(dataset.pop(name, None), spec) if isinstance(dataset, dict) else None
+
+
+def _parsed(found: Any, spec: type[_Spec]) -> _Spec | None:
     try:
-        return None if columns is None else Columns.model_validate(columns)
+        return None if found is None else spec.model_validate(found)
     except ValidationError as error:
-        raise invalid_config(error, columns, Columns) from error
+        raise invalid_config(error, found, spec) from error
 
 
 def _task(document: Document) -> str | None:
     """What the job says that the data are for; the server checks it."""
     task = document.get("task")
     task = task.get("type") if isinstance(task, dict) else task
-    return task if isinstance(task, str) else None
+    return _text(task)
 
 
 def _source(document: Document, field: str) -> str | None:
     value = document.get(field)
-    source = value.get("source") if isinstance(value, dict) else value
-    return source if isinstance(source, str) else None
+    return _text(value.get("source") if isinstance(value, dict) else value)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _local(value: str | None, suffixes: Sequence[str]) -> Path | None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from limbeck.cli.output import size
 from limbeck.client import Alias, Job
-from limbeck.scorecard import NO_SHARES, Estimate, Latency, ModelCard, Scorecard
+from limbeck.scorecard import NO_SHARES, Estimate, ExitsCard, Latency, ModelCard, Scorecard
 
 #: Columns of text with room for a job's method beside its name.
 _WIDE = 100
@@ -58,9 +58,12 @@ def scorecard_table(card: Scorecard, width: int = _WIDE) -> RenderableType:
     classes = f", {len(data.labels)} labels" if data.labels else ""
     guess = f"{data.majority:.3f}" if card.main_metric in NO_SHARES else f"{data.majority:.1%}"
     about = f"{data.source}: {data.test} test examples{classes}, guessing gets {guess}"
-    sizes = (_sizes(card),) if card.sub_networks else ()
+    special = [_sizes(card)] if card.sub_networks else []
+    if card.exits is not None:
+        special.append(_exits(card.exits, card.main_metric))
     intervals = len(card.student.metrics) <= 2 or width >= _WIDE
-    return Group(Text(about), _quality(card, intervals), _speed(card), *sizes, Text("\n" + "\n".join(_findings(card))))
+    findings = Text("\n" + "\n".join(_findings(card)))
+    return Group(Text(about), _quality(card, intervals), _speed(card), *special, findings)
 
 
 def hard_samples_table(rows: Iterable[Mapping[str, str]]) -> Table:
@@ -95,7 +98,9 @@ def _quality(card: Scorecard, intervals: bool) -> Table:
         shape = (str(model.layers), f"{model.parameters / 1e6:.1f} M")
         table.add_row(name, *cells(model.metrics), *shape)
     for export in card.exports:
-        table.add_row(f"student {export.format}", *cells(export.metrics))
+        # Of a part of the split its figures are others than torch's of all, also where each answer is the same.
+        part = f" on {export.examples:,}" if export.examples < card.dataset.test else ""
+        table.add_row(f"student {export.format}{part}", *cells(export.metrics))
     return table
 
 
@@ -117,6 +122,17 @@ def _sizes(card: Scorecard) -> Table:
         shown = f"{one.validation:.3f}" if metric in NO_SHARES else f"{one.validation:.1%}"
         heads = "" if one.heads is None else f"{one.heads}"
         table.add_row(name, heads, f"{one.neurons}", f"{one.parameters / 1e6:.1f} M", f"{one.flops:.0%}", shown)
+    return table
+
+
+def _exits(exits: ExitsCard, metric: str) -> Table:
+    """What early exit costs and saves: the rows of the student above are without it, and calls are answered with it."""
+    plain = {one.batch_size: one.examples_per_second for one in exits.plain_latency}
+    table = _table(metric.replace("_", " "), "layers", "operations", *(f"texts/s for {size}" for size in plain))
+    for point in exits.curve:
+        name = f"speed {point.speed:g}" + " (default)" * (point.speed == exits.speed)
+        times = (f"{one.examples_per_second / plain[one.batch_size]:.2f} ×" for one in point.latency)
+        table.add_row(name, _estimate(point.metric), f"{point.mean_layers:.2f}", f"{point.flops:.0%}", *times)
     return table
 
 
@@ -143,7 +159,8 @@ def _estimate(found: Estimate | None, metric: str = "", interval: bool = True) -
 
 
 def _findings(card: Scorecard) -> list[str]:
-    lines = [f"retention     {_estimate(card.retention)} of the teacher's {card.main_metric.replace('_', ' ')}"]
+    lines = [f"race          won by {card.chosen_method}"] if card.chosen_method is not None else []
+    lines += [f"retention     {_estimate(card.retention)} of the teacher's {card.main_metric.replace('_', ' ')}"]
     if card.gap_recovery is not None:
         lines.append(f"gap recovery  {_estimate(card.gap_recovery)} of what the baseline is behind the teacher")
     if card.gap_recovery_note:
@@ -151,6 +168,9 @@ def _findings(card: Scorecard) -> list[str]:
     speedup = ", ".join(f"{factor:.1f}× at batch {size}" for size, factor in card.speedup.items())
     lines.append(f"speed-up      {speedup}; file {card.compression:.1f}× smaller")
     lines.append(f"measured on   {card.hardware.cpu}, {card.hardware.threads} threads, {card.hardware.device}")
+    lines += [f"left out      {one.format}: {one.reason}" for one in card.refused_exports]
+    if card.exits is not None:
+        lines.append(f"early exit    calls are answered at speed {card.exits.speed:g}, unless they name another")
     if card.difficulty is not None and (lost := card.difficulty.lost.get("validation")) is not None:
         lines.append(f"hard samples  the teacher is right and the student wrong on {lost} of validation")
     for reason in card.verdict.reasons:

@@ -9,11 +9,12 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
-from limbeck.errors import InvalidArchive, InvalidDataset, InvalidModel
-from limbeck.image_files import labelled_images
+from limbeck.config import Splits
+from limbeck.errors import InvalidArchive, InvalidDataset, InvalidModel, Problem
+from limbeck.image_files import SPLIT_NAMES, labelled_images
 
 ARCHIVES = (".tar.gz", ".tgz", ".zip")
 SPLITS = ("train", "validation", "test")
@@ -119,17 +120,44 @@ def pack_images(splits: Mapping[str, Path], out: Path) -> dict[str, Path]:
     return files
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """The files of a folder that may be data."""
+    return [path for path in sorted(folder.iterdir()) if path.name.lower().removesuffix(".gz").endswith(TABLES)]
+
+
+def chosen_files(folder: Path, splits: Splits) -> dict[str, Path]:
+    """The files of a folder that a job names as its splits; the usual names serve as what is not named.
+
+    Raises:
+        InvalidDataset: one is not there.
+    """
+    named = {path.name.split(".")[0]: path for path in tables_in(folder)}
+    wanted = {split: name for split, name in splits.model_dump(exclude_unset=True).items() if name is not None}
+    for split, name in wanted.items():
+        if name not in named:
+            detail = f"found no split {name!r} in {folder}; allowed: {', '.join(sorted(named)) or 'none'}"
+            raise InvalidDataset(f"splits.{split}: {detail}", [Problem(f"/dataset/splits/{split}", detail)])
+    left = [path for name, path in named.items() if name not in wanted.values()]
+    return {**_usual(folder, left, besides=wanted), **{split: named[name] for split, name in wanted.items()}}
+
+
 def _in_folder(folder: Path) -> dict[str, Path]:
+    files = _usual(folder, tables_in(folder))
+    if "train" not in files:
+        raise InvalidDataset(f"{folder} has no train file; it is named train{{{','.join(TABLES)}}}, or that with .gz.")
+    return files
+
+
+def _usual(folder: Path, paths: Iterable[Path], besides: Container[str] = ()) -> dict[str, Path]:
+    """Which files are which split by their names, but of the splits ``besides``."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        split = path.name.split(".")[0]
-        if split not in SPLITS or not path.name.lower().removesuffix(".gz").endswith(TABLES):
+    for path in paths:
+        split = SPLIT_NAMES.get(path.name.split(".")[0])
+        if split is None or split in besides:
             continue
         if split in files:
             raise InvalidDataset(f"{folder} has two files for {split}: {files[split].name} and {path.name}.")
         files[split] = path
-    if "train" not in files:
-        raise InvalidDataset(f"{folder} has no train file; it is named train{{{','.join(TABLES)}}}, or that with .gz.")
     return files
 
 

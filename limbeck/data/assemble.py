@@ -58,7 +58,7 @@ def assemble(
             notes.append(f"The {where} split, {len(splits[where]):,} rows, is cut from train.")
     parts = train, splits["validation"], splits["test"]
     digest = content_hash(labels, *parts, task=form.task)
-    corpus = Corpus(*parts, labels, source, digest, revision, tuple(notes), form.task)
+    corpus = Corpus(*parts, labels, source, digest, revision, tuple(dict.fromkeys(notes)), form.task)
     return corpus, chosen
 
 

@@ -17,7 +17,7 @@ from limbeck.data.assemble import assemble
 from limbeck.data.columns import Chosen
 from limbeck.data.corpus import LABELLED_ONCE, ONE_LABEL, Corpus, Split
 from limbeck.data.forms import FORMS
-from limbeck.data.parquet import LABELS_KEY, TASK_KEY
+from limbeck.data.parquet import LABELS_KEY, NOTES_KEY, TASK_KEY
 from limbeck.data.readers import UNPACKED_LIMIT, read_table
 from limbeck.data.table import fault
 
@@ -62,7 +62,9 @@ def ingest(
     splits = {}
     try:
         for where in SPLITS:
-            splits[where] = _write(getattr(corpus, where), corpus, out / f"{where}.parquet")
+            # Once is enough: who reads the splits again gathers what is noted in each.
+            notes = corpus.notes if where == "train" else ()
+            splits[where] = _write(getattr(corpus, where), corpus, out / f"{where}.parquet", notes)
     except BaseException:
         for where in SPLITS:
             (out / f"{where}.parquet").unlink(missing_ok=True)
@@ -70,7 +72,7 @@ def ingest(
     return Ingested(splits, profile(corpus, chosen), corpus.sha256)
 
 
-def _write(split: Split, corpus: Corpus, path: Path) -> dict[str, Any]:
+def _write(split: Split, corpus: Corpus, path: Path, notes: Sequence[str]) -> dict[str, Any]:
     import pyarrow
     import pyarrow.parquet
 
@@ -81,6 +83,8 @@ def _write(split: Split, corpus: Corpus, path: Path) -> dict[str, Any]:
     metadata = {LABELS_KEY: json.dumps({named: corpus.labels} if corpus.labels else {}).encode()}
     if corpus.task != ONE_LABEL:
         metadata[TASK_KEY] = corpus.task.encode()
+    if notes:
+        metadata[NOTES_KEY] = json.dumps(notes).encode()
     pyarrow.parquet.write_table(pyarrow.table(columns).replace_schema_metadata(metadata), path, compression="zstd")
     with path.open("rb") as stored:
         digest = hashlib.file_digest(stored, "sha256").hexdigest()

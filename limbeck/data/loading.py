@@ -19,7 +19,7 @@ from limbeck.data.splits import limited
 from limbeck.data.stdlib_docstrings import SOURCE, load_docstrings
 from limbeck.data.table import Table, listed
 from limbeck.errors import InvalidDataset, Problem
-from limbeck.image_files import image_splits, labelled_images
+from limbeck.image_files import SPLIT_NAMES, image_splits, labelled_images
 
 
 def load(
@@ -128,8 +128,8 @@ def split_files(folder: Path) -> dict[str, Path]:
 def wanted_splits(splits: Splits, present: Iterable[str]) -> dict[str, str]:
     """Which split of the data set serves as ``train``, ``validation`` and ``test``.
 
-    ``validation`` and ``test`` are taken by their own names where nothing is said, unless the split that has that name
-    already serves as something else.
+    ``validation`` and ``test`` are taken by their own names, or another usual one (``dev``), where nothing is said,
+    unless the split that has that name already serves as something else.
 
     Raises:
         InvalidDataset: a split that is asked for is not there.
@@ -141,8 +141,9 @@ def wanted_splits(splits: Splits, present: Iterable[str]) -> dict[str, str]:
             detail = f"found no split {name!r}; allowed: {listed(sorted(names))}"
             raise InvalidDataset(f"splits.{where}: {detail}", [Problem(f"/dataset/splits/{where}", detail)])
     for where in SPLITS:
-        if where not in chosen and where in names and where not in chosen.values():
-            chosen[where] = where
+        usual = (name for name, means in SPLIT_NAMES.items() if means == where and name in names)
+        if where not in chosen and (name := next((one for one in usual if one not in chosen.values()), None)):
+            chosen[where] = name
     return chosen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from limbeck.data.table import Foreign, Table, fault
@@ -13,6 +13,8 @@ from limbeck.errors import InvalidDataset
 LABELS_KEY = b"limbeck.labels"
 #: Under this one the type of the task that the labels are of.
 TASK_KEY = b"limbeck.task"
+#: Under this one what was done to the data as they were taken in, as a list of sentences in JSON.
+NOTES_KEY = b"limbeck.notes"
 _POINTER_BYTES = 8
 
 
@@ -45,7 +47,16 @@ def read_parquet(stream: IO[bytes], where: str, max_unpacked_bytes: int) -> Tabl
         raise fault(where, "the file has no rows")
     metadata = schema.metadata or {}
     task = metadata.get(TASK_KEY)
-    return Table(columns, rows, _label_names(metadata), None if task is None else task.decode(errors="replace"))
+    named = None if task is None else task.decode(errors="replace")
+    return Table(columns, rows, _label_names(metadata), named, _notes(metadata))
+
+
+def _notes(metadata: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    try:
+        found = json.loads(metadata.get(NOTES_KEY, b"[]"))
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(one for one in found if isinstance(one, str)) if isinstance(found, list) else ()
 
 
 def _strings_in(path: str, kind: Any) -> Iterator[str]:

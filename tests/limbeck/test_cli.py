@@ -128,6 +128,61 @@ def test_submit_uploads_further_teachers_that_are_here(api: Api, tmp_path: Path)
     }
 
 
+def test_submit_uploads_every_model_that_is_here(api: Api, tmp_path: Path) -> None:
+    """Guards a further teacher that is not in a list, and another model as the student."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"x")
+    row = {"name": "n", "created_at": "2026-01-01T00:00:00Z"}
+    api.answer("POST /v1/models", row | {"id": "mdl_2", "kind": "teacher"}, status=201)
+    api.answer("POST /v1/jobs", JOB, status=202)
+    settings = ("--set", f"teacher.more={folder}", "--set", f"student.source={folder}")
+    result = run(api, "submit", "--teacher", "org/first", "--dataset", "org/data", *settings, "--json")
+    assert result.exit_code == 0, result.stderr
+    sent = api.body("POST /v1/jobs")
+    assert sent["teacher"] == {"source": "org/first", "more": ["model:mdl_2"]}
+    assert sent["student"] == {"source": "model:mdl_2"}
+
+
+def test_submit_uploads_the_files_that_are_named_as_splits(api: Api, tmp_path: Path) -> None:
+    """Guards files that stay at home in silence, and splits that the job then looks for in vain."""
+    for name in ("train", "dev", "held_out"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},a\n")
+    row = {"name": "n", "created_at": "2026-01-01T00:00:00Z"}
+    api.answer("POST /v1/datasets", row | {"id": "ds_1", "splits": {}}, status=201)
+    api.answer("POST /v1/jobs", JOB, status=202)
+    named = ("--teacher", "org/name", "--dataset", str(tmp_path), "--json")
+    result = run(api, "submit", *named)
+    assert "held_out.csv" in result.stderr
+    result = run(api, "submit", *named, "--set", "dataset.splits.test=held_out", "--set", "dataset.limit=20")
+    assert "Not used" not in result.stderr
+    first, second = (body for asked, body in api.requests if asked == "POST /v1/datasets")
+    assert b'name="validation"; filename="dev.csv"' in first
+    assert b"held_out" not in first
+    assert b'name="test"; filename="held_out.csv"' in second
+    assert b'name="validation"; filename="dev.csv"' in second
+    jobs = [json.loads(body) for asked, body in api.requests if asked == "POST /v1/jobs"]
+    assert jobs[1]["dataset"] == {"source": "dataset:ds_1", "limit": 20}
+    result = run(api, "submit", *named, "--set", "dataset.splits.test=gone")
+    assert result.exit_code == 2
+    assert "found no split 'gone'" in result.stderr
+    assert "allowed: dev, held_out, train" in result.stderr
+
+
+def test_a_second_text_of_unlabelled_ones_is_not_dropped(api: Api, tmp_path: Path) -> None:
+    """Guards pairs that arrive as single texts, which the job then refuses."""
+    (tmp_path / "more.jsonl").write_text('{"a": "a text", "b": "another"}\n')
+    extra = {"type": "unlabelled", "source": str(tmp_path / "more.jsonl"), "columns": {"text": "a", "text_pair": "b"}}
+    named = ("--teacher", "org/name", "--dataset", "org/data")
+    result = run(api, "submit", *named, "--set", f"training.augmentation={json.dumps(extra)}")
+    assert result.exit_code == 2
+    assert "without columns.text_pair" in result.stderr
+    assert [asked for asked, _ in api.requests if asked.startswith("POST")] == []
+    extra["columns"] = "a"
+    assert run(api, "submit", *named, "--set", f"training.augmentation={json.dumps(extra)}").exit_code == 2
+
+
 def test_submit_names_each_problem_and_exits_with_2(api: Api) -> None:
     found = [{"pointer": "/method/temperature", "detail": "found -1; has to be over 0"}]
     api.answer("POST /v1/jobs", {"code": "invalid_config", "detail": "Not valid.", "errors": found}, status=422)
@@ -186,6 +241,26 @@ def test_an_unknown_column_role_is_named(api: Api, tmp_path: Path) -> None:
     result = run(api, "submit", "--dataset", str(data), "--set", "dataset.columns.txt=review")
     assert result.exit_code == 2
     assert "/txt: there is no such field" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "built"),
+    [
+        (["training.loss=jsd", "training.loss.beta=0.3"], {"training": {"loss": {"type": "jsd", "beta": 0.3}}}),
+        (["training.loss.beta=0.3", "training.loss=jsd"], {"training": {"loss": {"type": "jsd", "beta": 0.3}}}),
+        (["task=embeddings", "task.pooling=cls"], {"task": {"type": "embeddings", "pooling": "cls"}}),
+        (["student.prune=0.25", "student.prune.heads=0.5"], {"student": {"prune": {"neurons": 0.25, "heads": 0.5}}}),
+        (["student.vocabulary=trimmed", "student=3"], {"student": {"vocabulary": "trimmed", "layers": 3}}),
+        (["student.vocabulary=trimmed", "student=[0,2]"], {"student": {"vocabulary": "trimmed", "layers": [0, 2]}}),
+        (["method=kd", "method.alpha=0.5", "method=theseus"], {"method": "theseus"}),
+    ],
+)
+def test_set_loses_nothing_that_was_set_before(settings: list[str], built: dict[str, Any]) -> None:
+    """Guards options that go in silence where a field is given in short and its parts beside it."""
+    document: dict[str, Any] = {}
+    for setting in settings:
+        set_field(document, *setting.split("=", 1))
+    assert document == built
 
 
 def test_set_reads_json_and_text_and_expands_shorthand() -> None:

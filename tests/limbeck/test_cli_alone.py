@@ -97,6 +97,34 @@ def test_the_scorecard_shows_every_row_and_finding() -> None:
     assert "gate          not passed: retention 95.0 % is below 97.0 %" in text
 
 
+def test_the_scorecard_says_what_answers_at_the_default_speed_are_worth() -> None:
+    """Guards the accuracy of all layers passing for that of the answers, which leave early unless a call forbids it."""
+
+    def timed(each: float) -> list[dict[str, Any]]:
+        return [{"batch_size": 1, "p50_ms": 1.0, "p95_ms": 1.0, "examples_per_second": each}]
+
+    def point(speed: float, value: float, each: float) -> dict[str, Any]:
+        shares = {"mean_layers": 6 * (1 - speed), "flops": 1 - speed, "leaving": [0.5, 0.5], "latency": timed(each)}
+        return {"speed": speed, "metric": {"value": value, "low": value, "high": value}, **shares}
+
+    curve = [point(0, 0.84, 100), point(0.5, 0.82, 200)]
+    kept = {"floor": 0.8, "validation": 0.81, "validation_whole": 0.82, "plain_latency": timed(100), "curve": curve}
+    card = SCORECARD | {"exits": {"layers": 6, "speed": 0.5, **kept}, "chosen_method": "none"}
+    part = {"examples": 500, "max_logit_difference": 0, "label_agreement": 1, "latency": []}
+    card["exports"] = [{"format": "onnx", "bytes": 1, "metrics": SCORECARD["student"]["metrics"], **part}]
+    card["refused_exports"] = [{"format": "onnx-int8", "reason": "It answers otherwise."}]
+    console = Console(width=100, file=io.StringIO())
+    console.print(scorecard_table(Scorecard.model_validate(card)))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert re.search(r"speed 0 +84\.0%.* 6\.00 +100% +1\.00 ×", text)
+    assert re.search(r"speed 0\.5 \(default\) +82\.0%.* 3\.00 +50% +2\.00 ×", text)
+    assert "calls are answered at speed 0.5" in text
+    assert "student onnx on 500" in text
+    assert "race          won by none" in text
+    assert "left out      onnx-int8: It answers otherwise." in text
+
+
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (64.2, "1:05"), (3600, "1:00:00")])
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown

@@ -38,6 +38,9 @@ def test_a_configuration_is_frozen() -> None:
         DistillConfig.parse(SMALLEST).training.epochs = 9
 
 
+ID = "01a216c8-e6a2-756c-af90-7e2345612a27"
+
+
 @pytest.mark.parametrize(
     ("change", "pointer", "said"),
     [
@@ -54,6 +57,17 @@ def test_a_configuration_is_frozen() -> None:
         ({"teacher": {"source": "a/b", "finetune": {"epoch": 1}}}, "/teacher/finetune/epoch", "is 'epochs' meant?"),
         ({"teacher": "builtin:bert"}, "/teacher", "builtin:minilm-l6"),
         ({"teacher": {"source": "../etc"}}, "/teacher/source", "hub name"),
+        ({"dataset": f"ds_{ID}"}, "/dataset", f"is 'dataset:ds_{ID}' meant?"),
+        ({"teacher": {"source": f"mdl_{ID}"}}, "/teacher/source", f"is 'model:mdl_{ID}' meant?"),
+        ({"teacher": f"job_{ID}"}, "/teacher", "a teacher is named 'model:mdl_…'"),
+        ({"dataset": "train.csv"}, "/dataset", "the name of a file: upload it, and name it as 'dataset:ds_…'"),
+        ({"dataset": {"source": "a/b", "splits": {"test": "train"}}}, "/dataset/splits", "name each split once"),
+        ({"dataset": {"source": "a/b", "splits": {"train": "x", "validation": "x"}}}, "/dataset/splits", "found x, x"),
+        ({"student": True}, "/student", "a number is asked for; found True"),
+        ({"student": {"layers": True}}, "/student/layers", "a number is asked for; found True"),
+        ({"student": {"layers": 3, "prune": True}}, "/student/prune", "a number is asked for"),
+        ({"method": {"type": "kd", "temperature": True}}, "/method/temperature", "a number is asked for"),
+        ({"training": {"gradient_accumulation": True}}, "/training/gradient_accumulation", "a number is asked for"),
         ({"student": {"layers": 0}}, "/student/layers", "1 to 96"),
         ({"student": {"layers": [3, 1]}}, "/student/layers", "rising"),
         ({"training": {"batch_size": 32, "gradient_accumulation": 5}}, "/training", "divide"),

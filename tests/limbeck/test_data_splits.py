@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from limbeck.config import Columns, Dataset
+from limbeck.config import Columns, Dataset, Splits
 from limbeck.data import Corpus, Split, ingest, load, preview
 from limbeck.data.splits import cut, limited
 from limbeck.errors import InvalidDataset
@@ -173,6 +173,31 @@ def test_a_hub_like_test_split_without_answers_is_replaced_by_validation(tmp_pat
     assert all(text.startswith("validation") for text in corpus.test.texts)
     assert all(text.startswith("train") for text in corpus.validation.texts)
     assert any("no labelled test split" in note for note in corpus.notes)
+
+
+def test_what_was_done_to_an_upload_is_told_by_the_jobs_on_it(tmp_path: Path) -> None:
+    """Guards scorecards that pass over what only the upload's profile knew: which rows left train, what was cut."""
+    train = [*_rows(30), *((f"{text} again", label) for text, label in _rows(3))]
+    tested = [*train[-4:], *((f"{text} elsewhere", label) for text, label in _rows(10))]
+    files = {"train": _csv(tmp_path, "a.csv", train), "test": _csv(tmp_path, "b.csv", tested)}
+    out = _out(tmp_path)
+    told = ingest(files, out).profile["notes"]
+    assert [note for note in told if note.endswith("left out of train: 4.")]
+    assert [note for note in told if note.startswith("The validation split")]
+    corpus = load(Dataset(source="dataset:ds_1"), seed=1, sources={"dataset:ds_1": out})
+    assert list(corpus.notes) == told
+
+
+def test_what_others_call_validation_is_no_file_to_pass_over(tmp_path: Path) -> None:
+    """Guards GLUE's folders, whose dev.tsv would else be ignored in silence, and another validation be cut."""
+    for name, count in (("train", 40), ("dev", 10), ("test", 10)):
+        _csv(tmp_path, f"{name}.csv", [(f"{name} {text}", label) for text, label in _rows(count)])
+    corpus = load(Dataset(source=f"path:{tmp_path}"), seed=1)
+    assert all(text.startswith("dev") for text in corpus.validation.texts)
+    assert len(corpus.train) == 120
+    tested = load(Dataset(source=f"path:{tmp_path}", splits=Splits(test="dev")), seed=1)
+    assert all(text.startswith("dev") for text in tested.test.texts)
+    assert all(text.startswith("train") for text in tested.validation.texts)
 
 
 def test_a_limit_is_exact_stratified_and_leaves_validation_and_test_whole(tmp_path: Path) -> None:

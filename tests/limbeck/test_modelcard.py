@@ -82,6 +82,7 @@ def test_the_card_shows_what_was_measured(exported: tuple[Path, tuple[ExportCard
         "| **student** (this) | 2 | 2,000 | 88.0% (86.0 to 90.0) |",
         "| baseline | 2 | 2,000 | 85.0% (83.0 to 87.0) |",
         "97.8% (95.8 to 99.8)",
+        "With torch and transformers, where the folder has `model.safetensors`:",
         "60.0% (58.0 to 62.0)",
         "Read with care: the gap is small.",
         "gate was missed: The student keeps 97.8%",
