@@ -23,6 +23,8 @@ from limbeck.errors import LimbeckError, Problem
 from limbeck.spec import json_pointer, problems_in
 
 PROBLEM_JSON = "application/problem+json"
+#: Below which path errors are those of the Open Inference Protocol.
+OPEN_INFERENCE = "/v2/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def problem(
     problems: Iterable[Mapping[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An ``application/problem+json`` answer."""
+    """An ``application/problem+json`` answer; by the Open Inference Protocol the same as ``application/json``."""
     body: dict[str, Any] = {
         "type": f"urn:limbeck:problem:{code}",
         "title": title,
@@ -86,10 +88,12 @@ def problem(
         "request_id": request.scope.get("request_id"),
         "errors": list(problems),
     }
-    if request.url.path.startswith("/v2/"):
-        body["error"] = detail  # where clients of the Open Inference Protocol look for it
+    media_type = PROBLEM_JSON
+    if request.url.path.startswith(OPEN_INFERENCE):
+        body["error"] = detail  # where its clients look, KServe's in JSON of this name alone
+        media_type = "application/json"
     content = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    return Response(content, status_code=status, media_type=PROBLEM_JSON, headers=dict(headers or {}))
+    return Response(content, status_code=status, media_type=media_type, headers=dict(headers or {}))
 
 
 def not_json() -> HTTPException:

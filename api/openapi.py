@@ -55,11 +55,14 @@ _PROBLEMS = {
 }
 
 
-def answers(*problems: int, **successes: tuple[type[BaseModel] | None, Any]) -> Responses:
+def answers(
+    *problems: int, media_type: str = PROBLEM_JSON, **successes: tuple[type[BaseModel] | None, Any]
+) -> Responses:
     """The ``responses`` of a route.
 
     Args:
         problems: error statuses that it may answer with.
+        media_type: of these answers.
         successes: ``ok=(JobView, example)``; ``ok`` is 200, ``created`` 201, ``accepted`` 202.
     """
     codes = {"ok": 200, "created": 201, "accepted": 202}
@@ -70,7 +73,7 @@ def answers(*problems: int, **successes: tuple[type[BaseModel] | None, Any]) -> 
             found[codes[name]]["model"] = model
     for status in problems:
         content = {
-            PROBLEM_JSON: {
+            media_type: {
                 "schema": _reference(ProblemView),
                 "example": {_AS_JSON: json.dumps(examples.problem(status))},
             }

@@ -14,6 +14,7 @@ import json
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -21,12 +22,13 @@ from fastapi import APIRouter, Request, Response
 from api import examples
 from api.answering import Asked
 from api.asking import DirectRoute, limit_body
-from api.openapi import answers
+from api.openapi import answers as answers_of
 from api.readiness import Ready
 from limbeck.errors import InvalidInput, Problem
 from limbeck.runtime import Predictor
 
 router = APIRouter(prefix="/v2", tags=["open inference"])
+answers = partial(answers_of, media_type="application/json")
 asking = APIRouter(prefix="/v2", tags=["open inference"], route_class=DirectRoute)
 
 _JSON_LENGTH = "Inference-Header-Content-Length"

@@ -122,6 +122,15 @@ def test_tritons_client_reads_our_errors(address: str) -> None:
         client.close()
 
 
+def test_errors_are_of_the_type_by_which_kserves_client_knows_them(address: str) -> None:
+    """Guards the text of an error there, which it takes from JSON of this name alone, and else from the status."""
+    answer = httpx.post(f"{address}/v2/models/nobody/infer", json={"inputs": []})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+    assert "nobody" in answer.json()["error"]
+    elsewhere = httpx.get(f"{address}/v1/models/nobody")
+    assert (elsewhere.headers["content-type"], "error" in elsewhere.json()) == ("application/problem+json", False)
+
+
 def test_hugging_faces_client_reads_our_answers(address: str, exported_student: Path) -> None:
     """Guards the shapes of /inference, from outside: this client is written for the hub's own servers."""
     (text,) = texts(1)
