@@ -71,6 +71,8 @@ def test_every_family_answers_windows_behind_the_first(tmp_path: Path, family: s
     assert (data.segments is None) == (getattr(settings, "type_vocab_size", 0) < 2)
     blueprint = Blueprint.read(folder, TASK, (), Vocabulary.whole(settings.vocab_size))
     batch = Collator(data, settings.pad_token_id, torch.device("cpu"))(np.arange(len(data)))
+    model = blueprint.load_teacher(keep_head=False).eval()
     with torch.inference_mode():
-        logits = TASK.answer(blueprint.load_teacher(keep_head=False).eval(), batch)
+        logits = TASK.answer(model, batch)
     assert torch.isfinite(logits).all()
+    assert model.get_submodule(TASK.output_layer(family)).out_features == 2, "which a new head is begun at"
