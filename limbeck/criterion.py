@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,7 +59,7 @@ class Criterion:
     ) -> None:
         self.task = task
         self._unit = unit
-        self._teacher = None if teacher is None else cache(teacher)
+        self._teacher = None if teacher is None else cache(partial(_undrawn, teacher))
         self.ensemble = ensemble
         self.loss = loss or KullbackLeibler()
         self.weighting = weighting
@@ -213,3 +213,10 @@ class Criterion:
 
     def _term(self, losses: Tensor, weights: Tensor | None, unit: str) -> Term:
         return Term((losses if weights is None else losses * weights).mean() / self._unit, unit=unit)
+
+
+def _undrawn(load: Callable[[], PreTrainedModel | Panel]) -> PreTrainedModel | Panel:
+    """A model that is loaded between two steps. Building it draws a random start, from nobody's generator: a run that
+    goes on loads it at another step."""
+    with torch.random.fork_rng(devices=[]):
+        return load()

@@ -20,6 +20,8 @@ from limbeck.tasks.masked_lm import MaskedLM
 
 #: The tasks whose data have a column of texts.
 _OF_TEXTS = ("sequence_classification", "multi_label", "regression", "embeddings", "masked_lm")
+#: The heads that answer for a text's tokens, which a recurrent student has not; ``masked_lm`` says so itself.
+_OF_TOKENS = ("ForTokenClassification", "ForQuestionAnswering")
 _METHODS = tuple(get_args(member)[1].tag for member in get_args(get_args(AnyMethod)[0]))
 
 
@@ -108,6 +110,13 @@ def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str]
             at=f"/training/augmentation/{index}", task=task.type, labels_alone=labels_alone, method=method.type
         )
 
+    student = config.student
+    if student.recurrent and task.architecture in _OF_TOKENS:
+        yield Problem(
+            "/student/architecture",
+            f"found {student.architecture!r}, which answers for a text as a whole; the task {task.type} asks for more: "
+            "take 'transformer'",
+        )
     if isinstance(chosen, Embeddings):
         yield from embedding_checks.alone(config, chosen)
     if isinstance(chosen, MaskedLM):

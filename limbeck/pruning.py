@@ -120,8 +120,10 @@ def _measured(run: Run, job: Prepared, load: Callable[[], PreTrainedModel], part
                 yield collate(data.rows_in(groups))
 
         measure = neuron_importance if part == "neurons" else head_importance
+        with torch.random.fork_rng(devices=[]):  # of its random start nothing may hang on which attempt measured
+            model = load()
         found = measure(
-            load(),
+            model,
             batches(),
             lambda model, batch: criterion.hard(criterion.answer(model, batch, inside=True), batch).value,
         )

@@ -21,7 +21,7 @@ from limbeck.run import Run
 from limbeck.students import read_config
 from limbeck.tasks.base import Task
 from limbeck.tokenizing import further_tokenizer, load_tokenizer, other_tokenizer
-from limbeck.trimming import kept_ids, trimmed
+from limbeck.trimming import kept_ids, trimmed, whole_ids
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -168,7 +168,8 @@ def _trimmed(reader: _Reader, tokenizer: Any, whole: Mapping[str, Encoded], voca
     Raises:
         InvalidConfig: it would read a text otherwise than the whole one does.
     """
-    vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, vocabulary.kept))
+    uncut = [whole_ids(tokenizer, getattr(reader.corpus, name), reader.run.poll) for name in SPLITS]
+    vocabulary = replace(vocabulary, kept=kept_ids(tokenizer, np.concatenate([vocabulary.kept, *uncut])))
     small = trimmed(tokenizer, vocabulary.kept)
     for name, split in whole.items():
         own = split.take(np.arange(len(getattr(reader.corpus, name))))

@@ -17,7 +17,7 @@ from limbeck.errors import InvalidModel
 from limbeck.families import FAMILIES, depth_of, family_of, require_plain
 from limbeck.label_names import matched
 from limbeck.shapes import student_layers
-from limbeck.sources import config_facts
+from limbeck.sources import config_facts, safetensors_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +123,8 @@ class Blueprint:
             raise InvalidModel(f"The teacher's weights could not be loaded: {error}") from error
         if order is not None:
             _reorder(model.get_submodule(self.task.output_layer(self.config.model_type)), order)
+        elif not keep_head and self._took_another_head(model):
+            renew_head(model)
         weights = model.state_dict()
         if not self.reads_tokens:
             return self.build(range(self.layers), weights)
@@ -130,6 +132,17 @@ class Blueprint:
         for one in (name, *_answered_words(model, original.vocab_size)):
             weights[one] = self.vocabulary.shrink(weights[one])
         return self.build(self.layers, weights)
+
+    def _took_another_head(self, model: PreTrainedModel) -> bool:
+        """Whether the folder has a head for other labels, or another task, that loading took for this one: its last
+        layer is of the same name and shape."""
+        if self.task.headless or self.task.of_words:
+            return False
+        name = f"{self.task.output_layer(self.config.model_type)}.weight"
+        shape = list(model.get_parameter(name).shape)
+        return any(
+            safetensors_header(file).get(name, {}).get("shape") == shape for file in self.folder.glob("*.safetensors")
+        )
 
     def build(self, layers: int | Sequence[int], weights: Mapping[str, Tensor]) -> PreTrainedModel:
         """A model of these layers (or so many) of the blueprint's with these (compact) weights, in training mode."""

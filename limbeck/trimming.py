@@ -9,24 +9,48 @@ What may go depends on how a tokenizer finds its pieces:
 - Unigram chooses the likeliest way to cut a word. Taking away pieces that were never chosen leaves the choice as it
   was; single characters stay, and so does the least likely piece, which sets the price of an unknown character.
 
+Texts are used whole, also where they are cut at ``max_length``: a word at the cut is read by what follows it, and how
+much of a pair's texts is left hangs on how many tokens both have.
+
 Only a word that was unknown as a whole can be found to have pieces once others are gone; so the result is checked on
 every text of the data set before it is used (``limbeck/reading.py``).
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.errors import InvalidConfig, Problem
 
+if TYPE_CHECKING:
+    from limbeck.data import Split
+
 Ids = NDArray[np.int64]
+_CHUNK = 2048
+
+
+def whole_ids(tokenizer: Any, split: Split, poll: Callable[[], None]) -> Ids:
+    """The ids that a split's texts use, each once, those behind the cut among them."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    columns: list[Sequence[Any]] = [split.texts, split.pairs or []] if split.tokens is None else [split.tokens]
+    found = [np.empty(0, dtype=np.int64)]
+    for column in columns:
+        for start in range(0, len(column), _CHUNK):
+            poll()
+            rows = [row if isinstance(row, str) else list(row) for row in column[start : start + _CHUNK]]
+            coded = backend.encode_batch(rows, is_pretokenized=split.tokens is not None, add_special_tokens=False)
+            found.append(np.unique(np.concatenate([np.asarray(one.ids, dtype=np.int64) for one in coded])))
+    return np.unique(np.concatenate(found))
 
 
 def kept_ids(tokenizer: Any, used: Ids) -> Ids:
@@ -55,6 +79,9 @@ def kept_ids(tokenizer: Any, used: Ids) -> Ids:
             needed = [*single, *_unknown(model), int(np.argmin(scores))]
         case kind:
             raise _refusal(f"the tokenizer is of the kind {kind!r}; allowed: WordPiece, BPE, Unigram")
+    if model.get("byte_fallback"):  # what has no piece is read byte by byte
+        places = tokenizer.backend_tokenizer.token_to_id
+        needed += [i for i in (places(f"<0x{byte:02X}>") for byte in range(256)) if i is not None]
     return np.unique(np.concatenate([np.asarray(used, dtype=np.int64), np.asarray([*needed, *added], dtype=np.int64)]))
 
 

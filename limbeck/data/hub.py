@@ -121,7 +121,7 @@ def _table(split: Any, folder: Path) -> Table:
     columns: dict[str, list[Any]] = {}
     for name, feature in split.features.items():
         inner = feature
-        while isinstance(inner, datasets.Sequence | datasets.List):
+        while isinstance(inner, datasets.Sequence | datasets.List | datasets.LargeList):
             inner = inner.feature
         if isinstance(inner, datasets.ClassLabel):
             names[name] = tuple(inner.names)
@@ -162,7 +162,7 @@ def _image(cell: Any, own: tuple[Path, ...]) -> Any:
 def _is_plain(feature: Any) -> bool:
     import datasets
 
-    if isinstance(feature, datasets.Sequence | datasets.List):
+    if isinstance(feature, datasets.Sequence | datasets.List | datasets.LargeList):
         return _is_plain(feature.feature)
     if isinstance(feature, dict):
         return all(map(_is_plain, feature.values()))

@@ -12,6 +12,8 @@ from limbeck.data.cells import NUMBER, kind, require_whole
 from limbeck.data.table import fault, listed
 
 _DIGITS = re.compile(r"(\d+)")
+#: Of a number in a name; Python itself reads no more than 4,300.
+_MOST_DIGITS = 4_000
 #: A label column with more different values than this share of its rows names things; it does not class them.
 _TOO_MANY_CLASSES = 0.5
 _NO_CLASS = "labels are names or whole numbers; for regression every label has to be a number"
@@ -90,9 +92,9 @@ def label_order(
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """A key that sorts numbers by value, within names as well."""
     if re.fullmatch(r"[+-]?\d+", name):
-        return ((0, int(name), name),)
+        return ((0, int(name[:_MOST_DIGITS]), name),)
     parts = _DIGITS.split(name)
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
+    return tuple((0, int(part[:_MOST_DIGITS]), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
 def require_known_labels(rows: Sequence[Iterable[str]], known: Sequence[str], where: str) -> None:

@@ -65,7 +65,7 @@ def _strings_in(path: str, kind: Any) -> Iterator[str]:
 
     if _is_text(kind) or types.is_binary(kind) or types.is_large_binary(kind):
         yield path
-    elif types.is_list(kind):
+    elif _is_list(kind):
         yield from _strings_in(f"{path}.list.{kind.value_field.name}", kind.value_type)
     elif types.is_struct(kind):
         for field in kind:
@@ -98,7 +98,7 @@ def _read_column(file: Any, name: str, kind: Any, where: str, limit: int) -> lis
 
     if _is_text(kind):
         return _strings(file, name, where, limit)
-    if types.is_list(kind) or types.is_struct(kind) or _is_image(kind):
+    if _is_list(kind) or types.is_struct(kind) or _is_image(kind):
         return _nested(file, name, kind, where, limit)
     known = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
     if not known:
@@ -136,17 +136,22 @@ def _is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
+def _is_list(kind: Any) -> bool:
+    """Of whatever length; polars writes the large kind."""
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind))
+
+
 def _decodable(kind: Any) -> bool:
     from pyarrow import types
 
-    if types.is_list(kind):
+    if _is_list(kind):
         return _decodable(kind.value_type)
     if types.is_struct(kind):
         return kind.num_fields > 0 and all(_decodable(field.type) for field in kind)
     plain = _plain(kind)
-    return bool(
-        types.is_string(plain) or types.is_integer(plain) or types.is_floating(plain) or types.is_boolean(plain)
-    )
+    return _is_text(plain) or bool(types.is_integer(plain) or types.is_floating(plain) or types.is_boolean(plain))
 
 
 def _is_image(kind: Any) -> bool:
@@ -165,7 +170,7 @@ def _decoded(array: Any) -> list[Any]:
     if types.is_dictionary(array.type):
         texts = array.dictionary.to_pylist()
         return [None if place is None else texts[place] for place in array.indices.to_pylist()]
-    if types.is_list(array.type):
+    if _is_list(array.type):
         values, ends = _decoded(array.values), array.offsets.to_pylist()
         whole = array.is_valid().to_pylist()
         return [values[a:b] if one else None for one, a, b in zip(whole, ends[:-1], ends[1:], strict=True)]

@@ -75,10 +75,12 @@ def encode_windows(tokenizer: Any, split: Split, max_length: int, poll: Callable
             owners += [place] * len(each)
             spans += [_answer_tokens(window.places, at, at + len(text)) for window in each]
     contexts = {context: place for place, context in enumerate(dict.fromkeys(split.pairs))}
-    types = end_to_end([window.types for window in windows], np.int8)
+    # Of windows behind the first, tokenizers tell of types also where the model knows a single one.
+    typed = "token_type_ids" in tokenizer.model_input_names
+    types = end_to_end([window.types for window in windows], np.int8) if typed else None
     return Encoded(
         end_to_end([window.ids for window in windows], np.int32),
-        types if types.any() else None,
+        types if types is not None and types.any() else None,
         np.concatenate(([0], np.cumsum([len(window) for window in windows]))).astype(np.int64),
         np.asarray(spans, dtype=np.int64),
         per_token=True,

@@ -49,7 +49,7 @@ class QuestionAnswering(Task):
         return 2
 
     def output_layer(self, model_type: str) -> str:
-        return "qa_outputs"
+        return "classifier" if model_type == "modernbert" else "qa_outputs"
 
     def encode(
         self, tokenizer: Any, split: Split, labels: Sequence[str], max_length: int, poll: Callable[[], None]

@@ -14,6 +14,7 @@ import pytest
 from limbeck.config import Columns, Dataset
 from limbeck.data import Split, ingest, load
 from limbeck.data.columns import choose_columns
+from limbeck.data.labelling import natural
 from limbeck.data.splits import cut
 from limbeck.data.table import Table
 from limbeck.errors import InvalidDataset
@@ -54,6 +55,12 @@ def test_a_guess_that_could_be_wrong_is_not_made(names: str, field: str, expecte
         _chosen(names)
     assert expected in caught.value.message
     assert caught.value.problems[0].pointer == f"/dataset/columns/{field}"
+
+
+@pytest.mark.parametrize("name", ["9" * 5_000, "-" + "9" * 5_000, "order " + "9" * 5_000])
+def test_labels_of_thousands_of_digits_are_ordered(name: str) -> None:
+    """Guards an upload against Python, which turns no text of more than 4,300 digits into a number."""
+    assert sorted([name, "a", "7"], key=natural) == sorted(["7", name, "a"], key=natural)
 
 
 def _ingest(folder: Path, labels: list[str], name: str = "a.jsonl", texts: list[str] = TEXTS) -> list[str]:

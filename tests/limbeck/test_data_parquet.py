@@ -49,6 +49,20 @@ def test_every_kind_of_string_is_text(tmp_path: Path, kind: Any) -> None:
     assert read_table(path, "a.parquet").columns == {"text": TEXTS, "label": AREAS}
 
 
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+@pytest.mark.parametrize("listed", [pyarrow.list_, pyarrow.large_list])
+def test_every_kind_of_list_is_one(tmp_path: Path, listed: Any, kind: Any) -> None:
+    """Guards tokens that polars wrote, which has large lists of large texts."""
+    columns = {"tokens": [["Tk", "is"], [], None], "tags": [["O"], ["B-x", "O"], ["O"]]}
+    arrays = {name: pyarrow.array(cells, listed(kind)) for name, cells in columns.items()}
+    arrays["answers"] = pyarrow.array(
+        [{"text": ["Tk"], "answer_start": [0]}] * 3,
+        pyarrow.struct([("text", listed(kind)), ("answer_start", listed(pyarrow.int32()))]),
+    )
+    columns["answers"] = [{"text": ["Tk"], "answer_start": [0]}] * 3  # type: ignore[list-item]
+    assert read_table(_written(tmp_path, arrays), "a.parquet").columns == columns
+
+
 def test_rows_keep_their_order_over_row_groups(tmp_path: Path) -> None:
     path = _written(tmp_path, {"text": [*TEXTS, None], "a.label": [*range(60), None]}, row_group_size=7)
     assert read_table(path, "a.parquet").columns == {"text": [*TEXTS, None], "a.label": [*range(60), None]}

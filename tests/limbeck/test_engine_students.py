@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
+from limbeck.checkpoint import CheckpointStore
 from limbeck.config import DistillConfig
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted, InvalidConfig
@@ -225,6 +226,24 @@ def teacher_losses(result: DistillResult) -> dict[tuple[str, str], float]:
     (path,) = (one for one in result.hard_samples if one.suffix == ".parquet")
     rows = pyarrow.parquet.read_table(path).to_pylist()
     return {(row["split"], row["text"]): row["teacher_loss"] for row in rows}
+
+
+def test_a_run_that_was_stopped_between_two_measurements_ends_the_same(place: Path, tmp_path: Path) -> None:
+    """Guards dropout's draws: whose state has the neurons' importance already loads the teacher once less."""
+
+    class Between(Recorder):
+        def should_stop(self) -> bool:
+            state = CheckpointStore(tmp_path / "parts" / "state")
+            return state.has("pruning") and not state.has("pruning-heads")
+
+    method = {"type": "dynabert", "widths": [1], "depths": [0.5]}
+    wanted = config(place, {}, method=method, evaluation={"hard_samples": False, "baseline": False})
+    whole = distill(wanted, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        distill(wanted, tmp_path / "parts", callbacks=Between())
+    again = distill(wanted, tmp_path / "parts")
+    one, other = (load_file(result.student / "model.safetensors") for result in (whole, again))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.parametrize("words", ["full", "trimmed"])

@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from limbeck.data.hub import _table
 from limbeck.data.hub_tabs import HubTabs
 from limbeck.data.tab_quotes import TabQuotes
 from tests.images import write_digits
@@ -101,6 +102,18 @@ def test_tsv_of_the_hub_with_quoting_and_without_is_told() -> None:
         True,
     ]
     assert not HubTabs({"train": [quoted]}).options
+
+
+def test_lists_that_polars_wrote_are_lists(tmp_path: Path) -> None:
+    """Guards large lists, which `datasets` has another feature for."""
+    import datasets
+
+    tags = datasets.LargeList(datasets.ClassLabel(names=["O", "B-x"]))
+    features = datasets.Features({"tokens": datasets.LargeList(datasets.Value("large_string")), "tags": tags})
+    found = datasets.Dataset.from_dict({"tokens": [["Tk"], []], "tags": [[1], []]}, features)
+    table = _table(found, tmp_path)
+    assert table.columns == {"tokens": [["Tk"], []], "tags": [[1], []]}
+    assert table.names == {"tags": ("O", "B-x")}
 
 
 def test_images_of_the_hub_load_by_its_own_layout(tmp_path: Path) -> None:

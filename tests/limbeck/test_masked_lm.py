@@ -263,10 +263,12 @@ def _plain(answer: Any) -> Any:
     return answer | {"score": pytest.approx(answer["score"], abs=1e-4)}
 
 
-def test_an_interrupted_distillation_ends_with_the_same_weights(teacher: Path, tmp_path: Path) -> None:
-    """Guards what is hidden after a resumption in the middle of an epoch: it has to be what it would have been."""
+@pytest.mark.parametrize("method", ["distilbert", "kd"])
+def test_an_interrupted_distillation_ends_with_the_same_weights(teacher: Path, tmp_path: Path, method: str) -> None:
+    """Guards what is hidden after a resumption in the middle of an epoch, and dropout where the teacher is loaded again
+    in the first step: both have to be what they would have been."""
     corpus = write(tmp_path / "data")
-    document = config(teacher, corpus, method="distilbert", export=[], evaluation={"baseline": False})
+    document = config(teacher, corpus, method=method, export=[], evaluation={"baseline": False})
     parsed = DistillConfig.parse(document)
     whole = distill(parsed, tmp_path / "whole").student
     for polls in (8, 12):  # in the first epoch, and in the second

@@ -76,6 +76,22 @@ def test_a_student_that_a_method_cannot_serve_is_refused(student: dict[str, Any]
     assert all(words in problem.detail for words, problem in zip(missing, found, strict=True))
 
 
+@pytest.mark.parametrize("task", ["token_classification", "question_answering", "masked_lm"])
+def test_a_recurrent_student_of_a_task_that_asks_for_tokens_is_refused(tiny: Path, task: str) -> None:
+    """Guards against a job that is taken, and fails once it has read its data."""
+    document = {
+        "teacher": f"path:{tiny}",
+        "dataset": "someone/data",
+        "task": task,
+        "student": {"architecture": "bigru"},
+    }
+    (problem,) = preflight.check(
+        DistillConfig.parse({**document, "method": "kd"}), teacher=model_facts(tiny), labels=None
+    )
+    assert problem.pointer == "/student/architecture"
+    assert "answers for a text as a whole" in problem.detail
+
+
 def test_preflight_refuses_a_head_that_answers_with_other_labels(tiny: Path) -> None:
     config = DistillConfig.parse({"teacher": f"path:{tiny}", "dataset": "someone/data"})
     facts = model_facts(tiny)

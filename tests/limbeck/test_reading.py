@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from limbeck.config import DistillConfig
 from limbeck.reading import read_data
 from limbeck.run import Run
 from limbeck.teachers import find_teachers
+from tests.families import write_tiny
 from tests.limbeck.bench import Recorder
 from tests.tiny import docstrings, write_tiny_bert
 
@@ -51,3 +54,27 @@ def test_what_was_done_to_the_data_is_told(tmp_path: Path, document: Any, said: 
     assert told == " ".join(stored["card"]["notes"])
     for part in said:
         assert part in told
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_a_vocabulary_is_trimmed_where_pairs_are_cut(tmp_path: Path, family: str) -> None:
+    """Guards the cut itself: how much it leaves of either text hangs on tokens that stand behind it."""
+    texts = docstrings("gui")[:60]
+    rows = [
+        {"premise": one, "hypothesis": other, "label": ["odd", "even"][place % 2]}
+        for place, (one, other) in enumerate(pairwise(texts))
+    ]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    document = {
+        "teacher": f"path:{write_tiny(family, tmp_path / 'teacher', head=False)}",
+        "dataset": f"path:{data}",
+        "student": {"layers": 2, "vocabulary": "trimmed"},
+        "training": {"max_length": 16},
+    }
+    run = Run(DistillConfig.parse(document), tmp_path / "run", Recorder(), 60)
+    teachers = find_teachers(run, {})
+    read_data(run, teachers, {}, None, None)
+    tensors, _ = run.store.read_tensors("data")
+    assert len(tensors["vocabulary"]) < json.loads((teachers[0].path / "config.json").read_text())["vocab_size"]

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from limbeck.batches import Collator, Encoded
 from limbeck.config import Student
@@ -249,6 +256,17 @@ def test_a_trimmed_student_answers_as_before(folder: Path, tmp_path: Path) -> No
     unseen = read("Zyzzyva quokkas jump 漢字 ☃", "again")["input_ids"]
     assert max(unseen) < len(vocabulary)
     assert model_facts(tmp_path).parameters == sum(p.numel() for p in student.parameters())
+
+
+def test_a_trimmed_tokenizer_still_reads_byte_by_byte() -> None:
+    """Guards Gemma's tokenizer, which mmBERT has: what it has no piece for would be unknown to the student."""
+    pieces = ["<pad>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b"]
+    model = models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), pad_token="<pad>", unk_token="<unk>")
+    kept = kept_ids(tokenizer, np.array([0, pieces.index("a")]))
+    small = trimmed(tokenizer, kept)
+    for text in ("ab", "a漢"):
+        assert kept[small(text)["input_ids"]].tolist() == tokenizer(text)["input_ids"]
 
 
 def _encoded(ids: list[list[int]], like: Encoded) -> Encoded:

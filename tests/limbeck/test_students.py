@@ -109,6 +109,17 @@ def test_a_teacher_with_the_labels_in_another_order_answers_in_the_data_sets(tmp
     assert teacher.config.id2label == dict(enumerate(LABELS))
 
 
+def test_a_new_head_is_not_that_of_other_labels(tmp_path: Path) -> None:
+    """Guards a fine-tuning, and a student of the method self, against a start from a head that means something else: of
+    as many labels it loads without a word."""
+    folder = write_tiny_bert(tmp_path, labels=("negative", "neutral", "positive"))
+    teacher = Blueprint.read(folder, TASK, LABELS, whole()).load_teacher(keep_head=False)
+    original = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert not torch.equal(teacher.get_parameter("classifier.weight"), original.get_parameter("classifier.weight"))
+    for name, value in original.base_model.state_dict().items():
+        assert torch.equal(teacher.base_model.state_dict()[name], value)
+
+
 def test_labels_without_names_are_taken_in_their_order() -> None:
     assert label_order(["LABEL_0", "LABEL_1"], ["negative", "positive"]) == [0, 1]
 

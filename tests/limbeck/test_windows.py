@@ -6,12 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from limbeck.batches import Collator
 from limbeck.data import Split
 from limbeck.runtime.windows import Span, Windows, merged
+from limbeck.students import Blueprint, read_config
 from limbeck.tasks.question_answering import QuestionAnswering
+from limbeck.tokenizing import load_tokenizer
+from limbeck.vocabulary import Vocabulary
+from tests.families import FAMILIES, write_tiny
 from tests.tiny import write_tiny_bert
+
+TASK = QuestionAnswering()
 
 
 def test_a_context_of_which_nothing_is_read_breaks_no_training_off(tmp_path: Path) -> None:
@@ -68,3 +76,21 @@ def test_an_answer_keeps_the_marks_of_its_last_character(answer: str, tmp_path: 
     for row, (start, end) in enumerate(data.labels):
         logits[data.starts[row] + start, 0] = logits[data.starts[row] + end, 1] = 9
     assert task.predictions(logits, data) == [answer] * 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_answers_windows_behind_the_first(tmp_path: Path, family: str) -> None:
+    """Guards token types that a tokenizer tells of there alone, to models that know a single one (XLM-R)."""
+    folder = write_tiny(family, tmp_path, head=False)
+    settings = read_config(folder)
+    split = Split(["How?"], ["Open a window with a button. " * 8], [(("Open", 0),)])
+    data = TASK.encode(load_tokenizer(folder, settings, TASK), split, (), 24, lambda: None)
+    assert len(data) > 1
+    assert (data.segments is None) == (getattr(settings, "type_vocab_size", 0) < 2)
+    blueprint = Blueprint.read(folder, TASK, (), Vocabulary.whole(settings.vocab_size))
+    batch = Collator(data, settings.pad_token_id, torch.device("cpu"))(np.arange(len(data)))
+    model = blueprint.load_teacher(keep_head=False).eval()
+    with torch.inference_mode():
+        logits = TASK.answer(model, batch)
+    assert torch.isfinite(logits).all()
+    assert model.get_submodule(TASK.output_layer(family)).out_features == 2, "which a new head is begun at"
