@@ -87,6 +87,7 @@ def claim(
     threads: int,
     lease_seconds: float,
     without: Collection[str] = (),
+    unreached: Collection[str] = (),
 ) -> PlaceClaim | None:
     """Take a place that a host of this kind can fill; None where there is none.
 
@@ -94,12 +95,14 @@ def claim(
         gpus: that are free; None where the worker has none at all, and computes on its cores.
         threads: that a process has there.
         without: jobs that it has tried to help in vain.
+        unreached: secrets of trainings to which it has found no way.
     """
     on_cores = and_(HostPlace.gpus == 0, HostPlace.threads <= threads)
     fits = on_cores if gpus is None else and_(HostPlace.gpus > 0, HostPlace.gpus <= gpus)
     elsewhere = exists(select(Job.id).where(Job.id == HostPlace.job_id, Job.worker != holder.worker))
     wanted = [stands(HostPlace), free(HostPlace), HostPlace.likeness == kind, fits, elsewhere]
     wanted += [HostPlace.job_id.not_in(without)] if without else []
+    wanted += [HostPlace.secret.not_in(unreached)] if unreached else []
     chosen = (
         select(HostPlace.id)
         .where(*wanted)

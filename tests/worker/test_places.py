@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -219,7 +220,7 @@ def test_gpus_that_wait_for_others_are_not_lent(
         assert (worker._place(session, 1) is not None) == lends
 
 
-@pytest.mark.parametrize("code", [None, "unavailable"])
+@pytest.mark.parametrize("code", [None, "conflict"])
 def test_a_host_that_was_turned_away_does_not_come_again(
     database: Database, storage: Storage, settings: Settings, code: str | None
 ) -> None:
@@ -235,3 +236,57 @@ def test_a_host_that_was_turned_away_does_not_come_again(
     loan.let_go()
     assert not loan.failed, "it may come when it is wanted"
     assert (take(database) is None) == (code is not None)
+
+
+def lender(settings: Settings, database: Database, storage: Storage, *program: str) -> Lender:
+    """Of :data:`OTHER`; its process is ``python -c PROGRAM …``."""
+    given = {"command": (sys.executable, "-c", *program)} if program else {}
+    return Lender(settings, database, storage, Shutdown(), OTHER, **given)
+
+
+def lent_once(lender: Lender, database: Database) -> bool:
+    """Whether there was a place for it; it has come back from there."""
+    with database.session() as session:
+        claimed = lender.claim(session, None, 1)
+    if claimed is not None:
+        lender.run(claimed, Place((), 1))
+    return claimed is not None
+
+
+def invited_here(database: Database) -> None:
+    """A training by which nobody listens wants a host of this kind."""
+    submit(database)
+    running = claim_one(database)
+    assert running is not None
+    wanted = Invitation("127.0.0.1", 1, "s" * 64, places=1, devices=1, threads=1)
+    with database.session() as session:
+        places.invite(session, running.lease, wanted, kind=places.kind_of_host(gpus=False), gpus=False)
+
+
+def taken_by_a_third(database: Database) -> bool:
+    here = {"kind": places.kind_of_host(gpus=False), "threads": 1}
+    return take(database, Holder("third", "third", 3), **here) is not None
+
+
+def test_a_place_that_one_worker_cannot_reach_is_left_to_the_others(
+    database: Database, storage: Storage, settings: Settings
+) -> None:
+    """Guards against one worker behind a firewall that uses up the places which others could fill."""
+    invited_here(database)
+    cut_off = lender(settings, database, storage)
+    assert [lent_once(cut_off, database) for _ in range(2)] == [True, False]
+    assert taken_by_a_third(database)
+    invited_here(database)
+    with database.session() as session:
+        session.execute(update(HostPlace).values(secret="t" * 64, worker=None))
+    assert lent_once(cut_off, database), "from another training it may be reached"
+
+
+def test_a_worker_whose_process_crashes_again_leaves_the_place_to_others(
+    database: Database, storage: Storage, settings: Settings
+) -> None:
+    """Guards against a broken installation that fetches the models on and on and holds the place meanwhile."""
+    invited_here(database)
+    broken = lender(settings, database, storage, "raise SystemExit(7)")
+    assert [lent_once(broken, database) for _ in range(3)] == [True, True, False]
+    assert taken_by_a_third(database)
