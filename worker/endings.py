@@ -20,7 +20,7 @@ from models.model import ModelKind
 from models.repository import catalogue, telemetry
 from models.repository.catalogue import StoredFile
 from models.text import storable
-from worker import parts
+from worker import parts, places
 from worker.lease import Lease, hold, in_seconds, write_ledger
 
 #: Characters of a model's columns for its name, and for where its teachers came from.
@@ -213,6 +213,7 @@ def _end(
         job.finished_at = session.scalar(select(db_now()))
     session.flush()
     parts.withdraw(session, job.id)
+    places.withdraw(session, job.id)
     reason, message = (fault.code, storable(fault.message)) if fault else (None, None)
     write_ledger(session, lease, ended_at=db_now(), outcome=outcome, reason=reason, message=message)
 

@@ -78,6 +78,11 @@ def settle(session: Session, lease: Lease, workers: Sequence[str]) -> None:
     _execute(session, delete(HostPlace).where(*mine, others))
 
 
+def withdraw(session: Session, job_id: str) -> None:
+    """The attempt is over: nobody is wanted, and nobody needs its secret any more."""
+    _execute(session, delete(HostPlace).where(HostPlace.job_id == job_id))
+
+
 def claim(
     session: Session,
     holder: Holder,

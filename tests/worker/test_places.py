@@ -122,6 +122,7 @@ def test_a_place_is_kept_while_the_job_saves_its_state(either: Database) -> None
     with either.session() as session:
         endings.stop(session, running.lease)
     assert not keeps(either, mine)
+    assert rows(either) == 0, "with the secret in them"
 
 
 def test_places_end_with_the_attempt_that_offers_them(either: Database) -> None:
