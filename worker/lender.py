@@ -207,7 +207,7 @@ class _Loan:
             case {"type": "error", "code": code, "message": str(message)}:
                 _log.warning("this host could not be lent to %s: %s", self._claimed.job_id, message)
                 self._said = True
-                self._turned_away = code == Conflict.code
+                self._turned_away = code == Conflict.code and not self._joined
                 self.unreached = code == Unavailable.code and not self._joined
                 self.failed = not (self._turned_away or self.unreached)
 

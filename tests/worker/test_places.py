@@ -239,6 +239,18 @@ def test_a_host_that_was_turned_away_does_not_come_again(
     assert (take(database) is None) == (code is not None)
 
 
+@pytest.mark.parametrize("code", ["conflict", "unavailable", "storage_full"])
+def test_a_host_whose_ranks_could_not_go_on_is_not_lent_again(
+    database: Database, storage: Storage, settings: Settings, code: str
+) -> None:
+    """Guards the job's restarts: what a rank says once the host has joined is no word of the one who leads."""
+    invited(database)
+    loan = _Loan(Lender(settings, database, storage, Shutdown(), ONE), taken(database), Place((), 1))
+    loan._hear({"type": "joined"})
+    loan._hear({"type": "error", "code": code, "message": "The hub is away."})
+    assert (loan.failed, loan.unreached) == (True, False)
+
+
 def lender(settings: Settings, database: Database, storage: Storage, *program: str) -> Lender:
     """Of :data:`OTHER`; its process is ``python -c PROGRAM …``."""
     given = {"command": (sys.executable, "-c", *program)} if program else {}
