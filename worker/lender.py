@@ -22,7 +22,7 @@ from limbeck.errors import Conflict, Interrupted, LimbeckError, Unavailable
 from models.db import Database
 from models.settings import Settings
 from models.storage import Storage
-from worker import materials, places
+from worker import claims, materials, places
 from worker.invitations import own_address
 from worker.lease import Holder
 from worker.offers import LOOK_SECONDS
@@ -231,9 +231,9 @@ class _Loan:
     def _look(self, now: float) -> bool:
         if now < self._next_beat:
             with self._database.reading() as session:
-                return places.wanted(session, self._claimed)
+                return claims.wanted(session, self._claimed)
         with self._database.session() as session:
-            kept = places.keep(session, self._claimed, self._settings.lease_seconds)
+            kept = claims.keep(session, self._claimed, self._settings.lease_seconds)
         self._next_beat = now + self._settings.heartbeat_seconds
         self._deadline = now + self._settings.lease_seconds
         return kept
@@ -241,7 +241,7 @@ class _Loan:
     def let_go(self) -> None:
         """Leave the place: to others, where this host has not come to the training yet. A second one of a worker that
         is there already has its name, so that the training does not withdraw it: it would be tried on and on."""
-        leave = places.finish if self._joined or self._turned_away else places.give_back
+        leave = claims.finish if self._joined or self._turned_away else claims.give_back
         try:
             with self._database.session() as session:
                 leave(session, self._claimed)

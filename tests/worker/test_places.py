@@ -17,7 +17,7 @@ from models.repository import jobs, offered
 from models.settings import Settings
 from models.storage import Storage
 from tests.worker.conftest import STAND_IN, claim_one, expire, steal, submit
-from worker import endings, places
+from worker import claims, endings, places
 from worker.invitations import own_address
 from worker.lease import Claim, Holder
 from worker.lender import Lender, _Loan
@@ -56,8 +56,8 @@ def taken(database: Database, holder: Holder = ONE) -> PlaceClaim:
 
 def keeps(database: Database, claimed: PlaceClaim) -> bool:
     with database.session() as session:
-        kept = places.keep(session, claimed, 60)
-        assert places.wanted(session, claimed) == kept
+        kept = claims.keep(session, claimed, 60)
+        assert claims.wanted(session, claimed) == kept
     return kept
 
 
@@ -69,14 +69,14 @@ def rows(database: Database) -> int:
 def test_each_place_is_taken_once_and_says_where_to_go(either: Database) -> None:
     """Guards against two hosts in one place, where one would wait for ever."""
     running = invited(either)
-    claims = [taken(either, holder) for holder in (ONE, OTHER)]
-    assert len({claim.id for claim in claims}) == 2
-    assert {claim.job_id for claim in claims} == {running.job.id}
-    found = claims[0].invitation
-    assert (found.address, found.port, found.secret, found.devices) == ("127.0.0.1", 4711, "s" * 64, 3)
-    assert found.threads == 2
+    found = [taken(either, holder) for holder in (ONE, OTHER)]
+    assert len({claim.id for claim in found}) == 2
+    assert {claim.job_id for claim in found} == {running.job.id}
+    first = found[0].invitation
+    assert (first.address, first.port, first.secret, first.devices) == ("127.0.0.1", 4711, "s" * 64, 3)
+    assert first.threads == 2
     assert take(either, Holder("third", "third", 3)) is None
-    assert all(keeps(either, claim) for claim in claims)
+    assert all(keeps(either, claim) for claim in found)
     with either.reading() as session:
         assert offered.count(session, HostPlace) == {"free": 0, "held": 2}
 
@@ -157,12 +157,12 @@ def test_a_place_that_was_given_back_is_free_and_one_that_was_filled_is_gone(eit
     invited(either)
     mine = taken(either)
     with either.session() as session:
-        places.give_back(session, mine)
+        claims.give_back(session, mine)
     again = taken(either, OTHER)
     assert (again.id, again.claims) == (mine.id, mine.claims + 1)
     with either.session() as session:
-        places.finish(session, mine)  # too late: it is another's
-        places.finish(session, again)
+        claims.finish(session, mine)  # too late: it is another's
+        claims.finish(session, again)
     assert rows(either) == 1
 
 
