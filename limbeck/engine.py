@@ -228,7 +228,7 @@ def failures_named() -> Iterator[None]:
     try:
         with storage_errors():
             yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not ran_out(error):
             raise
         first = (str(error).splitlines() or [""])[0]

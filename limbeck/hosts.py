@@ -21,10 +21,9 @@ from typing import Any
 from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
 from limbeck.errors import Interrupted, Unavailable
-from limbeck.network import greet, in_time, interface_of
+from limbeck.network import interface_of
 from limbeck.rank_children import threads_here
-
-_TICK = 0.5
+from limbeck.reception import Reception
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,6 @@ class Lobby:
         except Unavailable:
             self._listener.close()
             raise
-        self._listener.settimeout(_TICK)
 
     def __enter__(self) -> Lobby:
         return self
@@ -169,34 +167,23 @@ class Lobby:
         began = time.monotonic()
         end = began + self.place.seconds
         try:
-            while len(self.hosts) < self.wanted and time.monotonic() < end:
-                callbacks.on_alive()
-                if callbacks.should_stop():
-                    raise Interrupted("The run was asked to stop while it waited for hosts.")
-                self._accept(callbacks)
+            with Reception(self._listener, self._secret) as reception:
+                while len(self.hosts) < self.wanted and time.monotonic() < end:
+                    callbacks.on_alive()
+                    if callbacks.should_stop():
+                        raise Interrupted("The run was asked to stop while it waited for hosts.")
+                    for name, connection in reception.guests():
+                        self._take_in(name, connection, callbacks)
         finally:
             self.hosts = [host for host in self.hosts if host.stays()]
             self.place.settle([host.name for host in self.hosts])
         if len(self.hosts) < self.wanted:
             self._say_missing(callbacks, min(self.place.seconds, round(time.monotonic() - began, 1)))
 
-    def _accept(self, callbacks: Callbacks) -> None:
-        try:
-            peer, _ = self._listener.accept()
-        except TimeoutError:
+    def _take_in(self, name: str, connection: Connection[Any, Any], callbacks: Callbacks) -> None:
+        if len(self.hosts) == self.wanted:  # it came together with the last one
+            connection.close()
             return
-        except OSError:  # of one that has gone again, or for want of descriptors, which may pass
-            time.sleep(_TICK)
-            return
-        with in_time(peer):
-            connection = greet(peer, self._secret, listens=True)
-            if connection is None:
-                return
-            try:
-                name = str(connection.recv())
-            except (EOFError, OSError):
-                connection.close()
-                return
         self.hosts.append(Host(name, connection))
         devices = f"{self.devices} device{'s' * (self.devices > 1)}"
         what = f"Worker {name} lends {devices}: host {len(self.hosts) + 1} of {self.wanted + 1}."

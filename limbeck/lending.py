@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import RankLost, Unavailable
+from limbeck.errors import Conflict, LimbeckError, RankLost, Unavailable
 from limbeck.hosts import Invitation, Start
 from limbeck.network import greet, in_time, interface_of
 from limbeck.rank_children import Meeting, Order, Rank, started, threads_here
@@ -39,8 +39,8 @@ def lend(
         joined: called when the other one has this host.
 
     Raises:
-        Unavailable: the one who invited is not there, or knows another secret; or the way there begins at an address
-            that gloo would not take.
+        Unavailable: there is no way to the one who invited, or it begins at an address that gloo would not take.
+        Conflict: the one who invited wants no more, or knows another secret.
         Exception: why a rank here could not go on, and this host was let go.
     """
     try:
@@ -55,7 +55,7 @@ def lend(
     with in_time(peer):
         connection = greet(peer, invitation.secret, listens=False)
     if connection is None:
-        raise Unavailable("The training wants no more hosts, or others.")
+        raise Conflict("The training wants no more hosts, or others.")
     with connection, ExitStack() as running:
         joined()
         _Loan(connection, worker, workdir, sources, interface, running).serve(should_stop)
@@ -157,4 +157,6 @@ class _Loan:
             rank.error = message[1]
             if not isinstance(rank.error, RankLost):  # it misses another one
                 self._fault = rank.error
+            if not isinstance(rank.error, LimbeckError):  # the one that leads may not have the library that it is of
+                message = ("failed", RuntimeError(f"{type(rank.error).__name__}: {rank.error}"))
         self._say(("rank", self._turn, rank.number, message))

@@ -166,7 +166,7 @@ def train(phase: Phase, run: Run) -> Fitted:
             position.variants = {}
         teacher, weighting = phase.panel or phase.models.teacher, _weighting(phase, part)
         criterion = Criterion(phase.task, phase.loss, weighting, phase.ensemble, run.ranks, teacher, unit)
-        objective = phase.method.build(part, models, criterion)
+        objective = _build(phase, index, part, models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
         if saved is not None:
@@ -221,6 +221,19 @@ def train(phase: Phase, run: Run) -> Fitted:
     model = phase.method.finish(objective)
     run.meter.finish(phase.name)
     return Fitted(model, position.best_score, position.best_epoch, position.history)
+
+
+def _build(phase: Phase, index: int, part: Part, models: Models, criterion: Criterion) -> Objective:
+    """What a later part draws for itself hangs on the seed alone: how many draws the steps before it took is another
+    matter on several devices, and with batches in parts."""
+    if index == 0:
+        return phase.method.build(part, models, criterion)
+    before = random_state()
+    seed_everything(int(np.random.SeedSequence([phase.seed, index]).generate_state(1)[0]))
+    try:
+        return phase.method.build(part, models, criterion)
+    finally:
+        restore_random_state(*before)
 
 
 def _weighting(phase: Phase, part: Part) -> SampleWeighting | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,13 +14,17 @@ import torch
 _SHARE = 0.85
 #: A control group without a limit says ``max``, or in version 1 a number that no machine has.
 _NO_LIMIT = 1 << 60
+#: What torch, and what it calls (the kernel, CUDA, cuBLAS, cuDNN), say in an error of no class of its own.
+_RAN_OUT = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error means that memory ran out, however a library words it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _RAN_OUT)
 
 
 class Memory(ABC):

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.errors import InvalidConfig, Problem, RankLost
+from limbeck.memory import ran_out
 from limbeck.rank_children import Meeting
 from limbeck.state_copies import copy_files
 
@@ -223,7 +224,7 @@ def _peers() -> Iterator[None]:
     """An exchange that breaks off, however the backend words it, becomes :class:`RankLost`."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if ran_out(error):
+            raise
         raise RankLost(f"Another rank has gone: {(str(error).splitlines() or [''])[0]}") from error

@@ -94,12 +94,14 @@ class TeacherCache:
         if not path.exists():
             return None
         try:
+            os.utime(path)  # first: while it is read, another job may make room
             answers, facts = read_answers(path, shapes)
             known = Known(answers, float(facts["seconds"]))
+        except FileNotFoundError:  # it has, in this moment
+            return None
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             path.unlink(missing_ok=True)
             raise DamagedFile(f"The teacher's answers in {path.name} are damaged: {error}.") from error
-        os.utime(path)
         self._used(key)
         return known
 

@@ -18,6 +18,7 @@ from models.settings import Settings, complaint, refuse, unknown_variables
 from models.storage import open_storage
 from worker import logs
 from worker.assistant import ANSWERER
+from worker.invitations import require_own_address
 from worker.queue import Bell, celery_app, require_broker
 from worker.reconciler import Reconciler
 from worker.runner import TRAINER
@@ -36,6 +37,7 @@ def main() -> int:
         for line in unknown_variables(os.environ):
             _log.warning("%s", line)
         require_broker(settings)
+        require_own_address(settings)
         return serve(settings)
     except ValidationError as error:
         return refuse(complaint(error))

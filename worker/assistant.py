@@ -25,7 +25,7 @@ from limbeck.offer import Part
 from models.db import Database
 from models.settings import Settings
 from models.storage import Storage
-from worker import materials, parts
+from worker import claims, materials, parts
 from worker.lease import Holder
 from worker.offers import LOOK_SECONDS, stored_part
 from worker.parts import PartClaim
@@ -213,7 +213,7 @@ class _Visit:
         self.brought += 1
         now = time.monotonic()
         with self._database.session() as session:
-            parts.finish(session, self._held)
+            claims.finish(session, self._held)
             self._held = self._assistant.claim(session, self._pass.threads, of=self._pass)
         self._deadline = now + self._settings.lease_seconds
 
@@ -233,10 +233,10 @@ class _Visit:
 
     def _look(self, held: PartClaim, now: float) -> bool:
         with self._database.reading() as session:
-            wanted, job_waits = parts.wanted(session, held), parts.job_waits(session)
+            wanted, job_waits = claims.wanted(session, held), parts.job_waits(session)
         if wanted and now >= self._next_beat:
             with self._database.session() as session:
-                wanted = parts.keep(session, held, self._settings.lease_seconds)
+                wanted = claims.keep(session, held, self._settings.lease_seconds)
             self._next_beat = now + self._settings.heartbeat_seconds
             self._deadline = now + self._settings.lease_seconds
         self._waited = self._waited + 1 if job_waits else 0
@@ -248,6 +248,6 @@ class _Visit:
             return
         try:
             with self._database.session() as session:
-                parts.give_back(session, self._held)
+                claims.give_back(session, self._held)
         except LimbeckError as error:  # its lease runs out
             _log.warning("part %s could not be given back: %s", self._held.part.name, error)

@@ -15,12 +15,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.base import db_now
+from models.host_place import HostPlace
 from models.job import HELD, Job, JobStatus
 from models.model import ModelKind
+from models.part import TeacherPart
 from models.repository import catalogue, telemetry
 from models.repository.catalogue import StoredFile
 from models.text import storable
-from worker import parts
+from worker.claims import withdraw
 from worker.lease import Lease, hold, in_seconds, write_ledger
 
 #: Characters of a model's columns for its name, and for where its teachers came from.
@@ -212,7 +214,8 @@ def _end(
     if status.terminal:
         job.finished_at = session.scalar(select(db_now()))
     session.flush()
-    parts.withdraw(session, job.id)
+    for table in (TeacherPart, HostPlace):
+        withdraw(session, table, job.id)
     reason, message = (fault.code, storable(fault.message)) if fault else (None, None)
     write_ledger(session, lease, ended_at=db_now(), outcome=outcome, reason=reason, message=message)
 

@@ -15,8 +15,9 @@ from queue import Empty, SimpleQueue
 
 from sqlalchemy.engine import make_url
 
-from limbeck.errors import LeaseLost, LimbeckError
+from limbeck.errors import InvalidInput, LeaseLost, LimbeckError, Unavailable
 from limbeck.hosts import Invitation
+from limbeck.network import interface_of
 from models.db import Database
 from models.settings import Settings
 from worker import places
@@ -105,6 +106,23 @@ class Invitations:
             except Exception:  # the boundary: the training goes on with its own host
                 _log.exception("%s: no hosts are invited any more", self._lease.job_id)
                 return False
+
+
+def require_own_address(settings: Settings) -> None:
+    """For everything that starts workers, before it does: a job over several hosts would fail on one that names an
+    address which is not its own.
+
+    Raises:
+        InvalidInput: it does.
+    """
+    if settings.ranks_host is None:
+        return
+    try:
+        interface_of(settings.ranks_host)
+    except Unavailable as error:
+        raise InvalidInput(error.message) from error
+    except OSError as error:
+        raise InvalidInput(f"LIMBECK_RANKS_HOST: {settings.ranks_host!r} is found under no address: {error}") from error
 
 
 def own_address(settings: Settings) -> str | None:

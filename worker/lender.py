@@ -18,11 +18,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from limbeck.errors import Interrupted, LimbeckError, Unavailable
+from limbeck.errors import Conflict, Interrupted, LimbeckError, Unavailable
 from models.db import Database
 from models.settings import Settings
 from models.storage import Storage
-from worker import materials, places
+from worker import claims, materials, places
 from worker.invitations import own_address
 from worker.lease import Holder
 from worker.offers import LOOK_SECONDS
@@ -32,10 +32,12 @@ from worker.process import TrainerProcess
 from worker.runner import Shutdown
 from worker.scratch import child_environment, scratch
 from worker.slots import Place
-from worker.trainer import ORDER
+from worker.trainer import EXIT_INTERRUPTED, EXIT_LEASE_OVER, ORDER
 
 _log = logging.getLogger(__name__)
 LENT = (sys.executable, "-m", "worker.lent")
+#: Exit codes of a process that was let go, was to stop, or whose worker stood still.
+_IN_ORDER = (0, EXIT_INTERRUPTED, EXIT_LEASE_OVER)
 _TICK = 0.2
 _LOG_CHARACTERS = 4000
 
@@ -56,6 +58,10 @@ class Lender:
     command: Sequence[str] = LENT
     #: Jobs that it could not help.
     _tried: set[str] = field(init=False, default_factory=set)
+    #: Jobs for which its process has ended without a word: once may be anybody's bad luck.
+    _crashed: set[str] = field(init=False, default_factory=set)
+    #: Secrets of trainings to which there is no way from here; another worker may have one.
+    _unreached: set[str] = field(init=False, default_factory=set)
     #: Ranks that are lent open ports too.
     _may: bool = field(init=False)
 
@@ -75,6 +81,7 @@ class Lender:
             threads=threads,
             lease_seconds=self.settings.lease_seconds,
             without=self._tried,
+            unreached=self._unreached,
         )
 
     def run(self, claimed: PlaceClaim, place: Place) -> None:
@@ -89,8 +96,13 @@ class Lender:
         except Exception:  # the boundary: a loan must not cost the worker its slot
             _log.exception("the host that was lent to %s is taken back", claimed.job_id)
             loan.failed = True
+        if loan.crashed:
+            loan.failed = claimed.job_id in self._crashed
+            self._crashed.add(claimed.job_id)
         if loan.failed:
             self._tried.add(claimed.job_id)
+        if loan.unreached:
+            self._unreached.add(claimed.invitation.secret)
         loan.let_go()
         _log.info("%s has no host of this worker any more", claimed.job_id)
 
@@ -110,7 +122,10 @@ class _Loan:
         now = time.monotonic()
         self._deadline, self._next_look, self._next_beat = now + self._settings.lease_seconds, now, now
         self._joined = False
-        self._turned_away = False  #: the training could not be reached, or wanted no more hosts
+        self._turned_away = False  #: the training wanted no more hosts
+        self._said = False  #: why it ends
+        self.unreached = False  #: there is no way to the training from here
+        self.crashed = False  #: the process ended without a word
         #: A rank of it could not go on, or what it needs cannot be had: nothing that another try would change.
         self.failed = False
 
@@ -125,10 +140,15 @@ class _Loan:
             (self._work / ORDER).write_text(json.dumps(self._prepare()), encoding="utf-8")
             environment = child_environment(self._settings, self._place, self._folder) | self._threads()
             process = TrainerProcess(self._lender.command, self._work, environment, self._hear, self._print)
+            alone = False
             try:
-                self._watch(process)
+                alone = self._watch(process)
             finally:
-                process.finish()
+                code = process.finish()
+            if alone and not self._said and code not in _IN_ORDER:
+                ended = "the process that lent this host to %s ended with code %d and gave no reason; it printed: %s"
+                _log.warning(ended, self._claimed.job_id, code, self._log)
+                self.crashed = True
 
     def _prepare(self) -> dict[str, Any]:
         """Fetch the models that the config names; the texts and all else come from the host that leads.
@@ -159,7 +179,8 @@ class _Loan:
         if not self._is_wanted() or self._lender.shutdown.wanted.is_set():
             raise Interrupted("The place is not wanted any more.")
 
-    def _watch(self, process: TrainerProcess) -> None:
+    def _watch(self, process: TrainerProcess) -> bool:
+        """Until it ends by itself, which is told, or there is no reason to go on."""
         process.tell("invitation", invitation=asdict(self._claimed.invitation))
         told, kill_at = self._deadline, float("inf")
         while process.pump(_TICK):
@@ -168,15 +189,16 @@ class _Loan:
                 told = self._deadline
                 process.tell("lease", seconds=told - now)
             if not self._is_wanted():
-                return
+                return False
             if self._lender.shutdown.wanted.is_set() and kill_at == float("inf"):
                 # The one that leads saves the training's state first, and then lets this host go.
                 process.ask_to_stop()
                 kill_at = now + self._settings.grace_seconds
             if now > kill_at or self._lender.shutdown.hurry.is_set():
-                return
+                return False
         if self._log and kill_at == float("inf"):
             _log.info("the ranks that this host lent to %s printed: %s", self._claimed.job_id, self._log)
+        return True
 
     def _hear(self, line: dict[str, Any]) -> None:
         match line:
@@ -184,8 +206,10 @@ class _Loan:
                 self._joined = True
             case {"type": "error", "code": code, "message": str(message)}:
                 _log.warning("this host could not be lent to %s: %s", self._claimed.job_id, message)
-                self._turned_away = code == Unavailable.code
-                self.failed = self._joined or not self._turned_away
+                self._said = True
+                self._turned_away = code == Conflict.code and not self._joined
+                self.unreached = code == Unavailable.code and not self._joined
+                self.failed = not (self._turned_away or self.unreached)
 
     def _print(self, text: str) -> None:
         self._log = (self._log + text)[-_LOG_CHARACTERS:]
@@ -207,9 +231,9 @@ class _Loan:
     def _look(self, now: float) -> bool:
         if now < self._next_beat:
             with self._database.reading() as session:
-                return places.wanted(session, self._claimed)
+                return claims.wanted(session, self._claimed)
         with self._database.session() as session:
-            kept = places.keep(session, self._claimed, self._settings.lease_seconds)
+            kept = claims.keep(session, self._claimed, self._settings.lease_seconds)
         self._next_beat = now + self._settings.heartbeat_seconds
         self._deadline = now + self._settings.lease_seconds
         return kept
@@ -217,7 +241,7 @@ class _Loan:
     def let_go(self) -> None:
         """Leave the place: to others, where this host has not come to the training yet. A second one of a worker that
         is there already has its name, so that the training does not withdraw it: it would be tried on and on."""
-        leave = places.finish if self._joined or self._turned_away else places.give_back
+        leave = claims.finish if self._joined or self._turned_away else claims.give_back
         try:
             with self._database.session() as session:
                 leave(session, self._claimed)

@@ -12,23 +12,23 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, delete, insert, or_, select
 from sqlalchemy.orm import Session
 
 from limbeck.offer import Offer, Part
 from models.job import HELD, Job
 from models.part import TeacherPart
-from models.repository.offered import free, stands
-from worker.lease import Holder, Lease, due, in_seconds, wish
+from models.repository.offered import free
+from worker.claims import Taken, execute, take, withdraw
+from worker.lease import Holder, Lease, due, wish
 
 
 @dataclass(frozen=True, slots=True)
-class PartClaim:
+class PartClaim(Taken):
     """A part that this worker computes now."""
 
-    id: int
-    claims: int
-    job_id: str
+    table = TeacherPart
+
     key: str
     part: Part
     teacher: str
@@ -55,7 +55,7 @@ def offer(session: Session, lease: Lease, offered: Offer, *, without: Collection
     roles = {name.split(".", 1)[0] for name in (checkpoint or {}).get("files", {})}
     if not {"data", offered.teacher} <= roles:
         return False
-    withdraw(session, lease.job_id)
+    withdraw(session, TeacherPart, lease.job_id)
     rows = [
         {
             "job_id": lease.job_id,
@@ -83,17 +83,12 @@ def narrow(session: Session, lease: Lease, offered: Offer) -> None:
     gone: list[ColumnElement[bool]] = [TeacherPart.first_batch.not_in(left)]
     if offered.own is not None:
         gone.append((TeacherPart.first_batch == offered.own.first) & free(TeacherPart))
-    _execute(session, delete(TeacherPart).where(*mine, or_(*gone)))
-
-
-def withdraw(session: Session, job_id: str) -> None:
-    """The job offers nothing any more."""
-    _execute(session, delete(TeacherPart).where(TeacherPart.job_id == job_id))
+    execute(session, delete(TeacherPart).where(*mine, or_(*gone)))
 
 
 def clear(session: Session, lease: Lease) -> bool:
     """This attempt offers nothing any more; whether it still has the job."""
-    _execute(session, delete(TeacherPart).where(TeacherPart.job_id == lease.job_id, TeacherPart.fence == lease.fence))
+    execute(session, delete(TeacherPart).where(TeacherPart.job_id == lease.job_id, TeacherPart.fence == lease.fence))
     mine = (Job.id == lease.job_id, Job.fence == lease.fence, Job.status.in_(HELD))
     return session.scalar(select(Job.id).where(*mine)) is not None
 
@@ -123,55 +118,15 @@ def claim(
         without: keys of passes that it has tried in vain.
         of: only of the pass that this is a part of.
     """
-    wanted = [stands(TeacherPart), free(TeacherPart), TeacherPart.likeness == likeness, TeacherPart.threads <= threads]
+    wanted = [TeacherPart.likeness == likeness, TeacherPart.threads <= threads]
     wanted += [TeacherPart.key.not_in(without)] if without else []
     wanted += [TeacherPart.job_id == of.job_id, TeacherPart.key == of.key] if of is not None else []
-    chosen = (
-        select(TeacherPart.id)
-        .where(*wanted)
-        .order_by(TeacherPart.job_id, TeacherPart.first_batch.desc())
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    row = session.scalar(
-        update(TeacherPart)
-        .where(TeacherPart.id == chosen, free(TeacherPart))
-        .values(worker=holder.worker, claims=TeacherPart.claims + 1, lease_expires_at=in_seconds(lease_seconds))
-        .returning(TeacherPart)
-        .execution_options(synchronize_session=False, populate_existing=True)
-    )
+    order = (TeacherPart.job_id, TeacherPart.first_batch.desc())
+    row = take(session, TeacherPart, holder, *wanted, order=order, lease_seconds=lease_seconds)
     if row is None:
         return None
     part = Part(row.first_batch, row.end_batch)
     return PartClaim(row.id, row.claims, row.job_id, row.key, part, row.teacher, row.threads)
-
-
-def keep(session: Session, claimed: PartClaim, lease_seconds: float) -> bool:
-    """Renew the lease of a part; False where it is wanted no more, or somebody else's."""
-    renewed = session.scalar(
-        update(TeacherPart)
-        .where(*_mine(claimed), stands(TeacherPart))
-        .values(lease_expires_at=in_seconds(lease_seconds))
-        .returning(TeacherPart.id)
-        .execution_options(synchronize_session=False)
-    )
-    return renewed is not None
-
-
-def wanted(session: Session, claimed: PartClaim) -> bool:
-    """Whether the part is still this worker's to compute; reads only."""
-    return session.scalar(select(TeacherPart.id).where(*_mine(claimed), stands(TeacherPart))) is not None
-
-
-def give_back(session: Session, claimed: PartClaim) -> None:
-    """Let others have it."""
-    _execute(session, update(TeacherPart).where(*_mine(claimed)).values(worker=None, lease_expires_at=None))
-
-
-def finish(session: Session, claimed: PartClaim) -> None:
-    """It lies in the storage."""
-    _execute(session, delete(TeacherPart).where(*_mine(claimed)))
 
 
 def job_waits(session: Session) -> bool:
@@ -189,11 +144,3 @@ def checkpoint_for(session: Session, claimed: PartClaim) -> tuple[dict[str, Any]
 
 def _of_roles(checkpoint: dict[str, Any], roles: Iterable[str]) -> dict[str, Any]:
     return {name: file for name, file in checkpoint["files"].items() if name.split(".", 1)[0] in roles}
-
-
-def _mine(claimed: PartClaim) -> tuple[ColumnElement[bool], ...]:
-    return (TeacherPart.id == claimed.id, TeacherPart.claims == claimed.claims)
-
-
-def _execute(session: Session, statement: Any) -> None:
-    session.execute(statement.execution_options(synchronize_session=False))

@@ -10,24 +10,25 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, insert, or_, select, update
+from sqlalchemy import and_, delete, exists, insert, or_, select
 from sqlalchemy.orm import Session
 
 from limbeck.hosts import Invitation
 from limbeck.machine import installed, likeness
 from models.host_place import HostPlace
 from models.job import HELD, Job
-from models.repository.offered import free, stands
-from worker.lease import Holder, Lease, in_seconds, wish
+from models.repository.offered import free
+from worker.claims import Taken, execute, take
+from worker.lease import Holder, Lease, wish
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceClaim:
+class PlaceClaim(Taken):
     """A place that this worker has."""
 
-    id: int
-    claims: int
-    job_id: str
+    table = HostPlace
+    kept_while = HELD
+
     invitation: Invitation
 
     @property
@@ -55,7 +56,7 @@ def invite(session: Session, lease: Lease, invitation: Invitation, *, kind: str,
     """
     wish(session, lease)
     earlier = or_(HostPlace.fence != lease.fence, free(HostPlace))
-    _execute(session, delete(HostPlace).where(HostPlace.job_id == lease.job_id, earlier))
+    execute(session, delete(HostPlace).where(HostPlace.job_id == lease.job_id, earlier))
     row = {
         "job_id": lease.job_id,
         "fence": lease.fence,
@@ -75,7 +76,7 @@ def settle(session: Session, lease: Lease, workers: Sequence[str]) -> None:
     """These are there and keep their places; no others are wanted."""
     mine = (HostPlace.job_id == lease.job_id, HostPlace.fence == lease.fence)
     others = or_(HostPlace.worker.is_(None), HostPlace.worker.not_in(workers))
-    _execute(session, delete(HostPlace).where(*mine, others))
+    execute(session, delete(HostPlace).where(*mine, others))
 
 
 def claim(
@@ -87,6 +88,7 @@ def claim(
     threads: int,
     lease_seconds: float,
     without: Collection[str] = (),
+    unreached: Collection[str] = (),
 ) -> PlaceClaim | None:
     """Take a place that a host of this kind can fill; None where there is none.
 
@@ -94,68 +96,21 @@ def claim(
         gpus: that are free; None where the worker has none at all, and computes on its cores.
         threads: that a process has there.
         without: jobs that it has tried to help in vain.
+        unreached: secrets of trainings to which it has found no way.
     """
     on_cores = and_(HostPlace.gpus == 0, HostPlace.threads <= threads)
     fits = on_cores if gpus is None else and_(HostPlace.gpus > 0, HostPlace.gpus <= gpus)
     elsewhere = exists(select(Job.id).where(Job.id == HostPlace.job_id, Job.worker != holder.worker))
-    wanted = [stands(HostPlace), free(HostPlace), HostPlace.likeness == kind, fits, elsewhere]
+    wanted = [HostPlace.likeness == kind, fits, elsewhere]
     wanted += [HostPlace.job_id.not_in(without)] if without else []
-    chosen = (
-        select(HostPlace.id)
-        .where(*wanted)
-        .order_by(HostPlace.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    row = session.scalar(
-        update(HostPlace)
-        .where(HostPlace.id == chosen, free(HostPlace))
-        .values(worker=holder.worker, claims=HostPlace.claims + 1, lease_expires_at=in_seconds(lease_seconds))
-        .returning(HostPlace)
-        .execution_options(synchronize_session=False, populate_existing=True)
-    )
+    wanted += [HostPlace.secret.not_in(unreached)] if unreached else []
+    row = take(session, HostPlace, holder, *wanted, order=(HostPlace.id,), lease_seconds=lease_seconds)
     if row is None:
         return None
     invitation = Invitation(row.address, row.port, row.secret, 1, row.devices, row.threads)
     return PlaceClaim(row.id, row.claims, row.job_id, invitation)
 
 
-def keep(session: Session, claimed: PlaceClaim, lease_seconds: float) -> bool:
-    """Renew the lease of a place; False where it is wanted no more, or somebody else's."""
-    renewed = session.scalar(
-        update(HostPlace)
-        .where(*_mine(claimed), stands(HostPlace, HELD))
-        .values(lease_expires_at=in_seconds(lease_seconds))
-        .returning(HostPlace.id)
-        .execution_options(synchronize_session=False)
-    )
-    return renewed is not None
-
-
-def wanted(session: Session, claimed: PlaceClaim) -> bool:
-    """Whether the place is still this worker's; reads only."""
-    return session.scalar(select(HostPlace.id).where(*_mine(claimed), stands(HostPlace, HELD))) is not None
-
-
-def give_back(session: Session, claimed: PlaceClaim) -> None:
-    """Let others have it, if it is still wanted."""
-    _execute(session, update(HostPlace).where(*_mine(claimed)).values(worker=None, lease_expires_at=None))
-
-
-def finish(session: Session, claimed: PlaceClaim) -> None:
-    """Its host was there, and is no more."""
-    _execute(session, delete(HostPlace).where(*_mine(claimed)))
-
-
 def config_of(session: Session, claimed: PlaceClaim) -> dict[str, Any] | None:
     """The place's job's; None where the job is no more."""
     return session.scalar(select(Job.config).where(Job.id == claimed.job_id))
-
-
-def _mine(claimed: PlaceClaim) -> tuple[ColumnElement[bool], ...]:
-    return (HostPlace.id == claimed.id, HostPlace.claims == claimed.claims)
-
-
-def _execute(session: Session, statement: Any) -> None:
-    session.execute(statement.execution_options(synchronize_session=False))

@@ -25,6 +25,7 @@ from models.engine import database_address
 from models.providers import require_providers
 from models.settings import Settings, complaint, refuse
 from models.storage import require_storage
+from worker.invitations import require_own_address
 from worker.queue import require_broker
 
 _TICK = 0.1
@@ -192,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         database_address(settings.database_url)
         require_storage(settings)
         require_broker(settings)
+        require_own_address(settings)
         with bind(given.host, given.port) as listener, _alone_in(settings.data_dir):
             _migrate(settings)
             _supervise(settings, listener)

@@ -8,14 +8,11 @@ from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from models.base import db_now
-from models.host_place import HostPlace
 from models.job import Job, JobStatus
-from models.part import TeacherPart
-
-Offered = type[TeacherPart] | type[HostPlace]
+from models.offered import Offered
 
 
-def stands(table: Offered, statuses: Collection[JobStatus] = (JobStatus.RUNNING,)) -> ColumnElement[bool]:
+def stands(table: type[Offered], statuses: Collection[JobStatus] = (JobStatus.RUNNING,)) -> ColumnElement[bool]:
     """The attempt that offers it goes on, and its job has one of these statuses."""
     return exists(
         select(Job.id).where(
@@ -27,12 +24,12 @@ def stands(table: Offered, statuses: Collection[JobStatus] = (JobStatus.RUNNING,
     )
 
 
-def free(table: Offered) -> ColumnElement[bool]:
+def free(table: type[Offered]) -> ColumnElement[bool]:
     """Nobody is at it, or whoever was has let the lease run out."""
     return or_(table.worker.is_(None), table.lease_expires_at <= db_now())
 
 
-def count(session: Session, table: Offered) -> dict[str, int]:
+def count(session: Session, table: type[Offered]) -> dict[str, int]:
     """How many that stand are ``free`` and how many ``held``."""
     found = {
         "free": select(func.count()).select_from(table).where(stands(table), free(table)),

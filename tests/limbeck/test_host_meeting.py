@@ -22,7 +22,7 @@ import pytest
 from limbeck.assignment import Assignment
 from limbeck.callbacks import Callbacks
 from limbeck.config import DistillConfig
-from limbeck.errors import Interrupted, RankLost, Unavailable
+from limbeck.errors import Conflict, Interrupted, RankLost, Unavailable
 from limbeck.hosts import Host, HostsPlace, Invitation, LentRank, Lobby, Start
 from limbeck.launching import _Crew, _HostLeaves, _Launcher, distill_in_ranks
 from limbeck.lending import _Loan, lend
@@ -98,7 +98,7 @@ class Inviting:
     def invite(self, invitation: Invitation) -> None:
         self.invited.append(invitation)
         self.threads = [
-            threading.Thread(target=self._come, args=(invitation, secret, f"guest {number}"))
+            threading.Thread(target=self._come, args=(invitation, secret, name := f"guest {number}"), name=name)
             for number, secret in enumerate(self._secrets)
         ]
         for thread in self.threads:
@@ -108,7 +108,7 @@ class Inviting:
         one = Invitation(invitation.address, invitation.port, secret or invitation.secret, 1, 2, 1)
         try:
             lend(one, name, Path("unused"), {}, lambda: False, lambda: None)
-        except Unavailable as error:
+        except Conflict as error:
             self.refused.append(error)
 
 
@@ -254,6 +254,25 @@ def test_a_host_whose_ranks_crash_again_is_not_lent_again(
         assert str(error) == "Rank 1 on this host was killed from outside (SIGKILL), as one did in an earlier start."
 
 
+class OfALibraryHere(Exception):
+    """Known to a module that the one who leads does not have."""
+
+
+def test_an_error_that_only_this_host_knows_is_told_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Guards the one who leads, who would fail for not having the library: an error there is that host's loss alone."""
+    leader, ended = lending(monkeypatch, tmp_path, [Crashing(1, OfALibraryHere("no such kernel")).rank])
+    assert leader.recv() == "guest"
+    host = Host("guest", leader)
+    rank = LentRank(1, host)
+    leader.send(start_of(0, tmp_path))
+    assert leader.poll(10)
+    monkeypatch.delattr(sys.modules[__name__], "OfALibraryHere")
+    _Crew([rank], [host], 0, Told(), None)._hear_host(host)
+    assert rank.how == "cannot go on: OfALibraryHere: no such kernel"
+    assert not host.here
+    assert type(ended.result(10)).__name__ == "OfALibraryHere"
+
+
 def test_hosts_whose_ranks_do_not_find_each_other_are_done_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -279,9 +298,47 @@ def test_hosts_whose_ranks_do_not_find_each_other_are_done_without(
     assert lost.startswith("2 ranks on 2 hosts did not find each other within 0.3 s")
 
 
+def test_strangers_who_say_nothing_keep_nobody_waiting() -> None:
+    """Guards the hosts that come behind a scan of ports: they had to wait for longer than they themselves do, and their
+    places were lost."""
+    inviting, told = Inviting([None]), Told()
+    with ExitStack() as stack:
+
+        def come(invitation: Invitation) -> None:
+            for _ in range(3):
+                stack.enter_context(socket.create_connection((invitation.address, invitation.port)))
+            inviting.invite(invitation)
+
+        place = HostsPlace("127.0.0.1", 30, come, lambda workers: None)
+        began = time.monotonic()
+        with Lobby(place, wanted=1, devices=2) as lobby:
+            lobby.gather(told)
+            assert [host.name for host in lobby.hosts] == ["guest 0"]
+        assert time.monotonic() - began < 4
+    for thread in inviting.threads:
+        thread.join(10)
+    assert inviting.refused == []
+
+
+def test_more_guests_than_places_are_let_go() -> None:
+    """Guards against a host that waits for a training which has begun without it."""
+    inviting, told = Inviting([None] * 4), Told()
+    with Lobby(inviting.place, wanted=1, devices=2) as lobby:
+        lobby.gather(told)
+        assert len(lobby.hosts) == 1
+        (kept,) = [thread for thread in inviting.threads if thread.name == lobby.hosts[0].name]
+        for thread in inviting.threads:
+            if thread is not kept:
+                thread.join(10)
+                assert not thread.is_alive()
+        assert kept.is_alive()
+    kept.join(10)
+    assert [kind for kind, _ in told.events] == ["hosts.wanted", "host.joined"]
+
+
 @pytest.mark.parametrize("slow", ["silent", "drips", "no name"])
 def test_a_guest_who_does_not_get_on_is_turned_away(monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
-    """Guards pause and cancel, which are not looked for while somebody is greeted."""
+    """Guards against a connection, and a thread, that a stranger could hold for ever."""
     monkeypatch.setattr("limbeck.network._GREETING_SECONDS", 0.5)
     told, left, pool = Told(), threading.Event(), ThreadPoolExecutor(1)
     guests: list[Future[None]] = []

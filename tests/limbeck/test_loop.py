@@ -289,6 +289,35 @@ def test_a_method_of_two_parts_with_a_module_of_its_own_resumes_exactly(bench: B
     assert_equal(resumed.model.state_dict(), undisturbed.model.state_dict())
 
 
+class _LateDraw(_TwoParts):
+    """As fastbert is: what the second part trains starts at random."""
+
+    drawn: ClassVar[list[torch.Tensor]] = []
+
+    def parts(self) -> tuple[Part, ...]:
+        return (Part("labels", share=2 / 3), Part("projection", share=1 / 3, selects=False))
+
+    def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
+        objective = super().build(part, models, criterion)
+        if isinstance(objective, _Projection):
+            self.drawn.append(objective.projection.weight.detach().clone())
+        return objective
+
+
+def test_what_a_later_part_draws_hangs_on_the_seed_alone(bench: Bench, tmp_path: Path) -> None:
+    """Guards against other branches of fastbert on several devices, or with batches in parts: dropout then draws
+    otherwise in the steps before."""
+    _LateDraw.drawn.clear()
+    for accumulation in (1, 4):
+        phase = bench.phase(_LateDraw(), gradient_accumulation=accumulation)
+        train(phase, bench.run(tmp_path / str(accumulation), phase))
+    other = bench.phase(_LateDraw(), seed=4)
+    train(other, bench.run(tmp_path / "other", other))
+    one, same, another = _LateDraw.drawn
+    assert torch.equal(one, same)
+    assert not torch.equal(one, another)
+
+
 class _Watched(_TwoParts):
     """Notes which examples each part learns from."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
 
+from limbeck.engine import failures_named
+from limbeck.errors import OutOfMemory, RankLost
 from limbeck.memory import HostMemory, memory_of, ran_out
+from limbeck.ranks import _peers
 
 MB = 1024**2
 
@@ -85,9 +89,24 @@ def test_the_peak_is_what_was_held_since_it_was_forgotten() -> None:
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("unable to mmap 3000 bytes from file </dev/shm/x>: Cannot allocate memory (12)"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
         (RuntimeError("shapes do not fit"), False),
         (ValueError("can't allocate memory"), False),
     ],
 )
 def test_memory_that_runs_out_is_known_however_it_is_worded(error: Exception, expected: bool) -> None:
+    """Guards against a fault of Limbeck's own, which is not tried again, where a card is full when it is first used."""
     assert ran_out(error) is expected
+    with pytest.raises(OutOfMemory if expected else type(error)), failures_named():
+        raise error
+
+
+def test_a_rank_without_memory_does_not_say_that_another_has_gone() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), _peers():
+        raise RuntimeError("CUDA error: out of memory")
+    with pytest.raises(RankLost), _peers():
+        raise RuntimeError("Connection closed by peer")

@@ -154,12 +154,14 @@ def ranks_of(pid: int) -> dict[int, psutil.Process]:
         ("kd", {"sample_weighting": "focal", "batch_size": 24}, True),
         ("theseus", {"gradient_accumulation": 2}, False),
         ("patient", {"batch_size": 24}, False),
+        ("fastbert", {}, False),
         ("distilbert", {"sample_weighting": "curriculum", "gradient_accumulation": "auto"}, False),
     ],
     ids=[
         "weights by the student, two teachers",
         "theseus",
         "kept states",
+        "branches that are drawn in mid-training",
         "masked words, weights by the teacher, parts by a probe",
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from limbeck.answer_files import Answers, Shapes, read_answers
 from limbeck.cache import answers_key, predict, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
@@ -66,6 +67,30 @@ def test_files_are_found_whole_until_the_limit_and_the_least_recently_used_goes_
     assert torch.equal(found.answers["logits"], values)
     assert not cache.keep(OTHER, {"logits": torch.randn(1000, 2)}, 1.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(cache.path(key).name for key in (ONE, THIRD))
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["while they are read", "before"])
+def test_answers_that_another_job_evicts_meanwhile_are_known_all_the_same_or_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: bool
+) -> None:
+    """Guards a pass of hours that is known: reading its answers takes long enough for another job to make room."""
+    values = {"logits": torch.randn(100, 2)}
+    cache, used = TeacherCache(tmp_path), list[str]()
+    assert cache.keep(ONE, values, 1.5)
+    finding = TeacherCache(tmp_path, used=used.append)
+
+    def beside(path: Path, shapes: Shapes) -> tuple[Answers, dict[str, str]]:
+        found = read_answers(path, shapes) if read else None
+        assert path.stat().st_mtime > 1, "the next to go"
+        path.unlink()
+        return found or read_answers(path, shapes)
+
+    os.utime(cache.path(ONE), (1, 1))
+    monkeypatch.setattr("limbeck.teacher_cache.read_answers", beside)
+    known = finding.find(ONE, {"logits": (100, 2)})
+    assert (known is not None) == read
+    assert known is None or torch.equal(known.answers["logits"], values["logits"])
+    assert used == [ONE] * read
 
 
 @pytest.mark.parametrize(

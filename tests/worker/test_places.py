@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from models.repository import jobs, offered
 from models.settings import Settings
 from models.storage import Storage
 from tests.worker.conftest import STAND_IN, claim_one, expire, steal, submit
-from worker import endings, places
+from worker import claims, endings, places
 from worker.invitations import own_address
 from worker.lease import Claim, Holder
 from worker.lender import Lender, _Loan
@@ -55,8 +56,8 @@ def taken(database: Database, holder: Holder = ONE) -> PlaceClaim:
 
 def keeps(database: Database, claimed: PlaceClaim) -> bool:
     with database.session() as session:
-        kept = places.keep(session, claimed, 60)
-        assert places.wanted(session, claimed) == kept
+        kept = claims.keep(session, claimed, 60)
+        assert claims.wanted(session, claimed) == kept
     return kept
 
 
@@ -68,14 +69,14 @@ def rows(database: Database) -> int:
 def test_each_place_is_taken_once_and_says_where_to_go(either: Database) -> None:
     """Guards against two hosts in one place, where one would wait for ever."""
     running = invited(either)
-    claims = [taken(either, holder) for holder in (ONE, OTHER)]
-    assert len({claim.id for claim in claims}) == 2
-    assert {claim.job_id for claim in claims} == {running.job.id}
-    found = claims[0].invitation
-    assert (found.address, found.port, found.secret, found.devices) == ("127.0.0.1", 4711, "s" * 64, 3)
-    assert found.threads == 2
+    found = [taken(either, holder) for holder in (ONE, OTHER)]
+    assert len({claim.id for claim in found}) == 2
+    assert {claim.job_id for claim in found} == {running.job.id}
+    first = found[0].invitation
+    assert (first.address, first.port, first.secret, first.devices) == ("127.0.0.1", 4711, "s" * 64, 3)
+    assert first.threads == 2
     assert take(either, Holder("third", "third", 3)) is None
-    assert all(keeps(either, claim) for claim in claims)
+    assert all(keeps(either, claim) for claim in found)
     with either.reading() as session:
         assert offered.count(session, HostPlace) == {"free": 0, "held": 2}
 
@@ -121,6 +122,7 @@ def test_a_place_is_kept_while_the_job_saves_its_state(either: Database) -> None
     with either.session() as session:
         endings.stop(session, running.lease)
     assert not keeps(either, mine)
+    assert rows(either) == 0, "with the secret in them"
 
 
 def test_places_end_with_the_attempt_that_offers_them(either: Database) -> None:
@@ -155,12 +157,12 @@ def test_a_place_that_was_given_back_is_free_and_one_that_was_filled_is_gone(eit
     invited(either)
     mine = taken(either)
     with either.session() as session:
-        places.give_back(session, mine)
+        claims.give_back(session, mine)
     again = taken(either, OTHER)
     assert (again.id, again.claims) == (mine.id, mine.claims + 1)
     with either.session() as session:
-        places.finish(session, mine)  # too late: it is another's
-        places.finish(session, again)
+        claims.finish(session, mine)  # too late: it is another's
+        claims.finish(session, again)
     assert rows(either) == 1
 
 
@@ -219,7 +221,7 @@ def test_gpus_that_wait_for_others_are_not_lent(
         assert (worker._place(session, 1) is not None) == lends
 
 
-@pytest.mark.parametrize("code", [None, "unavailable"])
+@pytest.mark.parametrize("code", [None, "conflict"])
 def test_a_host_that_was_turned_away_does_not_come_again(
     database: Database, storage: Storage, settings: Settings, code: str | None
 ) -> None:
@@ -235,3 +237,69 @@ def test_a_host_that_was_turned_away_does_not_come_again(
     loan.let_go()
     assert not loan.failed, "it may come when it is wanted"
     assert (take(database) is None) == (code is not None)
+
+
+@pytest.mark.parametrize("code", ["conflict", "unavailable", "storage_full"])
+def test_a_host_whose_ranks_could_not_go_on_is_not_lent_again(
+    database: Database, storage: Storage, settings: Settings, code: str
+) -> None:
+    """Guards the job's restarts: what a rank says once the host has joined is no word of the one who leads."""
+    invited(database)
+    loan = _Loan(Lender(settings, database, storage, Shutdown(), ONE), taken(database), Place((), 1))
+    loan._hear({"type": "joined"})
+    loan._hear({"type": "error", "code": code, "message": "The hub is away."})
+    assert (loan.failed, loan.unreached) == (True, False)
+
+
+def lender(settings: Settings, database: Database, storage: Storage, *program: str) -> Lender:
+    """Of :data:`OTHER`; its process is ``python -c PROGRAM …``."""
+    given = {"command": (sys.executable, "-c", *program)} if program else {}
+    return Lender(settings, database, storage, Shutdown(), OTHER, **given)
+
+
+def lent_once(lender: Lender, database: Database) -> bool:
+    """Whether there was a place for it; it has come back from there."""
+    with database.session() as session:
+        claimed = lender.claim(session, None, 1)
+    if claimed is not None:
+        lender.run(claimed, Place((), 1))
+    return claimed is not None
+
+
+def invited_here(database: Database) -> None:
+    """A training by which nobody listens wants a host of this kind."""
+    submit(database)
+    running = claim_one(database)
+    assert running is not None
+    wanted = Invitation("127.0.0.1", 1, "s" * 64, places=1, devices=1, threads=1)
+    with database.session() as session:
+        places.invite(session, running.lease, wanted, kind=places.kind_of_host(gpus=False), gpus=False)
+
+
+def taken_by_a_third(database: Database) -> bool:
+    here = {"kind": places.kind_of_host(gpus=False), "threads": 1}
+    return take(database, Holder("third", "third", 3), **here) is not None
+
+
+def test_a_place_that_one_worker_cannot_reach_is_left_to_the_others(
+    database: Database, storage: Storage, settings: Settings
+) -> None:
+    """Guards against one worker behind a firewall that uses up the places which others could fill."""
+    invited_here(database)
+    cut_off = lender(settings, database, storage)
+    assert [lent_once(cut_off, database) for _ in range(2)] == [True, False]
+    assert taken_by_a_third(database)
+    invited_here(database)
+    with database.session() as session:
+        session.execute(update(HostPlace).values(secret="t" * 64, worker=None))
+    assert lent_once(cut_off, database), "from another training it may be reached"
+
+
+def test_a_worker_whose_process_crashes_again_leaves_the_place_to_others(
+    database: Database, storage: Storage, settings: Settings
+) -> None:
+    """Guards against a broken installation that fetches the models on and on and holds the place meanwhile."""
+    invited_here(database)
+    broken = lender(settings, database, storage, "raise SystemExit(7)")
+    assert [lent_once(broken, database) for _ in range(3)] == [True, True, False]
+    assert taken_by_a_third(database)

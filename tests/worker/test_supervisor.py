@@ -96,6 +96,9 @@ _UNSET = "in production these have no default and have to be set: LIMBECK_DATABA
         ("api", "LIMBECK_STORAGE_URL", "gs://bucket", "LIMBECK_STORAGE_URL is 'gs://bucket'"),
         ("api", "LIMBECK_DATABASE_URL", "me:secret@host", "LIMBECK_DATABASE_URL is no address; allowed: sqlite"),
         ("worker", "LIMBECK_STORAGE_URL", "gs://bucket", "LIMBECK_STORAGE_URL is 'gs://bucket'"),
+        ("limbeck up", "LIMBECK_RANKS_HOST", "203.0.113.9", "LIMBECK_RANKS_HOST may name one"),
+        ("worker", "LIMBECK_RANKS_HOST", "203.0.113.9", "no network interface whose first IPv4 address is 203.0.113.9"),
+        ("worker", "LIMBECK_RANKS_HOST", "nobody.invalid", "LIMBECK_RANKS_HOST: 'nobody.invalid' is found under no"),
         ("worker", "LIMBECK_BROKER_URL", "foo://me:secret@host", "LIMBECK_BROKER_URL begins with 'foo://'"),
     ],
 )

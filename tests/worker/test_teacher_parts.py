@@ -19,7 +19,7 @@ from models.part import TeacherPart
 from models.repository import jobs
 from models.repository import offered as still_offered
 from tests.worker.conftest import LIKE, OFFER, claim_one, offered, steal, submit
-from worker import endings, parts
+from worker import claims, endings, parts
 from worker.endings import Fault
 from worker.lease import Claim, Holder
 from worker.parts import PartClaim
@@ -41,8 +41,8 @@ def taken(database: Database, holder: Holder = ONE, **given: Any) -> PartClaim:
 
 def keeps(database: Database, claimed: PartClaim) -> bool:
     with database.session() as session:
-        kept = parts.keep(session, claimed, 60)
-        assert parts.wanted(session, claimed) == kept
+        kept = claims.keep(session, claimed, 60)
+        assert claims.wanted(session, claimed) == kept
     return kept
 
 
@@ -54,10 +54,10 @@ def rows(database: Database) -> int:
 def test_each_part_is_taken_once_and_the_last_one_first(either: Database) -> None:
     """Guards against two helpers at one part, and against help where the job itself will be in a moment."""
     offered(either)
-    claims = [taken(either, holder) for holder in (ONE, OTHER, ONE, OTHER)]
-    assert [claim.part.first for claim in claims] == [3, 2, 1, 0]
+    found = [taken(either, holder) for holder in (ONE, OTHER, ONE, OTHER)]
+    assert [claim.part.first for claim in found] == [3, 2, 1, 0]
     assert take(either) is None
-    assert all(keeps(either, claim) for claim in claims)
+    assert all(keeps(either, claim) for claim in found)
     with either.reading() as session:
         assert still_offered.count(session, TeacherPart) == {"free": 0, "held": 4}
 
@@ -74,8 +74,8 @@ def test_a_part_whose_helper_died_is_taken_by_another(either: Database) -> None:
     assert (again.part, again.claims) == (late.part, late.claims + 1)
     assert not keeps(either, late)
     with either.session() as session:
-        parts.give_back(session, late)
-        parts.finish(session, late)
+        claims.give_back(session, late)
+        claims.finish(session, late)
     assert keeps(either, again)
 
 
