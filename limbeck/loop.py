@@ -157,15 +157,13 @@ def train(phase: Phase, run: Run) -> Fitted:
     objective: Objective | None = None
     answers = _soft_labels(phase)
     models = replace(phase.models, states_kept=phase.teacher_states is not None)
-    unit = phase.task.loss_unit(phase.train)
     for index, (part, steps) in enumerate(zip(phase.method.parts(), phase.part_steps(), strict=True)):
         if index < position.part:
             continue
         if index > position.part:
             position.part, position.step, position.validated, position.best_score = index, 0, 0, -2.0
             position.variants = {}
-        teacher, weighting = phase.panel or phase.models.teacher, _weighting(phase, part)
-        criterion = Criterion(phase.task, phase.loss, weighting, phase.ensemble, run.ranks, teacher, unit)
+        criterion = _criterion(phase, part, run)
         objective = _build(phase, index, part, models, criterion)
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
@@ -234,6 +232,11 @@ def _build(phase: Phase, index: int, part: Part, models: Models, criterion: Crit
         return phase.method.build(part, models, criterion)
     finally:
         restore_random_state(*before)
+
+
+def _criterion(phase: Phase, part: Part, run: Run) -> Criterion:
+    teacher, unit = phase.panel or phase.models.teacher, phase.task.loss_unit(phase.train)
+    return Criterion(phase.task, phase.loss, _weighting(phase, part), phase.ensemble, run.ranks, teacher, unit)
 
 
 def _weighting(phase: Phase, part: Part) -> SampleWeighting | None:
