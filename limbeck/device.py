@@ -50,7 +50,7 @@ class Device:
             threads=torch.get_num_threads(),
             device=torch.cuda.get_device_name() if self.torch.type == "cuda" else "cpu",
             precision=self.precision,
-            torch=installed("torch"),
+            torch=str(torch.__version__),  # with its build: the package's own version is 2.13.0 for 2.13.0+cu130 too
             transformers=installed("transformers"),
             onnxruntime=installed("onnxruntime"),
         )

@@ -48,7 +48,8 @@ def say_provenance(
         digests: the sha256 of each teacher.
         unlabelled: source, revision and sha256 of texts without labels, by their part of the configuration.
     """
-    packages = ("limbeck", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+    packages = ("limbeck", "numpy", "onnxruntime", "tokenizers", "transformers")
+    hardware = run.device.hardware()
     if run.config.student.source is not None:
         run.provenance(student={"source": run.config.student.source, "revision": run.facts["student_revision"]})
     known = [
@@ -63,7 +64,7 @@ def say_provenance(
         dataset={"source": card.source, "revision": dataset_revision, "sha256": card.sha256},
         teacher=known[0],
         seed=run.config.training.seed,
-        hardware=run.device.hardware().model_dump(mode="json"),
+        hardware=hardware.model_dump(mode="json"),
         python=platform.python_version(),
-        packages={name: installed(name) for name in packages},
+        packages={name: installed(name) for name in packages} | {"torch": hardware.torch},
     )
