@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from limbeck.errors import InvalidConfig, Problem
-from limbeck.methods.base import Method, Models, Objective, Part, Term
+from limbeck.methods.base import Method, Models, Objective, Part, SpecialTokens, Term
 from limbeck.methods.patient import require_same_width
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from limbeck.config import Student
     from limbeck.criterion import Criterion
     from limbeck.tasks.base import Task
-
-#: BERT's rule: so many tokens are to be guessed; of those, so many are masked and so many are some other word.
-_GUESSED, _MASKED, _OTHER = 0.15, 0.8, 0.1
 
 
 class DistilBERT(Method):
@@ -102,23 +98,18 @@ class _TaskAgnostic(Objective):
 
 
 class _Triple(Objective):
+    """Any other task: its answers, words of its texts, and the last states."""
+
     def __init__(self, models: Models, criterion: Criterion, options: DistilBERT) -> None:
         from torch import nn
 
-        self.student, self.teacher = models.student, models.teacher()
-        self.criterion, self.options, self.seed = criterion, options, models.seed
-        ours, theirs = self.student.config, self.teacher.config
-        require_same_width(int(ours.hidden_size), int(theirs.hidden_size))
-        self.mask_id, self.special = _tokens(models)
-        count, width = self.table.shape
-        self.words = _words(int(ours.hidden_size), count, width)
-        self.module = nn.ModuleDict({"student": self.student, "words": self.words})
+        from limbeck.masked_words import MaskedWords
 
-    @property
-    def table(self) -> Tensor:  # (words, width)
-        table: Any = self.student.get_input_embeddings()
-        weight: Tensor = table.weight
-        return weight
+        self.student, self.teacher = models.student, models.teacher()
+        self.criterion, self.options = criterion, options
+        require_same_width(int(self.student.config.hidden_size), int(self.teacher.config.hidden_size))
+        self.words = MaskedWords(self.student, _tokens(models), models.seed)
+        self.module = nn.ModuleDict({"student": self.student, "words": self.words.head})
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
         import torch
@@ -136,69 +127,18 @@ class _Triple(Objective):
         soft = self.criterion.soft(logits, batch, self.options.temperature, progress=step / steps)
         return {
             "soft_loss": soft.times(self.options.soft_weight),
-            "words_loss": Term(self._words_loss(batch, step), self.options.words_weight, "tokens"),
+            "words_loss": Term(self.words.loss(batch, step), self.options.words_weight, "tokens"),
             "cosine_loss": Term(cosine, self.options.cosine_weight, "tokens"),
         }
 
-    def _words_loss(self, batch: Batch, step: int) -> Tensor:
-        """Cross-entropy of the guessed tokens, divided by 15 % of all tokens.
 
-        Not by as many as were drawn: parts of a batch could not be weighed by their tokens then, and an empty draw
-        would divide by nothing. Special tokens count among all and are never guessed, so that the mean is a little
-        light: by 2 of the 10 tokens of a text of 8 words, by 2 of 128 of a long one.
-        """
-        import torch.nn.functional as F
-
-        from limbeck.capture import captured
-
-        ids, guessed = self._masked(batch, step)
-        with captured(self.student) as found:
-            self.student.base_model(**batch.inputs | {"input_ids": ids})
-        states = self.words(found.hidden(int(self.student.config.num_hidden_layers))[guessed])
-        scores = F.linear(states, self.table, self.words.bias)  # tied, as BERT's own
-        losses = F.cross_entropy(scores.float(), batch.inputs["input_ids"][guessed], reduction="sum")
-        return losses / (_GUESSED * batch.counts["tokens"])
-
-    def _masked(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """The texts with words masked or exchanged, and where they are to be guessed: drawn for each example from its
-        place, the seed and the step, so that parts of a batch, ranks and a resumed run have the same."""
-        import torch
-
-        from limbeck.draws import drawn
-
-        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        assert batch.places is not None
-        numbers = torch.from_numpy(drawn(batch.places, ids.shape[1], 3, seed=self.seed, step=step))
-        chance, kind, other = numbers.to(ids.device, torch.float32)
-        word = (other * len(self.table)).long().clamp_max(len(self.table) - 1)
-        guessed = (chance < _GUESSED) & (mask > 0) & ~torch.isin(ids, self.special.to(ids.device))
-        changed = torch.where(kind < _MASKED, self.mask_id, torch.where(kind < _MASKED + _OTHER, word, ids))
-        return torch.where(guessed, changed, ids), guessed
-
-
-def _tokens(models: Models) -> tuple[int, Tensor]:
-    """The mask's id and all special ids.
-
+def _tokens(models: Models) -> SpecialTokens:
+    """
     Raises:
         InvalidConfig: the tokenizer has no mask.
     """
-    import torch
-
     found = models.tokens()
     if found.mask is None:
         detail = "found 'distilbert', which masks words, and a teacher whose tokenizer has no mask token: take kd"
         raise InvalidConfig(f"/method: {detail}", [Problem("/method", detail)])
-    return found.mask, torch.tensor(found.special)
-
-
-def _words(width: int, vocabulary: int, table_width: int) -> Any:
-    """BERT's masked-LM head without its decoder, which is the student's own table; with a bias for each word."""
-    import torch
-    from torch import nn
-
-    class Words(nn.Sequential):
-        bias: nn.Parameter
-
-    words = Words(nn.Linear(width, table_width), nn.GELU(), nn.LayerNorm(table_width))
-    words.bias = nn.Parameter(torch.zeros(vocabulary))
-    return words
+    return found

@@ -16,6 +16,7 @@ from limbeck.capture import captured
 from limbeck.criterion import Criterion
 from limbeck.errors import InvalidConfig
 from limbeck.gradients import Cut, backward
+from limbeck.masked_words import MaskedWords
 from limbeck.matching import (
     attention_distance,
     cosine_distance,
@@ -260,13 +261,11 @@ def test_relation_heads_divide_both_widths(bench: Bench) -> None:
 
 def test_masked_words_follow_berts_rule(bench: Bench) -> None:
     """15 % of the words, of which 80 % are masked and 10 % exchanged; special tokens and padding never."""
-    objective: object = DistilBERT().build(DistilBERT().parts()[0], models(bench), Criterion(TASK))
+    words = MaskedWords(bench.student(), TOKENS, seed=0)
     ids = torch.full((200, 200), 50)
     ids[:, 0], ids[:, 150:] = 2, 0
     texts = {"input_ids": ids, "attention_mask": (ids != 0).long()}
-    changed, guessed = objective._masked(  # type: ignore[attr-defined]
-        Batch(texts, torch.zeros(200), places=np.arange(200)), 7
-    )
+    changed, guessed = words.masked(Batch(texts, torch.zeros(200), places=np.arange(200)), 7)
     assert not guessed[:, 0].any()
     assert not guessed[:, 150:].any()
     assert guessed[:, 1:150].float().mean().item() == pytest.approx(0.15, abs=0.01)
