@@ -62,6 +62,7 @@ SCORECARD: dict[str, Any] = {
     "student": _model_card("student", 3, 0.731),
     "baseline": _model_card("baseline", 3, 0.702),
     "retention": _estimate(0.952),
+    "retention_note": None,
     "gap_recovery": _estimate(0.44),
     "gap_recovery_note": None,
     "speedup": {"1": 1.9, "32": 2.0},

@@ -24,7 +24,7 @@ from benchmarks.quality.running import CACHE, Teller
 from benchmarks.report import RESULTS, ROOT, machine, markdown_table, replace_part, write_json
 from limbeck.config import DistillConfig
 from limbeck.engine import distill
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, TeacherUnfit
 from limbeck.evaluate import SMALLEST_GAP
 from limbeck.scorecard import Scorecard
 
@@ -157,6 +157,8 @@ def gap_recovery(name: str, rows: Mapping[str, Any]) -> float | None:
 
 def _figures(card: Scorecard) -> dict[str, Any]:
     metric = card.main_metric
+    if card.retention is None:
+        raise TeacherUnfit(str(card.retention_note))
     return {
         "teacher": card.teacher.metrics[metric].model_dump(),
         "student": card.student.metrics[metric].model_dump(),

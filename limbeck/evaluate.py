@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limbeck import metrics
-from limbeck.errors import TeacherUnfit
 from limbeck.scorecard import NO_SHARES, Estimate
 
 RESAMPLES = 1_000
@@ -194,18 +193,13 @@ def retention(
     labels: Any,
     resamples: int = RESAMPLES,
     seed: int,
-) -> Estimate:
-    """Student / teacher with its paired 95 % interval; the arguments are predictions.
-
-    Raises:
-        TeacherUnfit: the teacher's metric is 0.
-    """
+) -> Estimate | None:
+    """Student / teacher with its paired 95 % interval; none where the teacher's metric is 0 or below, so that there is
+    nothing to retain. The arguments are predictions."""
     drawn = Resamples(labels, {"student": student, "teacher": teacher}, resamples=resamples, seed=seed)
     whole = drawn.value(metric, "teacher")
-    if whole == 0:
-        raise TeacherUnfit(f"The teacher's {metric} on the test split is 0: there is nothing to retain.")
-    if whole < 0:
-        raise TeacherUnfit(f"The teacher's {metric} on the test split is {whole:.3f}: there is nothing to retain.")
+    if whole <= 0:
+        return None
     each = drawn.values(metric, ("student", "teacher"))
     return _estimate(drawn.value(metric, "student") / whole, _ratio(each["student"], each["teacher"]))
 

@@ -131,8 +131,9 @@ def _model_cells(name: str, model: ModelCard, metrics: list[str]) -> list[str]:
 def _worth(card: Scorecard) -> str:
     metric = _words(card.main_metric)
     majority = f"{card.dataset.majority:.3f}" if card.main_metric in NO_SHARES else f"{card.dataset.majority:.1%}"
+    kept = "none" if card.retention is None else _percent(card.retention)
     lines = [
-        f"- Retention ({metric} of the student / of the teacher): {_percent(card.retention)}",
+        f"- Retention ({metric} of the student / of the teacher): {kept}",
         f"- {Template(TASKS[card.task].guess).substitute(majority=majority)}",
     ]
     if card.gap_recovery is not None:
@@ -141,8 +142,9 @@ def _worth(card: Scorecard) -> str:
             "- Gap recovery (how much of what the baseline lacks the teacher's answers brought): "
             f"{_percent(card.gap_recovery)}",
         )
-    if card.gap_recovery_note is not None:
-        lines.insert(-1, f"- {card.gap_recovery_note}")
+    for note in (card.retention_note, card.gap_recovery_note):
+        if note is not None:
+            lines.insert(-1, f"- {note}")
     if card.verdict.reasons:
         lines += [f"- The job's gate was missed: {reason}" for reason in card.verdict.reasons]
     return "\n".join(lines)

@@ -142,6 +142,7 @@ def scorecard_of(
         job.task.main_metric, student=answers["student"], teacher=answers["teacher"], labels=labels, seed=seed
     )
     recovery, note = _gap_recovery(job, answers, seed)
+    unfit = _guessing(job, answers["teacher"])
     return Scorecard(
         task=job.task.type,
         method=run.config.method.type,
@@ -159,6 +160,7 @@ def scorecard_of(
         student=cards["student"],
         baseline=cards.get("baseline"),
         retention=retention,
+        retention_note=unfit,
         gap_recovery=recovery,
         gap_recovery_note=note,
         speedup={
@@ -169,7 +171,7 @@ def scorecard_of(
         exports=exports,
         batch_probes=tuple(BatchProbe.model_validate(one) for one in run.facts.get(PROBES, {}).values()),
         minutes={stage: round(seconds / 60, 3) for stage, seconds in run.meter.state()["seconds"].items()},
-        verdict=_verdict(run.config.gate, retention, latency["student"]),
+        verdict=_verdict(run.config.gate, retention, unfit, latency["student"]),
     )
 
 
@@ -235,10 +237,29 @@ def _gap_recovery(job: Prepared, answers: Mapping[str, Sequence[Any]], seed: int
     return found.estimate, found.note
 
 
-def _verdict(gate: Gate, retention: Estimate, latency: Sequence[Latency]) -> Verdict:
-    """Whether the student reaches what the gate asks for, in torch on this machine."""
+def _guessing(job: Prepared, answers: Any) -> str | None:
+    """What there is to say of a teacher that was fit on validation, and is no better than guessing on the test split:
+    the job ends all the same, for the student is trained and its own figures are true."""
+    metric, truth = job.task.main_metric, job.task.truth(job.test)
+    worth, guessing = (evaluate.score(metric, one, truth) for one in (answers, job.task.guess(truth)))
+    if worth > guessing:
+        return None
+    return (
+        f"The teacher's {metric} on the test split is {evaluate.shown(metric, worth)}, and always giving the most "
+        f"common answer has {evaluate.shown(metric, guessing)}: retention and gap recovery mean nothing."
+    )
+
+
+def _verdict(gate: Gate, retention: Estimate | None, unfit: str | None, latency: Sequence[Latency]) -> Verdict:
+    """Whether the student reaches what the gate asks for, in torch on this machine.
+
+    Args:
+        unfit: why retention means nothing, so that no student can be said to reach it.
+    """
     reasons = []
-    if gate.min_retention is not None and retention.value < gate.min_retention:
+    if gate.min_retention is not None and (retention is None or unfit is not None):
+        reasons.append(f"A retention of {gate.min_retention:.1%} was asked for. {unfit}")
+    elif gate.min_retention is not None and retention is not None and retention.value < gate.min_retention:
         reasons.append(f"The student keeps {retention.value:.1%} of its teacher; asked for: {gate.min_retention:.1%}.")
     single = next(found.p95_ms for found in latency if found.batch_size == 1)
     if gate.max_p95_ms is not None and single > gate.max_p95_ms:

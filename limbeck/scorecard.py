@@ -277,8 +277,10 @@ class Scorecard(Spec):
     baseline: ModelCard | None
     """The same student fine-tuned without a teacher: same start, same steps, same data.
     It does without texts that have no label."""
-    retention: Estimate
-    """Student / teacher, paired bootstrap."""
+    retention: Estimate | None
+    """Student / teacher, paired bootstrap; none where the teacher is worth 0 or less on the test split."""
+    retention_note: str | None = None
+    """Why retention and gap recovery mean nothing: on the test split the teacher is no better than guessing."""
     gap_recovery: Estimate | None
     """(student - baseline) / (teacher - baseline); none without a baseline, or where the gap is too small to divide
     by."""

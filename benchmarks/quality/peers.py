@@ -23,6 +23,7 @@ from benchmarks.quality.store import packed, unpacked
 from benchmarks.report import machine
 from limbeck import evaluate
 from limbeck.batches import Encoded
+from limbeck.errors import TeacherUnfit
 from limbeck.preparation import Prepared
 from limbeck.students import read_config
 
@@ -123,4 +124,7 @@ def _judged(bench: Bench, cell: Cell, job: Prepared, folder: Path, answered: dic
 
 def _retention(metric: str, predictions: Any, teacher: dict[str, Any], truth: Any, seed: int) -> dict[str, Any]:
     taught = unpacked(teacher["predictions"])
-    return evaluate.retention(metric, student=predictions, teacher=taught, labels=truth, seed=seed).model_dump()
+    found = evaluate.retention(metric, student=predictions, teacher=taught, labels=truth, seed=seed)
+    if found is None:
+        raise TeacherUnfit("on the test split the teacher is worth nothing")
+    return found.model_dump()

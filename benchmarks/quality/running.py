@@ -21,7 +21,7 @@ from limbeck import evaluate
 from limbeck.callbacks import Callbacks, Progress, Stage
 from limbeck.config import DistillConfig
 from limbeck.engine import distill
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, TeacherUnfit
 from limbeck.exporting import write_folder
 from limbeck.outcome import evaluate_model
 from limbeck.phases import plan
@@ -235,6 +235,8 @@ def measure(bench: Bench, cell: Cell) -> None:
     teller = Teller(cell.name)
     with kept_unless_failed(workdir):
         card, answered = _distilled(config, workdir, teller, TeacherCache(bench.cache / "answers"))
+        if card.retention is None:
+            raise TeacherUnfit(str(card.retention_note))
     metric, predictions = card.main_metric, answered["student"]
     own = card.baseline.metrics[metric].model_dump() if card.baseline is not None else None
     gap = card.gap_recovery.model_dump() if card.gap_recovery else None

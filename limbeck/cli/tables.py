@@ -160,11 +160,11 @@ def _estimate(found: Estimate | None, metric: str = "", interval: bool = True) -
 
 def _findings(card: Scorecard) -> list[str]:
     lines = [f"race          won by {card.chosen_method}"] if card.chosen_method is not None else []
-    lines += [f"retention     {_estimate(card.retention)} of the teacher's {card.main_metric.replace('_', ' ')}"]
+    if card.retention is not None:
+        lines.append(f"retention     {_estimate(card.retention)} of the teacher's {card.main_metric.replace('_', ' ')}")
     if card.gap_recovery is not None:
         lines.append(f"gap recovery  {_estimate(card.gap_recovery)} of what the baseline is behind the teacher")
-    if card.gap_recovery_note:
-        lines.append(card.gap_recovery_note)
+    lines += [note for note in (card.retention_note, card.gap_recovery_note) if note]
     speedup = ", ".join(f"{factor:.1f}× at batch {size}" for size, factor in card.speedup.items())
     lines.append(f"speed-up      {speedup}; file {card.compression:.1f}× smaller")
     lines.append(f"measured on   {card.hardware.cpu}, {card.hardware.threads} threads, {card.hardware.device}")

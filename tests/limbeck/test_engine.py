@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -340,6 +341,30 @@ def test_a_teacher_that_only_guesses_is_unfit(place: Place, tmp_path: Path) -> N
     save_file(weights, teacher / "model.safetensors", {"format": "pt"})
     with pytest.raises(TeacherUnfit, match=r"50.0 %.*most common answer.*teacher\.finetune"):
         distill(place.config(teacher=f"path:{teacher}"), tmp_path / "work")
+
+
+def test_a_teacher_that_is_worth_nothing_on_test_costs_no_student(
+    place: Place, classifier: Path, tmp_path: Path
+) -> None:
+    """Guards the work of a whole job: what validation did not tell shows when all is trained, and is told there."""
+    from limbeck.runtime import Predictor
+
+    data = tmp_path / "data"
+    shutil.copytree(place.data, data)
+    questions, _ = texts(place)
+    answers = Predictor.load(classifier, threads=1).predict(questions)
+    wrong = [LABELS[1 - LABELS.index(answer["label"])] for answer in answers]
+    pyarrow.parquet.write_table(pyarrow.table({"text": questions, "label": wrong}), data / "test.parquet")
+    config = place.config(
+        teacher=f"path:{classifier}", dataset=f"path:{data}", student=1, gate={"min_retention": 0.5}, method="kd"
+    )
+    card = distill(config, tmp_path / "work").scorecard
+    assert card.teacher.metrics["accuracy"].value == 0
+    assert card.retention is None
+    assert card.retention_note is not None
+    assert "accuracy on the test split is 0.0 %, and always giving the most common answer has" in card.retention_note
+    assert card.verdict.reasons == (f"A retention of 50.0% was asked for. {card.retention_note}",)
+    assert f"- {card.retention_note}" in (tmp_path / "work" / "output" / "student" / "README.md").read_text()
 
 
 def test_a_teacher_of_nan_is_refused_before_anything_learns_from_it(place: Place, tmp_path: Path) -> None:
