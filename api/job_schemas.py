@@ -188,7 +188,7 @@ class ValidationView(Envelope):
     teacher: dict[str, Any] | None
     """What is known of the teacher without loading it; null where it could not be read now."""
     notes: list[str]
-    """What could not be checked now, and why."""
+    """What could not be checked now, and why; and what was chosen and is not used."""
 
 
 class EventView(Envelope):

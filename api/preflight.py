@@ -56,6 +56,7 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
     facts = models["/teacher/source"]
     if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
         notes.append("The data set is read when the job runs.")
+    notes += preflight.notes(config, known[1])
     return (None if facts is None else asdict(facts)), notes
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from limbeck import evaluate
+from limbeck import evaluate, method_checks
 from limbeck.answer_files import STATES
 from limbeck.assignment import Assignment
 from limbeck.cache import kept_states
@@ -120,6 +120,7 @@ def distill_here(
         )
         try:
             job = run.in_turn(lambda: prepare(run, assignment.sources, assignment.expected))
+            _say_unread(run, job)
             plan(run, job, *planned(run, job))
             teachers = ready_teachers(run, job)
             job = judged_by(run, job, teachers)
@@ -153,6 +154,14 @@ def _student(run: Run, job: Prepared, name: str, method: Method, teachers: Teach
     _say_trained(run, job, name, fitted)
     run.store.drop(STATES)
     return keep(run, name, fitted.model)
+
+
+def _say_unread(run: Run, job: Prepared) -> None:
+    if run.facts.get("unread_said"):
+        return
+    for sentence in method_checks.unread(run.config, job.task):
+        run.event("option.unread", sentence)
+    run.facts["unread_said"] = True
 
 
 def _say_remarks(run: Run, job: Prepared, method: Method, student: PreTrainedModel) -> None:

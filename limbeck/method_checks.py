@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from limbeck import shapes
 from limbeck.errors import Problem
 from limbeck.methods.distilbert import DistilBERT
+from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
 from limbeck.methods.minilm import MiniLM
 from limbeck.methods.noise import NoisyLabels
@@ -81,6 +82,40 @@ def alone(config: DistillConfig, task: Task) -> Iterator[Problem]:
             f"found 'random', which puts classes in another order; those of {task.type} are the places of a text, "
             "which would keep half of what the teacher knows of them; allowed: permuted",
         )
+
+
+def unread(config: DistillConfig, task: Task | None, *, written: bool = False) -> Iterator[str]:
+    """Sentences about what the user chose of the method and this job never looks at.
+
+    Args:
+        task: None where it is not known yet.
+        written: whether ``config`` is what the user wrote, so that a default that stands there was chosen as well; one
+            that was stored has every default filled in.
+    """
+    method = config.method
+    temperature = dict(method).get("temperature")
+    if temperature is None:
+        return
+    default = type(method).model_fields["temperature"].default
+    chosen = "temperature" in method.model_fields_set if written else temperature != default
+    why = _why_not_softened(config, task)
+    if chosen and why is not None:
+        yield f"method.temperature ({temperature:g}) is not used: {why}."
+
+
+def _why_not_softened(config: DistillConfig, task: Task | None) -> str | None:
+    """Why no answer is divided by the method's temperature; None where answers are."""
+    method, loss = config.method, config.training.loss.type
+    if ignores_answers(method) or (isinstance(method, FastBert) and method.alpha == 0):
+        return "the teacher's answers have no weight"
+    if task is not None and task.kind in ("value", "vector"):
+        answers = {"value": "numbers", "vector": "vectors"}[task.kind]
+        return f"it softens probabilities, and the answers of {task.type!r} are {answers}"
+    if loss == "annealing":
+        return "training.loss 'annealing' compares the logits themselves"
+    if loss == "logit_standardisation":
+        return "training.loss 'logit_standardisation' has a temperature of its own"
+    return None
 
 
 def against_models(config: DistillConfig, teacher: ModelFacts, source: ModelFacts | None) -> Iterator[Problem]:

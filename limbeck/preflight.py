@@ -80,6 +80,12 @@ def check(
     return tuple(dict.fromkeys(found))
 
 
+def notes(config: DistillConfig, task: str | None) -> tuple[str, ...]:
+    """What the user has written and the job will not look at, as sentences; ``task`` is that of the data set."""
+    chosen = config.task or (TASKS[task]() if task in TASKS else None)
+    return tuple(method_checks.unread(config, chosen, written=True))
+
+
 def _teacher(
     config: DistillConfig,
     spec: TeacherModel,

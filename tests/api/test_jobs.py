@@ -165,6 +165,20 @@ def test_validate_answers_with_the_resolved_config_and_stores_nothing(client: Te
     assert client.post("/v1/jobs:validate", json={**SMALLEST, "student": 9}).status_code == 422
 
 
+def test_validate_tells_of_a_temperature_that_nothing_reads(client: TestClient) -> None:
+    """Guards against an option that is taken, and changes nothing: the answers of a regression are numbers."""
+    rows = "text,label\n" + "".join(f"text {number},{number / 7}\n" for number in range(40))
+    uploaded = client.post("/v1/datasets", files={"train": ("scores.csv", rows)}).json()
+
+    def notes(method: Any) -> Any:
+        job = {**SMALLEST, "dataset": f"dataset:{uploaded['id']}", "method": method}
+        return client.post("/v1/jobs:validate", json=job).json()["notes"]
+
+    (note,) = notes({"type": "kd", "temperature": 4})
+    assert note.startswith("method.temperature (4) is not used: it softens probabilities")
+    assert notes("kd") == []
+
+
 def test_the_etag_changes_with_the_job_and_with_its_place(client: TestClient, house: Services, submit: Submit) -> None:
     """A watcher that is told 304 while its job moves up the queue would show a stale place for ever."""
     first, second = submit(), submit()

@@ -9,6 +9,7 @@ import pytest
 
 from limbeck import preflight
 from limbeck.config import DistillConfig, Student
+from limbeck.method_checks import unread
 from limbeck.methods.auto import Auto
 from limbeck.preflight import serves
 from limbeck.shapes import offers
@@ -79,6 +80,45 @@ def test_answers_of_no_weight_are_compared_by_no_loss_and_asked_of_no_second_tea
     (problem,) = preflight.check(DistillConfig.parse(several), teacher=None, labels=["a", "b", "c"])
     assert (problem.pointer, "with these options" in problem.detail) == ("/teacher/more", True)
     assert problems(student=3, method=method) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "rest", "why"),
+    [
+        ({}, {"task": "regression"}, "it softens probabilities, and the answers of 'regression' are numbers"),
+        ({}, {"task": "embeddings"}, "it softens probabilities, and the answers of 'embeddings' are vectors"),
+        ({}, {"training": {"loss": "annealing"}}, "training.loss 'annealing' compares the logits themselves"),
+        (
+            {},
+            {"training": {"loss": "logit_standardisation"}},
+            "training.loss 'logit_standardisation' has a temperature of its own",
+        ),
+        ({"alpha": 0}, {}, "the teacher's answers have no weight"),
+        ({"type": "fastbert", "alpha": 0}, {}, "the teacher's answers have no weight"),
+        ({"type": "distilbert", "soft_weight": 0}, {}, "the teacher's answers have no weight"),
+        ({}, {}, None),
+        ({}, {"task": "multi_label"}, None),
+    ],
+)
+def test_a_temperature_that_softens_nothing_is_told_to_whoever_chose_it(
+    method: dict[str, Any], rest: dict[str, Any], why: str | None
+) -> None:
+    """Guards against an option that is accepted and changes nothing, and against telling those who left it alone."""
+    method = {"type": "kd", **method}
+
+    def told(*, written: bool, **chosen: float) -> list[str]:
+        document = {"teacher": "org/teacher", "dataset": "org/data", "method": method | chosen, **rest}
+        config = DistillConfig.parse(document)
+        if not written:  # as a job reads it
+            config = DistillConfig.parse(config.model_dump(mode="json"), stored=True)
+        return [*unread(config, config.task or SequenceClassification(), written=written)]
+
+    default = 2 if method["type"] == "distilbert" else 4
+    assert told(written=True) == told(written=False) == told(written=False, temperature=default) == []
+    for temperature in (8, default):
+        expected = [] if why is None else [f"method.temperature ({temperature}) is not used: {why}."]
+        assert told(written=True, temperature=temperature) == expected
+        assert temperature == default or told(written=False, temperature=temperature) == expected
 
 
 @pytest.mark.parametrize("method", ["theseus", "none"])

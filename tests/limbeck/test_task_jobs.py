@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from limbeck import evaluate
 from limbeck.config import TASKS, DistillConfig
 from limbeck.data import Split
 from limbeck.engine import DistillResult, distill
-from limbeck.errors import InvalidInput
+from limbeck.errors import Interrupted, InvalidInput
 from limbeck.metrics import METRICS, spans
 from limbeck.runtime import Predictor
+from tests.limbeck.bench import Recorder
 from tests.limbeck.task_data import EXAMPLES, write
 from tests.tiny import write_tiny_bert
 
@@ -57,6 +59,22 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     result = distill(DistillConfig.parse(document), folder / "work")
     rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
     return Done(request.param, result, rows)
+
+
+def test_a_temperature_that_nothing_reads_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    """Guards an option that is accepted and changes nothing."""
+    document = {
+        "teacher": {"source": f"path:{write_tiny_bert(tmp_path / 'teacher')}", "finetune": {"epochs": 1}},
+        "dataset": f"path:{write('regression', tmp_path / 'data')}",
+        "method": {"type": "kd", "temperature": 8},
+        "training": {"max_length": LENGTH},
+    }
+    said = Recorder(stop_after=12)
+    with pytest.raises(Interrupted):
+        distill(DistillConfig.parse(document), tmp_path / "work", callbacks=said)
+    assert [message for kind, message, _ in said.events if kind == "option.unread"] == [
+        "method.temperature (8) is not used: it softens probabilities, and the answers of 'regression' are numbers."
+    ]
 
 
 def test_the_task_is_told_by_the_data_and_its_metrics_are_measured(done: Done) -> None:
