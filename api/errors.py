@@ -20,7 +20,7 @@ from starlette.types import Scope
 
 from limbeck import errors
 from limbeck.errors import LimbeckError, Problem
-from limbeck.spec import json_pointer, problems_in
+from limbeck.findings import json_pointer, problems_in
 
 PROBLEM_JSON = "application/problem+json"
 #: Below which path errors are those of the Open Inference Protocol.
@@ -214,8 +214,12 @@ async def _invalid_request(request: Request, error: Exception) -> Response:
     if isinstance(error.body, bytes):
         return await _http_exception(request, not_json())
     model = _body_model(request)
-    listed = [one for item in found for one in _located(item, error.body, model)]
-    return _invalid(request, listed)
+    outside = [one for item in found if item["loc"][0] != "body" for one in _outside_the_body(item)]
+    # Together: what stands for one of several kinds is told of each of them.
+    inside = [item | {"loc": tuple(item["loc"][1:])} for item in found if item["loc"][0] == "body"]
+    if any(not item["loc"] and item["type"] == "missing" for item in inside):
+        return _invalid(request, [*outside, {"pointer": "", "detail": "this request needs a body"}])
+    return _invalid(request, [*outside, *_listed(problems_in(inside, error.body, model))])
 
 
 def _malformed_json(request: Request, text: str, position: int, reason: str) -> Response:
@@ -239,13 +243,9 @@ def _body_model(request: Request) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _located(item: Any, body: Any, model: type[BaseModel] | None) -> list[dict[str, str]]:
-    """One of FastAPI's findings; those outside the body say in which part of the request they are."""
+def _outside_the_body(item: Any) -> list[dict[str, str]]:
+    """One of FastAPI's findings, with the part of the request that it is in."""
     where, *path = item["loc"]
-    if where == "body" and not path and item["type"] == "missing":
-        return [{"pointer": "", "detail": "this request needs a body"}]
-    if where == "body":
-        return list(_listed(problems_in([item | {"loc": tuple(path)}], body, model)))
     given = {path[0]: item.get("input")} if path else {}
     detail = problems_in([item | {"loc": tuple(path)}], given)[0].detail
     return [{"pointer": json_pointer(path[:1]), "in": str(where), "detail": detail}]

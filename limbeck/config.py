@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo,
 
 from limbeck.augmentation import BaseAugmentation, MaskReplace, SentenceShuffle
 from limbeck.errors import Problem
+from limbeck.findings import invalid_config
 from limbeck.formats import Format
 from limbeck.methods.auto import Auto
 from limbeck.methods.distilbert import DistilBERT
@@ -27,7 +28,7 @@ from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.soft_loss import KullbackLeibler, SoftLoss
 from limbeck.source_names import BUILTIN_DATASETS, BUILTIN_TEXTS, require_hub, source_name
-from limbeck.spec import STORED, Spec, invalid_config, is_stored, type_tag
+from limbeck.spec import STORED, Spec, is_stored, type_tag
 from limbeck.student_spec import Prune, Student
 from limbeck.tasks.embeddings import Embeddings
 from limbeck.tasks.image_classification import ImageClassification

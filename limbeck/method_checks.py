@@ -125,7 +125,8 @@ def against_models(config: DistillConfig, teacher: ModelFacts, source: ModelFact
         source: the facts of ``student.source``; None where that is not named or not known yet.
     """
     method, student = config.method, config.student
-    for name in sorted(needs_of(method) - shapes.offers(student, teacher, source)):
+    missing = needs_of(method) - shapes.offers(student, teacher, source)
+    for name in ["layers"] if "layers" in missing else sorted(missing):  # what has none has none of the right kind
         if name == "like_layers" and not student.recurrent:
             yield Problem(
                 "/method/replacing", f"found 'additive', which needs {shapes.OFFERS[name]}; allowed: linear, constant"

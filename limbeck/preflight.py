@@ -49,27 +49,36 @@ def check(
     chosen: Task | None = config.task or (TASKS[task]() if task in TASKS else None)
     if chosen is not None and pair is not None:
         chosen = chosen.for_data(pair=pair)
-    found: list[Problem] = [*_served(config, chosen), *_objective(config, chosen, labels)]
+    mismatched = () if config.task is None or task is None else tuple(_task(config.task, task, labels))
+    if mismatched:
+        labels = None  # those of another task
+    unserved = tuple(_served(config, chosen))
+    found: list[Problem] = [*unserved, *_objective(config, chosen, labels)]
+    found += () if unserved else method_checks.alone(config, chosen or TASKS["sequence_classification"]())
     found += several_teachers.alone(config, chosen)
-    if config.task is not None and task is not None:
-        found += _task(config.task, task, labels)
+    found += mismatched
     if teacher is not None:
         config = config.model_copy(update={"student": config.method.student(config.student, teacher.layers)})
     origin = teacher if config.student.source is None else student
     reads = "text" if chosen is None else chosen.reads
     if reads == "image":
-        found += image_checks.against_models(config, teacher, student, more)
+        of_models = tuple(image_checks.against_models(config, teacher, student, more))
+        told = {one.pointer for one in of_models if one.pointer.startswith(("/method", "/student"))}
+        found = [*(one for one in found if one.pointer not in told), *of_models]  # the later knows more
     if student is not None:
         found += _family(student, "student", None if chosen is None else reads)
         found += _length(config, student, "the student")
     misfits = () if origin is None else tuple(shapes.problems(config.student, origin))
     found += misfits
     if teacher is not None:
-        found += () if misfits else method_checks.against_models(config, teacher, student)
+        # What is found of a method and a student that do not go together at all would only follow from that.
+        refused = bool(misfits) or any(one.pointer == "/method" for one in found)
+        unmet = () if refused else tuple(method_checks.against_models(config, teacher, student))
+        found += unmet
         if isinstance(chosen, Embeddings):
             found += embedding_checks.against_teacher(config, chosen, teacher, None if misfits else origin)
             found += embedding_checks.among_teachers(config, chosen, teacher, more)
-        if labels is not None and origin is not None:
+        if labels is not None and origin is not None and not (refused or unmet):
             classes = (chosen or TASKS["sequence_classification"]()).outputs(labels)
             count = shapes.depth(config.student, origin.layers, origin.stages)
             found += config.method.problems(classes=classes, teacher_layers=teacher.layers, student_layers=count)
@@ -107,7 +116,6 @@ def _objective(config: DistillConfig, chosen: Task | None, labels: Sequence[str]
     task = chosen or TASKS["sequence_classification"]()
     training, method = config.training, config.method
     yield from training.loss.problems(task=task, classes=None if labels is None or task.of_words else len(labels))
-    yield from method_checks.alone(config, task)
     if training.sample_weighting is not None:
         yield from training.sample_weighting.problems(task=task, uses_teacher=method.uses_teacher, method=method.type)
     labels_alone = method_checks.learns_labels_alone(method)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck import hub, untrained
 from limbeck.config import TASKS, Student, TeacherModel
 from limbeck.errors import InvalidInput, InvalidModel, Problem
-from limbeck.families import FAMILIES, family_of
+from limbeck.families import FAMILIES, families_for, family_of
 
 if TYPE_CHECKING:
     from limbeck.tasks.base import Task
@@ -228,6 +228,9 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
     task = _task_of(architecture)
     has_head = task is not None
     stages = _stages(config)
+    if not stages and config["model_type"] not in FAMILIES and not any(name in config for name in _LAYERS):
+        allowed = ", ".join(families_for("text") + families_for("image"))
+        raise InvalidModel(f"config.json is of a model of the type {config['model_type']!r}; allowed: {allowed}.")
     layers = sum(stages) or _number(config, _LAYERS)
     if layers > _MOST_LAYERS:
         raise InvalidModel(f"config.json tells of {layers:,} layers; at most {_MOST_LAYERS:,} are allowed.")

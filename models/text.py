@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from limbeck.errors import InvalidInput, Problem
-from limbeck.spec import json_pointer
+from limbeck.findings import json_pointer
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 

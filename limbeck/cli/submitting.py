@@ -18,9 +18,10 @@ from limbeck.client import Client
 from limbeck.client.packing import ARCHIVES, TABLES, chosen_files, split_files, stem, tables_in
 from limbeck.config import Columns, Dataset, DistillConfig, Prune, Splits, Student, Teacher, TextColumns
 from limbeck.errors import InvalidInput, Problem
+from limbeck.findings import invalid_config
 from limbeck.image_files import image_splits
 from limbeck.recipes import recipe as find_recipe
-from limbeck.spec import Spec, invalid_config
+from limbeck.spec import Spec
 
 #: What a bare value stands for, so that ``--set teacher.finetune.epochs=2`` works beside ``--teacher name``.
 _SHORTHAND = {
@@ -242,14 +243,14 @@ def _upload_what_is_local(uploads: _Uploads, document: Document) -> None:
         if dataset.is_dir() and not image_splits(dataset):
             splits = _taken(document, "splits", Splits)
         _put(document, "dataset", uploads.dataset(dataset, columns, _task(document), splits))
-    for extra in _unlabelled(document):
+    for at, extra in _unlabelled(document):
         texts = _local(extra["source"], _TABLES)
         if texts is not None:
-            extra["source"] = uploads.dataset(texts, _column_of_texts(extra), "masked_lm")
+            extra["source"] = uploads.dataset(texts, _column_of_texts(extra, at), "masked_lm")
 
 
-def _column_of_texts(extra: Document) -> Columns | None:
-    columns = _parsed(extra.pop("columns", None), TextColumns)
+def _column_of_texts(extra: Document, at: str) -> Columns | None:
+    columns = _parsed(extra.pop("columns", None), TextColumns, f"{at}/columns")
     if columns is not None and columns.text_pair is not None:
         raise InvalidInput(
             f"{extra['source']}: texts without labels go up one by one, without columns.text_pair; upload the pairs as "
@@ -258,12 +259,12 @@ def _column_of_texts(extra: Document) -> Columns | None:
     return None if columns is None else Columns(text=columns.text)
 
 
-def _unlabelled(document: Document) -> list[Document]:
-    """The augmentations that name a source of texts, as they stand in ``document``."""
-    training = document.get("training")
+def _unlabelled(document: Document) -> list[tuple[str, Document]]:
+    """The augmentations that name a source of texts, as they stand in ``document``, with their pointers."""
+    training, at = document.get("training"), "/training/augmentation"
     found = training.get("augmentation") if isinstance(training, dict) else None
-    each = found if isinstance(found, list) else [found]
-    return [one for one in each if isinstance(one, dict) and isinstance(one.get("source"), str)]
+    each = [(f"{at}/{index}", one) for index, one in enumerate(found)] if isinstance(found, list) else [(at, found)]
+    return [(at, one) for at, one in each if isinstance(one, dict) and isinstance(one.get("source"), str)]
 
 
 def _upload_further_teachers(uploads: _Uploads, document: Document) -> None:
@@ -287,14 +288,18 @@ def _taken(document: Document, name: str, spec: type[_Spec]) -> _Spec | None:
     """``columns`` or ``splits`` of the data set: an upload is stored under the usual names, so that its own ones are
     told to the upload, and not to the job."""
     dataset = document["dataset"]
-    return _parsed(dataset.pop(name, None), spec) if isinstance(dataset, dict) else None
+    return _parsed(dataset.pop(name, None), spec, f"/dataset/{name}") if isinstance(dataset, dict) else None
 
 
-def _parsed(found: Any, spec: type[_Spec]) -> _Spec | None:
+def _parsed(found: Any, spec: type[_Spec], at: str) -> _Spec | None:
+    """
+    Args:
+        at: the pointer of ``found`` in the whole document.
+    """
     try:
         return None if found is None else spec.model_validate(found)
     except ValidationError as error:
-        raise invalid_config(error, found, spec) from error
+        raise invalid_config(error, found, spec, at=at) from error
 
 
 def _task(document: Document) -> str | None:

@@ -87,6 +87,7 @@ def test_a_plain_question_goes_the_short_way_to_the_same_answer(
         b'{"inputs": NaN}',
         b'{"inputs": "a", "parameters": null}',
         b'{"inputs": "a", "parameters": {"top_k": 0}}',
+        b'{"inputs": "a", "parameters": {"top_k": "few"}}',
         b'{"inputs": "a", "parameters": {"speed": 0.5}}',
         b'{"inputs": "a", "input": 1}',
         b'{"inputs": "' + b"x" * 1_100_000 + b'"}',
@@ -101,6 +102,13 @@ def test_what_is_wrong_with_a_body_is_told_as_by_fastapi(client: TestClient, stu
     )
     assert short.status_code in (400, 413, 422), short.text
     assert told(short) == told(long)
+
+
+def test_what_may_be_of_two_kinds_and_is_none_is_one_problem(client: TestClient, student: str) -> None:
+    answer = client.post(f"/v1/models/{student}/predict", json={"inputs": "a", "parameters": {"top_k": "few"}})
+    assert answer.json()["errors"] == [
+        {"pointer": "/parameters/top_k", "detail": "Input should be a whole number, or 'all'; found 'few'"}
+    ]
 
 
 def test_a_body_that_is_no_json_by_its_header_is_refused(client: TestClient, student: str) -> None:

@@ -194,7 +194,7 @@ def test_an_unknown_column_role_is_named(api: Api, tmp_path: Path) -> None:
     data.write_text("text,label\n")
     result = run(api, "submit", "--dataset", str(data), "--set", "dataset.columns.txt=review")
     assert result.exit_code == 2
-    assert "/txt: there is no such field" in result.stderr
+    assert "/dataset/columns/txt: there is no such field" in result.stderr
 
 
 @pytest.mark.parametrize(
