@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ import httpx
 from api.deps import Services
 from limbeck import preflight, sources
 from limbeck.config import DistillConfig, Teacher
+from limbeck.data import stored
 from limbeck.errors import InvalidConfig, InvalidModel, NotFound, Problem
 from limbeck.source_names import TASKS_OF_BUILTINS
 from limbeck.sources import ModelFacts
@@ -24,8 +25,17 @@ from models.repository import catalogue
 
 #: How long the hub may take: somebody waits.
 _HUB_SECONDS = 4.0
-_Known = tuple[Sequence[str] | None, str | None, bool | None]
 _MODEL, _DATASET, _PATH, _BUILTIN = "model:", "dataset:", "path:", "builtin:"
+_DATA = "/dataset/source"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Of a data set; None where only reading the data would tell."""
+
+    labels: Sequence[str] | None = None
+    task: str | None = None
+    kept: stored.Kept | None = None  #: where it is an upload
 
 
 def require_possible(house: Services, config: DistillConfig) -> None:
@@ -34,8 +44,8 @@ def require_possible(house: Services, config: DistillConfig) -> None:
     Raises:
         InvalidConfig: naming each field.
     """
-    models, known, problems = _look_near(house, config)
-    _raise((*problems, *_check(config, models, known)))
+    models, data, problems = _look_near(house, config)
+    _raise((*problems, *_check(config, models, data)))
 
 
 def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | None, list[str]]:
@@ -44,7 +54,7 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
     Raises:
         InvalidConfig: naming each field.
     """
-    models, known, problems = _look_near(house, config)
+    models, data, problems = _look_near(house, config)
     notes = []
     if not problems and not house.settings.hub_offline:
         revisions = _revisions(config)
@@ -52,11 +62,11 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
             if models[pointer] is None:
                 models[pointer], note = _ask_hub(pointer, source, revisions[pointer])
                 notes += [note] if note else []
-    _raise((*problems, *_check(config, models, known)))
+    _raise((*problems, *_check(config, models, data)))
     facts = models["/teacher/source"]
     if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
         notes.append("The data set is read when the job runs.")
-    notes += preflight.notes(config, known[1])
+    notes += preflight.notes(config, data[_DATA].task)
     return (None if facts is None else asdict(facts)), notes
 
 
@@ -67,20 +77,27 @@ def _revisions(config: DistillConfig) -> dict[str, str | None]:
     return {**found, "/student/source": config.student.revision}
 
 
-def _check(config: DistillConfig, models: Mapping[str, ModelFacts | None], known: _Known) -> tuple[Problem, ...]:
-    labels, task, pair = known
+def _check(
+    config: DistillConfig, models: Mapping[str, ModelFacts | None], data: Mapping[str, _Known]
+) -> tuple[Problem, ...]:
+    known = data[_DATA]
+    labels, task, pair = known.labels, known.task, None if known.kept is None else known.kept.pair
     teacher, *more = (models[f"{pointer}/source"] for pointer in config.teacher.pointers)
     student = models.get("/student/source")
-    return preflight.check(config, teacher=teacher, labels=labels, student=student, task=task, pair=pair, more=more)
+    found = preflight.check(config, teacher=teacher, labels=labels, student=student, task=task, pair=pair, more=more)
+    if any(one.pointer == "/task" for one in found):
+        return found  # another task has other columns
+    uploads = {pointer: one.kept for pointer, one in data.items() if one.kept is not None}
+    return (*found, *stored.problems(config, uploads))
 
 
 def _look_near(
     house: Services, config: DistillConfig
-) -> tuple[dict[str, ModelFacts | None], _Known, tuple[Problem, ...]]:
-    """The facts of each model by the pointer of its source, what is known of the data set, and what is wrong."""
+) -> tuple[dict[str, ModelFacts | None], dict[str, _Known], tuple[Problem, ...]]:
+    """The facts of each model, and what is known of each source of data, by its pointer; and what is wrong."""
     problems = []
     facts: dict[str, ModelFacts | None] = {}
-    known: _Known = (None, None, None)
+    data: dict[str, _Known] = {}
     for pointer, source in config.model_sources().items():
         facts[pointer] = None
         try:
@@ -88,16 +105,15 @@ def _look_near(
         except (NotFound, InvalidModel) as error:
             problems.append(Problem(pointer, f"found {source!r}: {error.message}"))
     for pointer, source in config.data_sources().items():
+        data[pointer] = _Known()
         try:
-            found = _labels(house, source)
+            data[pointer] = _data(house, source)
         except NotFound as error:
             problems.append(Problem(pointer, f"found {source!r}: {error.message}"))
-        else:
-            known = found if pointer == "/dataset/source" else known
     for pointer, source in {**config.model_sources(), **config.data_sources()}.items():
         if source.startswith(_PATH):
             problems.append(Problem(pointer, f"found {source!r}; a server takes no paths: upload it instead"))
-    return facts, known, tuple(problems)
+    return facts, data, tuple(problems)
 
 
 def _model(house: Services, source: str) -> ModelFacts | None:
@@ -113,14 +129,14 @@ def _model(house: Services, source: str) -> ModelFacts | None:
     return sources.config_facts(config, parameters=model.parameters or 0, bytes=model.bytes)
 
 
-def _labels(house: Services, source: str) -> _Known:
-    """The labels, the task, and whether examples are two texts; None where only reading the data would tell."""
+def _data(house: Services, source: str) -> _Known:
     if not source.startswith(_DATASET):
-        return None, TASKS_OF_BUILTINS.get(source), None
+        return _Known(task=TASKS_OF_BUILTINS.get(source))
     with house.database.reading() as session:
         profile = catalogue.get_dataset(session, source.removeprefix(_DATASET)).profile
     # Data sets that were stored before there were other tasks say nothing of it.
-    return list(profile["labels"]), profile.get("task", "sequence_classification"), profile["pair"]
+    task = profile.get("task", "sequence_classification")
+    return _Known(list(profile["labels"]), task, stored.Kept(task, profile["pair"]))
 
 
 @lru_cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from limbeck.config import Columns
@@ -78,10 +78,7 @@ def choose_columns(
     Raises:
         InvalidDataset: a named column is not there, none can be guessed, or several can.
     """
-    for field in type(wanted).model_fields:
-        name = getattr(wanted, field)
-        if name is not None and name not in table.columns:
-            raise _fault(at, field, f"found no column {name!r} in {where}; it has {listed(table.columns)}")
+    _require_there(dict(wanted), table, where, at)
     task = task or _task_of(table, wanted)
     fields = fields_of(task)
     for field in type(wanted).model_fields:
@@ -185,9 +182,7 @@ def choose_texts(
     Raises:
         InvalidDataset: a named column is not there, none can be guessed, or several can.
     """
-    for field, name in (("text", text), ("text_pair", text_pair)):
-        if name is not None and name not in table.columns:
-            raise _fault(at, field, f"found no column {name!r} in {where}; it has {listed(table.columns)}")
+    _require_there({"text": text, "text_pair": text_pair}, table, where, at)
     return _guess_texts(table, text_pair, where, at) if text is None else (text, text_pair)
 
 
@@ -213,6 +208,18 @@ def _guess(field: str, usual: Sequence[str], table: Table, where: str, at: str, 
     if len(found) > 1 and found[0].lower() != usual[0]:
         raise _fault(at, field, f"the {field} column in {where} could be {listed(found)}; name the one that is meant")
     return found[0]
+
+
+def _require_there(named: Mapping[str, str | None], table: Table, where: str, at: str) -> None:
+    has = listed(table.columns)
+    missing = {
+        field: f"found no column {name!r} in {where}; it has {has}"
+        for field, name in named.items()
+        if name is not None and name not in table.columns
+    }
+    if missing:
+        lines = "; ".join(f"{field}: {detail}" for field, detail in missing.items())
+        raise InvalidDataset(lines, [Problem(f"{at}/{field}", detail) for field, detail in missing.items()])
 
 
 def _fault(at: str, field: str, detail: str) -> InvalidDataset:

@@ -246,6 +246,41 @@ def test_a_data_set_in_use_is_kept(
     assert client.get(f"/v1/datasets/{dataset['id']}").status_code == 404
 
 
+@pytest.mark.parametrize("route", ["/v1/jobs", "/v1/jobs:validate"])
+def test_columns_and_splits_that_an_upload_has_not_are_refused_before_there_is_a_job(
+    client: TestClient, dataset: dict[str, Any], route: str
+) -> None:
+    """Guards against a job that waits for its turn and then fails: what the upload called a column is not kept."""
+    source = f"dataset:{dataset['id']}"
+    body: dict[str, Any] = {"teacher": "builtin:minilm-l6", "method": "kd"}
+
+    def told(**changes: Any) -> dict[str, str]:
+        answer = client.post(route, json=body | changes)
+        return {} if answer.is_success else {one["pointer"]: one["detail"] for one in answer.json()["errors"]}
+
+    wrong = {"columns": {"text": "review", "label": "stars"}, "splits": {"validation": "dev"}}
+    assert told(dataset={"source": source, **wrong}) == {
+        "/dataset/columns/text": "found no column 'review' in train; it has 'text', 'label'; "
+        "uploads are stored under these names",
+        "/dataset/columns/label": "found no column 'stars' in train; it has 'text', 'label'; "
+        "uploads are stored under these names",
+        "/dataset/splits/validation": "found no split 'dev'; allowed: 'test', 'train', 'validation'; "
+        "uploads are stored under these names",
+    }
+    found = told(dataset={"source": source, "columns": {"question": "text"}})
+    assert "the columns of sequence_classification are text, text_pair, label" in found["/dataset/columns/question"]
+    # Of another task one thing is told.
+    assert list(told(dataset={"source": source, "columns": {"question": "q"}}, task="question_answering")) == ["/task"]
+    extra = {"type": "unlabelled", "source": source, "split": "dev", "columns": {"text": "body"}}
+    assert list(told(dataset=source, training={"augmentation": extra})) == [
+        "/training/augmentation/0/split",
+        "/training/augmentation/0/columns/text",
+    ]
+    right = {"columns": {"text": "text", "label": "label"}, "splits": {"test": "validation", "validation": "test"}}
+    extra = {"type": "unlabelled", "source": source, "split": "test", "columns": {"text": "text"}}
+    assert told(dataset={"source": source, **right}, training={"augmentation": extra}) == {}
+
+
 def test_labels_of_an_uploaded_data_set_are_held_against_the_job(client: TestClient, dataset: dict[str, Any]) -> None:
     body = {"teacher": "builtin:minilm-l6", "dataset": f"dataset:{dataset['id']}", "method": "kd"}
     assert client.post("/v1/jobs:validate", json=body).status_code == 200
