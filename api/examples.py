@@ -81,6 +81,7 @@ JOB: dict[str, Any] = {
     "finished_at": None,
     "queue_position": None,
     "starts_in_seconds": None,
+    "waits_for": None,
     "resources": {"gpus": 0},
     "attempt": 1,
     "progress": {
