@@ -81,6 +81,7 @@ JOB: dict[str, Any] = {
     "finished_at": None,
     "queue_position": None,
     "starts_in_seconds": None,
+    "waits_for": None,
     "resources": {"gpus": 0},
     "attempt": 1,
     "progress": {
@@ -260,7 +261,7 @@ ALIAS_REQUESTS: dict[str, Any] = {"switch": {"summary": "Let it mean this studen
 SERVER = {"name": "limbeck", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
 TENSORS = {
     "name": "reviews",
-    "versions": [],
+    "versions": ["1"],
     "platform": "onnx",
     "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
     "outputs": [
@@ -272,6 +273,7 @@ HF_PREDICTION = [[{"label": "networking", "score": 0.9731}, {"label": "text", "s
 INFER = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["Open a socket and listen on it."]}]}
 INFERRED = {
     "model_name": "reviews",
+    "model_version": "1",
     "outputs": [
         {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["networking"]},
         {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.9731]},

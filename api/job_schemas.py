@@ -137,7 +137,10 @@ class JobView(Envelope):
     queue_position: int | None
     """1 is next; null when the job does not wait."""
     starts_in_seconds: SecondsRange | None
-    """When a waiting job is likely to begin; null until three jobs have succeeded."""
+    """When a waiting job is likely to begin; null until three jobs have succeeded, and while it waits for a worker that
+    is not there."""
+    waits_for: str | None
+    """For people: what a waiting job needs that none of the connected workers is, such as one with so many GPUs."""
     resources: Resources
     attempt: int
     progress: ProgressView | None
@@ -166,6 +169,7 @@ class JobView(Envelope):
                 "starts_in_seconds": place
                 and place.starts_in
                 and dict(zip(("least", "most"), place.starts_in, strict=True)),
+                "waits_for": place and place.waits_for,
                 "resources": {"gpus": job.gpus},
                 "attempt": job.attempt,
                 "progress": job.progress,

@@ -100,6 +100,7 @@ class LentRank:
     talks: bool = True
     error: Exception | None = None
     how: str = ""
+    arrived: bool = False  #: where the ranks meet
 
     @property
     def whose(self) -> str:

@@ -192,7 +192,8 @@ class _Crew:
         Raises:
             Exception: what a rank said went wrong, rank 0's word before the others'.
             RankLost: one ended without a word, or is on another host and cannot go on; or they never met.
-            _HostLeaves: one would like to, and the state is saved.
+            Interrupted: the run is to stop, and has not begun.
+            _HostLeaves: one would like to, and the state is saved, or nothing was begun.
         """
         stopping, decide_at = False, float("inf")
         meet_by = time.monotonic() + _MEETING_SECONDS if self._hosts else float("inf")
@@ -211,9 +212,9 @@ class _Crew:
                 decide_at = min(decide_at, time.monotonic() + _LAST_WORDS)
                 if time.monotonic() >= decide_at or all(rank.error or not rank.talks for rank in self._watched):
                     raise self._verdict()
-            if not self._met and time.monotonic() > meet_by:
-                raise self._never_met()
-            if not stopping and (self._leaving or self._callbacks.should_stop()):
+            if not self._met:  # nothing has been begun, and rank 0 hears nothing while it looks for the others
+                self._let_go_unmet(time.monotonic() > meet_by)
+            elif not stopping and (self._leaving or self._callbacks.should_stop()):
                 stopping, self._makes_room = True, bool(self._leaving)
                 with suppress(OSError):
                     self._here[0].connection.send(("stop",))
@@ -242,6 +243,8 @@ class _Crew:
                     rank.connection.send(("answers", key))
             case ("answers used", str(key)) if self._answers is not None:
                 self._answers.used(key)
+            case ("arrived", _):
+                rank.arrived = True
             case ("parted",):
                 self._go_on_alone()
             case ("result", DistillResult() as result):
@@ -269,6 +272,8 @@ class _Crew:
 
     def _hear_lent(self, rank: LentRank, message: Any) -> None:
         match message:
+            case ("arrived", _):
+                rank.arrived = True
             case ("ended", str(how)):
                 rank.talks, rank.how = False, how
                 if rank.error is None:
@@ -302,14 +307,30 @@ class _Crew:
             host.let_go()
         raise _HostLeaves
 
-    def _never_met(self) -> _NeverMet:
-        for host in self._hosts:
+    def _let_go_unmet(self, late: bool) -> None:
+        """While the ranks have not found each other."""
+        if self._callbacks.should_stop():
+            raise Interrupted("The run was asked to stop before its ranks had met; it goes on from where it was.")
+        if self._leaving:
+            self._let_leave()
+        if late:
+            raise self._never_met()
+
+    def _never_met(self) -> RankLost:
+        """Done without the hosts of which a rank has not even come; without all others, where that tells nothing."""
+        silent = [host for host in self._hosts if not all(one.arrived for one in self._lent_by(host).values())]
+        for host in silent or self._hosts:
             host.let_go()
-        return _NeverMet(
+        named = ", ".join(host.name for host in silent or self._hosts)
+        late = (
             f"{len(self._ranks)} ranks on {len(self._hosts) + 1} hosts did not find each other within "
-            f"{_MEETING_SECONDS:g} s: a firewall may keep them apart, or LIMBECK_RANKS_HOST is in another network. The "
-            "others are done without."
+            f"{_MEETING_SECONDS:g} s"
         )
+        reasons = "a firewall may keep them apart, or LIMBECK_RANKS_HOST is in another network"
+        if not silent:
+            return _NeverMet(f"{late}: {reasons}. The others are done without: {named}.")
+        what = f"{late}: of {named} nothing came. A process may hang there, or {reasons}. It is done without."
+        return RankLost(what) if len(silent) < len(self._hosts) else _NeverMet(what)
 
     def _verdict(self) -> Exception:
         said = [rank.error for rank in self._watched if rank.error is not None]

@@ -60,6 +60,7 @@ class Rank:
     connection: Connection[Any, Any]
     talks: bool = True
     error: Exception | None = None  #: what it said went wrong
+    arrived: bool = False  #: where the ranks meet
 
     #: Behind its number, in what a person reads.
     whose = ""

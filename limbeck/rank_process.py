@@ -1,10 +1,11 @@
 """One rank: ``python -m limbeck.rank_process NUMBER DESCRIPTOR PARENT``, started by
 ``limbeck/rank_children.py``.
 
-It gets its order through the descriptor and tells on it: ``("call", method of Callbacks, arguments)``, ``("answers
-wanted", key)`` and ``("answers used", key)`` of a teacher's, ``("parted",)`` when rank 0 goes on alone, and at the end
-``("result", DistillResult)`` or ``("failed", Exception)``. It hears ``("stop",)`` and ``("answers", key)``: those that
-it wanted have come, or there are none. At the end of the input the launcher has gone, and this process goes too.
+It gets its order through the descriptor and tells on it: ``("arrived", number)`` where the ranks meet, ``("call",
+method of Callbacks, arguments)``, ``("answers wanted", key)`` and ``("answers used", key)`` of a teacher's,
+``("parted",)`` when rank 0 goes on alone, and at the end ``("result", DistillResult)`` or ``("failed", Exception)``. It
+hears ``("stop",)`` and ``("answers", key)``: those that it wanted have come, or there are none. At the end of the input
+the launcher has gone, and this process goes too.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def _work(number: int, order: Order, told: _Told) -> Any:
     from limbeck.teacher_cache import TeacherCache
 
     with failures_named():
-        ranks = Group(number, order.meeting, order.threads, lambda: told.send("parted"))
+        meeting, arrived, parted = order.meeting, partial(told.send, "arrived", number), partial(told.send, "parted")
+        ranks = Group(number, meeting, order.threads, arrived, parted)
     teacher_cache = None
     if order.answers is not None:
         folder, limit, share_seconds = order.answers

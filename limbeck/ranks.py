@@ -93,14 +93,17 @@ class Group(Ranks):
         number: of this rank, from 0.
         meeting: where the ranks find each other.
         threads: what rank 0 computes with when the others are done.
-        parted: called then.
+        arrived: called where the ranks meet, before they look for each other.
+        parted: called when the others are done.
 
     Raises:
         InvalidConfig: the machine has GPUs, but not one for each of its ranks.
         RankLost: as from every other method; another rank has gone.
     """
 
-    def __init__(self, number: int, meeting: Meeting, threads: int, parted: Callable[[], None]) -> None:
+    def __init__(
+        self, number: int, meeting: Meeting, threads: int, arrived: Callable[[], None], parted: Callable[[], None]
+    ) -> None:
         self.number, self.count, self.here = number, meeting.count, meeting.here
         self._threads, self._parted = threads, parted
         gpus = torch.cuda.device_count()
@@ -109,6 +112,7 @@ class Group(Ranks):
             raise InvalidConfig(f"/training/devices: {detail}", [Problem("/training/devices", detail)])
         with _peers():
             store = _store(meeting, leads=number == 0)
+            arrived()
             dist.init_process_group("gloo", store=store, rank=number, world_size=self.count, timeout=_PATIENCE)
             self._host: Any = dist.group.WORLD
             self._device = self._host

@@ -55,7 +55,7 @@ class Job(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     #: sha256 of the canonical body, to tell a repeat from another request under the same key.
     request_hash: Mapped[str] = mapped_column(String(64))
-    #: GPUs that the job needs; 0 runs on a CPU slot.
+    #: GPUs that the job needs of one worker; with 0 it runs on a CPU slot too.
     gpus: Mapped[int] = mapped_column(default=0)
 
     created_at: Mapped[datetime] = mapped_column(UtcMillis)

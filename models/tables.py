@@ -9,6 +9,7 @@ from models.host_place import HostPlace
 from models.job import Job
 from models.model import Model, ModelFile
 from models.part import TeacherPart
+from models.present_worker import PresentWorker
 
 METADATA = Base.metadata
 
@@ -24,5 +25,6 @@ __all__ = [
     "MetricPoint",
     "Model",
     "ModelFile",
+    "PresentWorker",
     "TeacherPart",
 ]

@@ -19,6 +19,7 @@ from models.storage import open_storage
 from worker import logs
 from worker.assistant import ANSWERER
 from worker.invitations import require_own_address
+from worker.presence import Presence
 from worker.queue import Bell, celery_app, require_broker
 from worker.reconciler import Reconciler
 from worker.runner import TRAINER
@@ -65,13 +66,16 @@ def serve(settings: Settings, command: Sequence[str] = TRAINER, answerer: Sequen
     slots = Slots(settings.slots, find_gpus(os.environ))
     worker = Worker(settings, database, storage, bell, slots, command, answerer)
     reconciler = Reconciler(settings, database, storage, bell, worker)
+    presence = Presence(settings, database, worker)
     controller = _controller(settings, worker)
     _stop_on_signals(worker)
     _log.info("worker %s has %d slot(s)", worker.holder.worker, worker.slots.total)
+    presence.start()
     reconciler.start()
     # Returns once it was told to stop and the pool's threads, and with them the jobs, have come to their end.
     controller.start()
     worker.stop()
+    presence.stop()
     reconciler.stop()
     worker.join()
     bell.close()

@@ -27,7 +27,7 @@ from models.settings import Settings
 from models.storage import Storage
 from worker import claims, materials, parts
 from worker.lease import Holder
-from worker.offers import LOOK_SECONDS, stored_part
+from worker.offers import stored_part
 from worker.parts import PartClaim
 from worker.patience import Patience
 from worker.process import TrainerProcess
@@ -35,6 +35,7 @@ from worker.runner import Shutdown
 from worker.scratch import child_environment, scratch
 from worker.slots import Place
 from worker.trainer import ORDER
+from worker.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
 ANSWERER = (sys.executable, "-m", "worker.answerer")
@@ -110,8 +111,7 @@ class _Visit:
         self._finished: list[Part] = []
         self._log = ""
         self._waited = 0
-        now = time.monotonic()
-        self._deadline, self._next_look, self._next_beat = now + settings.lease_seconds, now, now
+        self._upkeep = Upkeep(settings, self._database, self._see_who_waits)
         #: The process gave up, or what it needs cannot be had: nothing that another try would change.
         self.failed = False
         self.brought = 0
@@ -158,7 +158,7 @@ class _Visit:
                     "teacher": self._pass.teacher,
                     "key": self._pass.key,
                     "worker": self._assistant.holder.worker,
-                    "lease_seconds": self._deadline - time.monotonic(),
+                    "lease_seconds": self._upkeep.left,
                 }
         raise NotFound(f"The checkpoint of {self._pass.job_id} could not be fetched.")
 
@@ -174,15 +174,13 @@ class _Visit:
 
     def _watch(self, process: TrainerProcess) -> None:
         self._tell(process)
-        told, kill_at = self._deadline, None
+        kill_at = None
         while process.pump(_TICK):
             now = time.monotonic()
             while self._finished:
                 self._bring(self._finished.pop(0))
                 self._tell(process)
-            if self._deadline != told:
-                told = self._deadline
-                process.tell("lease", seconds=told - now)
+            self._upkeep.tell(process)
             if kill_at is None and not self._may_go_on():
                 process.ask_to_stop()
                 kill_at = now + _STOP_SECONDS
@@ -211,43 +209,22 @@ class _Visit:
         assert self._held is not None
         self._storage.put_file(self._work / part.name, stored_part(self._pass.key, part), move=True)
         self.brought += 1
-        now = time.monotonic()
+        asked_at = time.monotonic()
         with self._database.session() as session:
             claims.finish(session, self._held)
             self._held = self._assistant.claim(session, self._pass.threads, of=self._pass)
-        self._deadline = now + self._settings.lease_seconds
+        self._upkeep.begin_again(asked_at)
 
     def _may_go_on(self) -> bool:
-        """Whether there is a part to compute and nothing better to do; renews the part's lease. A database that is away
-        is waited for until the lease is over."""
-        now = time.monotonic()
-        if self._held is None or self._assistant.shutdown.wanted.is_set() or now > self._deadline:
+        """Whether there is a part to compute and nothing better to do."""
+        if self._held is None or self._assistant.shutdown.wanted.is_set():
             return False
-        if now < self._next_look:
-            return self._waited < _PATIENCE
-        self._next_look = now + min(LOOK_SECONDS, self._settings.heartbeat_seconds / 2)
-        try:
-            return self._look(self._held, now)
-        except Unavailable:
-            return True
+        return self._upkeep.wanted(self._held) and self._waited < _PATIENCE
 
-    def _look(self, held: PartClaim, now: float) -> bool:
-        with self._database.reading() as session:
-            wanted, job_waits = claims.wanted(session, held), parts.job_waits(session)
-        if wanted and now >= self._next_beat:
-            with self._database.session() as session:
-                wanted = claims.keep(session, held, self._settings.lease_seconds)
-            self._next_beat = now + self._settings.heartbeat_seconds
-            self._deadline = now + self._settings.lease_seconds
-        self._waited = self._waited + 1 if job_waits else 0
-        return wanted and self._waited < _PATIENCE
+    def _see_who_waits(self, session: Session) -> None:
+        self._waited = self._waited + 1 if parts.job_waits(session) else 0
 
     def let_go(self) -> None:
         """Let others have the part that was not finished."""
-        if self._held is None:
-            return
-        try:
-            with self._database.session() as session:
-                claims.give_back(session, self._held)
-        except LimbeckError as error:  # its lease runs out
-            _log.warning("part %s could not be given back: %s", self._held.part.name, error)
+        if self._held is not None:
+            self._upkeep.let_go(self._held, claims.give_back)

@@ -21,6 +21,7 @@ from models.attempt import Attempt
 from models.base import db_now
 from models.job import HELD, Job, JobStatus
 from models.repository import telemetry
+from models.repository.crew import served_by
 from models.repository.queue import claim_order
 from worker.telemetry import Batch
 
@@ -84,7 +85,7 @@ def claim(
     """
     chosen = (
         select(Job.id)
-        .where(due(), *_served_by(gpus if most is None else most))
+        .where(due(), *served_by(gpus if most is None else most))
         .order_by(*claim_order())
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
@@ -92,7 +93,7 @@ def claim(
     )
     job = session.scalar(
         update(Job)
-        .where(Job.id == chosen, due(), *_served_by(gpus))
+        .where(Job.id == chosen, due(), *served_by(gpus))
         .values(
             status=JobStatus.RUNNING,
             attempt=Job.attempt + 1,
@@ -114,14 +115,7 @@ def claim(
 
 def one_waits(session: Session, gpus: int) -> bool:
     """Whether a job is due that so many GPUs could serve."""
-    return session.scalar(select(Job.id).where(due(), *_served_by(gpus)).limit(1)) is not None
-
-
-def _served_by(gpus: int) -> tuple[ColumnElement[bool], ...]:
-    """Whether so many GPUs serve the job; without any, a device is a process."""
-    # Rows from before there were several devices, or hosts, have none.
-    devices, hosts = (func.coalesce(Job.config["training"][name].as_integer(), 1) for name in ("devices", "hosts"))
-    return (Job.gpus <= gpus, *(() if gpus == 0 else (devices <= gpus * hosts,)))
+    return session.scalar(select(Job.id).where(due(), *served_by(gpus)).limit(1)) is not None
 
 
 def beat(session: Session, lease: Lease, lease_seconds: float) -> Wish:

@@ -25,7 +25,6 @@ from models.storage import Storage
 from worker import claims, materials, places
 from worker.invitations import own_address
 from worker.lease import Holder
-from worker.offers import LOOK_SECONDS
 from worker.patience import Patience
 from worker.places import PlaceClaim
 from worker.process import TrainerProcess
@@ -33,6 +32,7 @@ from worker.runner import Shutdown
 from worker.scratch import child_environment, scratch
 from worker.slots import Place
 from worker.trainer import EXIT_INTERRUPTED, EXIT_LEASE_OVER, ORDER
+from worker.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
 LENT = (sys.executable, "-m", "worker.lent")
@@ -119,8 +119,7 @@ class _Loan:
         self._folder = lender.settings.scratch_dir / f"{claimed.job_id}-lent-{uuid.uuid4().hex}"
         self._work = self._folder / "work"
         self._log = ""
-        now = time.monotonic()
-        self._deadline, self._next_look, self._next_beat = now + self._settings.lease_seconds, now, now
+        self._upkeep = Upkeep(self._settings, self._database)
         self._joined = False
         self._turned_away = False  #: the training wanted no more hosts
         self._said = False  #: why it ends
@@ -166,7 +165,7 @@ class _Loan:
         return {
             "sources": {reference: str(folder) for reference, folder in sources.items()},
             "worker": self._lender.holder.worker,
-            "lease_seconds": self._deadline - time.monotonic(),
+            "lease_seconds": self._upkeep.left,
         }
 
     def _threads(self) -> dict[str, str]:
@@ -176,19 +175,17 @@ class _Loan:
         return dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(self._claimed.invitation.threads))
 
     def _require_wanted(self) -> None:
-        if not self._is_wanted() or self._lender.shutdown.wanted.is_set():
+        if not self._upkeep.wanted(self._claimed) or self._lender.shutdown.wanted.is_set():
             raise Interrupted("The place is not wanted any more.")
 
     def _watch(self, process: TrainerProcess) -> bool:
         """Until it ends by itself, which is told, or there is no reason to go on."""
         process.tell("invitation", invitation=asdict(self._claimed.invitation))
-        told, kill_at = self._deadline, float("inf")
+        kill_at = float("inf")
         while process.pump(_TICK):
             now = time.monotonic()
-            if self._deadline != told:
-                told = self._deadline
-                process.tell("lease", seconds=told - now)
-            if not self._is_wanted():
+            self._upkeep.tell(process)
+            if not self._upkeep.wanted(self._claimed):
                 return False
             if self._lender.shutdown.wanted.is_set() and kill_at == float("inf"):
                 # The one that leads saves the training's state first, and then lets this host go.
@@ -214,36 +211,8 @@ class _Loan:
     def _print(self, text: str) -> None:
         self._log = (self._log + text)[-_LOG_CHARACTERS:]
 
-    def _is_wanted(self) -> bool:
-        """Whether the training goes on and wants this host; renews the place's lease. A database that is away is waited
-        for until the lease is over."""
-        now = time.monotonic()
-        if now > self._deadline:
-            return False
-        if now < self._next_look:
-            return True
-        self._next_look = now + min(LOOK_SECONDS, self._settings.heartbeat_seconds / 2)
-        try:
-            return self._look(now)
-        except Unavailable:
-            return True
-
-    def _look(self, now: float) -> bool:
-        if now < self._next_beat:
-            with self._database.reading() as session:
-                return claims.wanted(session, self._claimed)
-        with self._database.session() as session:
-            kept = claims.keep(session, self._claimed, self._settings.lease_seconds)
-        self._next_beat = now + self._settings.heartbeat_seconds
-        self._deadline = now + self._settings.lease_seconds
-        return kept
-
     def let_go(self) -> None:
         """Leave the place: to others, where this host has not come to the training yet. A second one of a worker that
         is there already has its name, so that the training does not withdraw it: it would be tried on and on."""
-        leave = claims.finish if self._joined or self._turned_away else claims.give_back
-        try:
-            with self._database.session() as session:
-                leave(session, self._claimed)
-        except LimbeckError as error:  # its lease runs out
-            _log.warning("the place in %s could not be given back: %s", self._claimed.job_id, error)
+        there = self._joined or self._turned_away
+        self._upkeep.let_go(self._claimed, claims.finish if there else claims.give_back)

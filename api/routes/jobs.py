@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from api.transfer import matches
 from limbeck.errors import InvalidConfig, InvalidInput, NotFound, Problem, QueueFull
 from models.job import Job, JobStatus
 from models.repository import catalogue, jobs, overview
+from models.repository.crew import lacking
 from models.text import refuse_unstorable
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -80,9 +82,13 @@ def validate_job(house: House, document: JobDocument) -> ValidationView:
 
     When the hub does not answer within seconds, `notes` says so; the job may work all the same.
     """
-    config = _parsed(document).config()
-    facts, notes = preflight.examine(house, config)
-    return ValidationView(config=config.model_dump(mode="json"), teacher=facts, notes=notes)
+    wanted = _parsed(document)
+    facts, notes = preflight.examine(house, wanted.config())
+    config = wanted.config().model_dump(mode="json")
+    with house.database.reading() as session:
+        missing = lacking(session, wanted.resources.gpus, config)
+    notes += [f"The job would wait for {missing}."] if missing else []
+    return ValidationView(config=config, teacher=facts, notes=notes)
 
 
 @router.get(
@@ -118,6 +124,8 @@ def get_job(request: Request, house: House, job_id: str) -> Response:
         job = jobs.get(session, job_id)
         place = house.places.of(session, job)
     estimate = "-".join(map(str, (place and place.starts_in) or ()))
+    if place and place.waits_for:
+        estimate = f"{zlib.crc32(place.waits_for.encode()):08x}"
     etag = f'"{job.version}-{place.position if place else 0}-{estimate}"'
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag})

@@ -5,7 +5,8 @@ outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One t
 the output ``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and
 ``context``. One that gives vectors has the output ``embedding`` (FP32, a row for each text). A student of images has
 the input ``image``, each in base64. Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the
-outputs are JSON. Of a request's ``parameters`` ``speed`` is read; those that clients send of themselves are passed by.
+outputs are JSON. What stands under an id or an alias has one version, ``1``. Of a request's ``parameters`` ``speed`` is
+read; those that clients send of themselves are passed by.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api import examples
-from api.answering import Asked
+from api.answering import Answering, Asked
 from api.asking import DirectRoute, limit_body
 from api.openapi import answers as answers_of
 from api.readiness import Ready
-from limbeck.errors import InvalidInput, Problem
+from limbeck.errors import InvalidInput, NotFound, Problem
 from limbeck.runtime import Predictor
 
 router = APIRouter(prefix="/v2", tags=["open inference"])
@@ -33,6 +34,8 @@ asking = APIRouter(prefix="/v2", tags=["open inference"], route_class=DirectRout
 
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _DIGITS = 18  # of a length, at most
+#: Of every model: an id's weights never change, and those of an alias are changed as a whole.
+_VERSION = "1"
 #: Read by hand, as binary tensors stand behind it in the same body.
 _REQUEST: dict[str, Any] = {
     "schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array"}}},
@@ -73,11 +76,27 @@ def inference_ready(readiness: Ready) -> Response:
 )
 async def model_metadata(asked: Asked, name: str) -> Response:
     """`name` is a student's id or an alias. 503 while it is not loaded in time."""
+    return _metadata(name, await asked.student(name, asked.deadline()))
+
+
+@router.get(
+    "/models/{name}/versions/{version}",
+    summary="A version's tensors",
+    responses=answers(404, 409, 503, ok=(None, examples.TENSORS)),
+)
+async def version_metadata(asked: Asked, name: str, version: str) -> Response:
+    """As without the version. Every model has one, `1`; any other is refused with 404."""
     student = await asked.student(name, asked.deadline())
+    _require_version(name, version)
+    return _metadata(name, student)
+
+
+def _metadata(name: str, student: Predictor) -> Response:
     inputs = [{"name": one, "datatype": "BYTES", "shape": [-1]} for one in _inputs(student)]
     shape = [-1, -1] if student.task == "embeddings" else [-1]
     outputs = [{"name": one, "datatype": kind, "shape": shape} for one, kind in _outputs(student)]
-    return _json({"name": name, "versions": [], "platform": student.format, "inputs": inputs, "outputs": outputs})
+    versions = [_VERSION]
+    return _json({"name": name, "versions": versions, "platform": student.format, "inputs": inputs, "outputs": outputs})
 
 
 @router.get(
@@ -91,20 +110,44 @@ async def model_ready(asked: Asked, name: str) -> Response:
     return _json({"name": name, "ready": True})
 
 
-@asking.post(
-    "/models/{name}/infer",
-    summary="Ask a model",
-    openapi_extra={"requestBody": {"required": True, "content": {"application/json": _REQUEST}}},
-    responses=answers(404, 409, 422, 429, 503, ok=(None, examples.INFERRED)),
+@router.get(
+    "/models/{name}/versions/{version}/ready",
+    summary="Whether a version can be asked",
+    responses=answers(404, 409, 503, ok=(None, {"name": "reviews", "ready": True})),
 )
+async def version_ready(asked: Asked, name: str, version: str) -> Response:
+    """As without the version; there is `1`."""
+    answer = await model_ready(asked, name)
+    _require_version(name, version)
+    return answer
+
+
+_INFER: dict[str, Any] = {
+    "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": _REQUEST}}},
+    "responses": answers(404, 409, 422, 429, 503, ok=(None, examples.INFERRED)),
+}
+
+
+@asking.post("/models/{name}/infer", summary="Ask a model", **_INFER)
 async def infer(asked: Asked, name: str, request: Request) -> Response:
     """The best label of each text, and its probability; or what else the student answers with. A student with early
     exits takes `"parameters": {"speed": 0.5}`. What Triton's and MLServer's clients send among the `parameters` of
     themselves (`binary_data_output`, `sequence_id`, `priority`, `timeout`, `content_type`, …) has no effect; any other
     parameter is refused.
     """
+    return await _infer(asked, name, request)
+
+
+@asking.post("/models/{name}/versions/{version}/infer", summary="Ask a version of a model", **_INFER)
+async def infer_version(asked: Asked, name: str, version: str, request: Request) -> Response:
+    """As without the version. Every model has one, `1`; any other is refused with 404."""
+    return await _infer(asked, name, request, version)
+
+
+async def _infer(asked: Answering, name: str, request: Request, version: str = _VERSION) -> Response:
     until = asked.deadline()
     student = await asked.student(name, until)
+    _require_version(name, version)
     limit_body(request, student)
     began = time.monotonic()
     body = await request.body()
@@ -120,23 +163,30 @@ async def infer(asked: Asked, name: str, request: Request) -> Response:
         numbers = [number for vector in answer for number in vector]
         shape = [len(answer), len(answer[0])]
         outputs = [{"name": "embedding", "datatype": "FP32", "shape": shape, "data": numbers}]
-        return _json(_head(document) | {"model_name": name, "outputs": outputs})
+        return _json(_head(document, name) | {"outputs": outputs})
     if not _labels(student):
         outputs = [
             {"name": "answer", "datatype": "BYTES", "shape": [len(answer)], "data": [json.dumps(one) for one in answer]}
         ]
-        return _json(_head(document) | {"model_name": name, "outputs": outputs})
+        return _json(_head(document, name) | {"outputs": outputs})
     found = {"label": [one["label"] for one in answer], "score": [one["score"] for one in answer]}
     outputs = [
         {"name": one, "datatype": kind, "shape": [len(answer)], "data": found[one]}
         for one, kind in _OUTPUTS
         if one in wanted
     ]
-    return _json(_head(document) | {"model_name": name, "outputs": outputs})
+    return _json(_head(document, name) | {"outputs": outputs})
 
 
-def _head(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": document["id"]} if "id" in document else {}
+def _head(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return ({"id": document["id"]} if "id" in document else {}) | {"model_name": name, "model_version": _VERSION}
+
+
+def _require_version(name: str, version: str) -> None:
+    if version != _VERSION:
+        raise NotFound(
+            f"The model {name!r} has no version {version!r}; it has {_VERSION!r}. Other students have other ids."
+        )
 
 
 def _labels(student: Predictor) -> bool:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from limbeck.cli.json_lines import Answering, answered
 from limbeck.cli.output import DEFAULT_URL, AsJson, Url, connect, err, print_json, say
 from limbeck.client import Client
 from limbeck.errors import InvalidInput
-from limbeck.faults import first_fault
+from limbeck.faults import Refused, ask_the_rest, first_fault
 from limbeck.formats import FILES
 from limbeck.image_files import SUFFIXES
 
 _BATCH = 32
 #: Of a batch as JSON: a request may have 1 MiB. An image that is larger goes alone.
 _BATCH_BYTES = 900_000
+#: Exit code where lines were skipped.
+_SOME_SKIPPED = 3
 
-#: Inputs in; each with its answer, in the shapes of Hugging Face pipelines, out.
-_Answering = Callable[[Iterable[Any]], Iterator[tuple[Any, Any]]]
+BadLines = Literal["stop", "skip"]
 
 
 def download(
@@ -70,6 +70,13 @@ def predict(
             help="JSONL: texts, or objects with text and text_pair, question and context, or tokens; - is stdin."
         ),
     ] = None,
+    bad_lines: Annotated[
+        BadLines,
+        typer.Option(
+            help="At a line of --file that cannot be read or asked: stop (exit code 2), or skip it; an `error` is in "
+            "its place, and the exit code is 3 at the end."
+        ),
+    ] = "stop",
     local: Annotated[
         Path | None,
         typer.Option(help="A student's folder, downloaded with --format onnx; no server then, and no MODEL."),
@@ -84,16 +91,18 @@ def predict(
         raise InvalidInput("Name a MODEL (a job, a model or an alias), or --local FOLDER.")
     if bool(texts) == (file is not None):
         raise InvalidInput("Give either texts or --file, and not both.")
+    if bad_lines != "stop" and file is None:
+        raise InvalidInput("--bad-lines says what becomes of lines of --file; there is none.")
+    skip = bad_lines == "skip"
     with ExitStack() as stack:
         options = {"top_k": top_k, "speed": speed}
         if local:
-            answering = _local_student(local, options, many=file is not None)
+            answering = _local_student(local, options, many=file is not None, skip=skip)
         else:
-            answering = _remote_student(stack.enter_context(connect(url)), str(model), options)
+            answering = _remote_student(stack.enter_context(connect(url)), str(model), options, skip=skip)
         if file is not None:
             binary = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
-            for given, answer in _answered(answering, binary):
-                print_json({"input": given, "prediction": answer})
+            _print_lines(answering, binary, skip=skip)
             return
         inputs: list[Any] = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
         if pair is None and context is None:
@@ -102,6 +111,25 @@ def predict(
             inputs = [{"question": text, "context": context} for text in texts]
         for text, (_, answer) in zip(texts, answering(inputs), strict=True):
             _show(text, answer, as_json=as_json, alone=len(texts) == 1)
+
+
+def _print_lines(answering: Answering, binary: BinaryIO, *, skip: bool) -> None:
+    """A line of JSON for each of the file's.
+
+    Raises:
+        typer.Exit: some were skipped.
+    """
+    count, skipped = 0, 0
+    for given, answer in answered(answering, binary, skip=skip):
+        count += 1
+        if isinstance(answer, Refused):
+            skipped += 1
+            print_json({"input": given, "error": answer.message})
+        else:
+            print_json({"input": given, "prediction": answer})
+    if skipped:
+        say(f"{skipped:,} of {count:,} lines could not be read or asked; the `error` of each says why.", "yellow")
+        raise typer.Exit(_SOME_SKIPPED)
 
 
 def _image(text: str) -> str | None:
@@ -121,93 +149,37 @@ def resolve(client: Client, name: str) -> str:
     return client.job(name).student_id if name.startswith("job_") else name
 
 
-def _remote_student(client: Client, name: str, options: dict[str, Any]) -> _Answering:
+def _remote_student(client: Client, name: str, options: dict[str, Any], *, skip: bool) -> Answering:
     model = resolve(client, name)
+
+    def ask(batch: list[Any]) -> list[Any]:
+        answers: list[Any] = client.predict(model, batch, **options)
+        return answers
 
     def answering(inputs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         for batch in _batches(inputs):
             try:
-                answers: list[Any] = client.predict(model, batch, **options)
+                answers = ask_the_rest(ask, batch) if skip else ask(batch)
             except InvalidInput as error:
                 fault = first_fault(error)
                 if fault is not None and (before := batch[: fault.place]):
-                    yield from zip(before, client.predict(model, before, **options), strict=True)
+                    yield from zip(before, ask(before), strict=True)
                 raise
             yield from zip(batch, answers, strict=True)
 
     return answering
 
 
-def _local_student(folder: Path, options: dict[str, Any], *, many: bool) -> _Answering:
+def _local_student(folder: Path, options: dict[str, Any], *, many: bool, skip: bool) -> Answering:
     """``many``: texts keep every core busy side by side; else the cores share the work on each."""
     from limbeck.runtime import Predictor, stream
 
     student = Predictor.load(folder, threads=1 if many else None)
 
     def answering(inputs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        return stream(student, inputs, **options)
+        return stream(student, inputs, skip=skip, **options)
 
     return answering
-
-
-def _answered(answering: _Answering, binary: BinaryIO) -> Iterator[tuple[Any, Any]]:
-    """The inputs of a file of JSON Lines with their answers.
-
-    Raises:
-        InvalidInput: a line cannot be read, or asked; those in front of it have been answered.
-    """
-    # What is no UTF-8 is told of where its line is looked at. Programs on Windows put a mark in front of a file.
-    lines = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape")
-    numbers: deque[int] = deque()  # of the lines that were read and not answered yet
-    try:
-        for pair in answering(_read_inputs(lines, numbers)):
-            numbers.popleft()
-            yield pair
-    except InvalidInput as error:
-        fault = first_fault(error)
-        if fault is None:
-            raise
-        raise InvalidInput(f"Line {numbers[0]} cannot be asked: {fault}") from error
-
-
-def _read_inputs(lines: Iterable[str], numbers: deque[int]) -> Iterator[Any]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        one = _read_input(line, number)
-        numbers.append(number)
-        yield one
-
-
-def _read_input(line: str, number: int) -> Any:
-    try:
-        line.encode()
-        value = json.loads(line)
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"Line {number} is not UTF-8.") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"Line {number} is not JSON: {error}") from error
-    if isinstance(value, dict) and isinstance(value.get("question"), str) and isinstance(value.get("context"), str):
-        return {key: value[key] for key in ("question", "context")}
-    of_text = isinstance(value, dict) and isinstance(value.get("text"), str)
-    if isinstance(value, dict) and isinstance(value.get("tokens"), list) and not of_text:
-        return {"tokens": value["tokens"]}
-    if not isinstance(value, str) and not of_text:
-        raise InvalidInput(
-            f"Line {number} is neither a text nor an object with a text in `text`, nor one with `question` and "
-            f"`context`, nor one with a list in `tokens`: {line.strip()[:80]}"
-        )
-    return value if isinstance(value, str) else _texts(value, number)
-
-
-def _texts(value: dict[str, Any], number: int) -> dict[str, str]:
-    """An object's texts; a second one that is null is none."""
-    pair = value.get("text_pair")
-    if pair is None:
-        return {"text": value["text"]}
-    if not isinstance(pair, str):
-        raise InvalidInput(f"Line {number} has no text in `text_pair`: {json.dumps(pair, ensure_ascii=False)[:80]}")
-    return {"text": value["text"], "text_pair": pair}
 
 
 def _batches(inputs: Iterable[Any]) -> Iterator[list[Any]]:
@@ -216,7 +188,9 @@ def _batches(inputs: Iterable[Any]) -> Iterator[list[Any]]:
     broken: InvalidInput | None = None
     try:
         for one in inputs:
-            own = len(json.dumps(one))  # at least as long as it is sent, where fewer characters are escaped
+            own = (
+                0 if isinstance(one, Refused) else len(json.dumps(one))
+            )  # at least as long as it is sent, where fewer characters are escaped
             if batch and (len(batch) == _BATCH or size + own > _BATCH_BYTES):
                 yield batch
                 batch, size = [], 0

@@ -52,7 +52,17 @@ def say(message: str, style: str = "") -> None:
 def print_json(value: BaseModel | Any) -> None:
     """One line of JSON on stdout."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    typer.echo(json.dumps(plain, ensure_ascii=False))
+    line = json.dumps(plain, ensure_ascii=False)
+    typer.echo(line if whole(line) else json.dumps(plain))
+
+
+def whole(text: str) -> bool:
+    """Whether it has no half of a surrogate pair, which JSON allows and UTF-8 does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:

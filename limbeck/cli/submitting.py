@@ -78,6 +78,8 @@ def submit(
             print_json(job)
         else:
             say(f"Job {job.id} is {job.status}.")
+            if job.waits_for is not None:
+                say(f"It waits for {job.waits_for}.", "yellow")
             if not watch:
                 say(f"See it with `limbeck watch {job.id}`.", "dim")
         if watch:

@@ -119,6 +119,8 @@ def headline(job: Job) -> str:
     if job.status == "running" and job.stage:
         return job.stage
     if job.status == "queued" and job.queue_position is not None:
+        if job.waits_for is not None:
+            return f"queued, place {job.queue_position}, waits for {job.waits_for}"
         wait = job.starts_in_seconds
         likely = f", starts in {wait.least / 60:.0f} to {wait.most / 60:.0f} min" if wait else ""
         return f"queued, place {job.queue_position}{likely}"

@@ -67,6 +67,8 @@ class Job(Record):
     finished_at: datetime | None = None
     queue_position: int | None = None
     starts_in_seconds: SecondsRange | None = None
+    waits_for: str | None = None
+    """What a waiting job needs that none of the connected workers is."""
     attempt: int = 0
     progress: JobProgress | None = None
     config: dict[str, Any]

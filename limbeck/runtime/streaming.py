@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from limbeck.errors import InvalidInput, Problem
-from limbeck.faults import Fault, first_fault
+from limbeck.faults import Fault, ask_the_rest, first_fault
 from limbeck.runtime.inputs import TopK
 from limbeck.runtime.picture_inputs import MOST_IMAGES
 from limbeck.runtime.predictor import Predictor
@@ -26,6 +27,7 @@ def stream(
     top_k: TopK = None,
     speed: float | None = None,
     workers: int | None = None,
+    skip: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
     """Each input with its answer.
 
@@ -37,15 +39,22 @@ def stream(
         inputs: as the elements of a list that :meth:`Predictor.predict` takes.
         top_k, speed: as for :meth:`Predictor.predict`.
         workers: threads; default: one for each core that this process may use.
+        skip: go on behind an input that cannot be read; its answer is then a :class:`limbeck.faults.Refused`. One that
+            stands among the inputs is its own answer.
 
     Raises:
-        InvalidInput: an input cannot be read; its pointer counts from the first of all inputs, and what came in front
-            of it has been answered.
+        InvalidInput: unless it is skipped, an input cannot be read; its pointer counts from the first of all inputs,
+            and what came in front of it has been answered.
         Exception: that ``inputs`` raises, behind the answers to all that it gave.
     """
     workers = workers or cores()
     size = MOST_IMAGES if student.task == "image_classification" else WINDOW
     left, done = iter(inputs), 0
+
+    def ask(window: Sequence[Any]) -> Any:
+        return student.predict(window, top_k=top_k, speed=speed)
+
+    answering = partial(ask_the_rest, ask) if skip else ask
     broken: Exception | None = None
     waiting: deque[tuple[list[Any], Future[Any]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="limbeck-stream") as pool:
@@ -55,7 +64,7 @@ def stream(
                     window, broken = _read(left, size)
                     if not window:
                         break
-                    waiting.append((window, pool.submit(student.predict, window, top_k=top_k, speed=speed)))
+                    waiting.append((window, pool.submit(answering, window)))
                 if not waiting:
                     if broken is not None:
                         raise broken
@@ -68,7 +77,7 @@ def stream(
                     if fault is None:
                         raise
                     if before := window[: fault.place]:
-                        yield from zip(before, student.predict(before, top_k=top_k, speed=speed), strict=True)
+                        yield from zip(before, ask(before), strict=True)
                     raise _placed(fault, done) from error
                 yield from zip(window, found, strict=True)
                 done += len(window)

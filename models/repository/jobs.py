@@ -17,6 +17,7 @@ from models.base import db_now, has_item, new_id
 from models.job import HELD, TERMINAL, Job, JobStatus
 from models.repository import pages, sources, telemetry
 from models.repository.catalogue import delete_model, models_of_job
+from models.repository.crew import lacking
 from models.repository.pages import Page
 from models.repository.queue import claim_order, queue_position
 from models.repository.transitions import CANCEL, PAUSE, RESUME, Action
@@ -261,7 +262,11 @@ def _create(session: Session, values: Mapping[str, Any], message: str) -> Job:
     job_id = new_id("job")
     session.execute(insert(Job).values(id=job_id, created_at=db_now(), **values))
     telemetry.append_event(session, job_id, "job.queued", message, {})
-    return get(session, job_id)
+    job = get(session, job_id)
+    missing = lacking(session, job.gpus, job.config)
+    if missing is not None:
+        telemetry.append_event(session, job_id, "job.waiting", f"The job waits for {missing}.", {"gpus": job.gpus})
+    return job
 
 
 def _act(session: Session, job_id: str, action: Action) -> Job:

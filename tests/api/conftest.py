@@ -16,7 +16,7 @@ from api.deps import Services
 from models.base import new_id
 from models.job import Job, JobStatus
 from models.model import ModelKind
-from models.repository import catalogue, telemetry
+from models.repository import catalogue, crew, telemetry
 from models.repository.catalogue import StoredFile
 from models.settings import Settings
 
@@ -62,6 +62,12 @@ def become(house: Services, job_id: str, status: JobStatus, **values: Any) -> No
     with house.database.session() as session:
         session.execute(update(Job).where(Job.id == job_id).values(status=status, version=Job.version + 1, **values))
         telemetry.append_event(session, job_id, f"job.{status.value}", f"The job is {status.value}.", {})
+
+
+def connect(house: Services, worker: str = "worker:1", *, gpus: int = 0) -> None:
+    """What a worker says with every heartbeat."""
+    with house.database.session() as session:
+        crew.say_present(session, worker, gpus, 600)
 
 
 def add_model(

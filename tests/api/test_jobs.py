@@ -15,7 +15,7 @@ from api.deps import Services
 from models.attempt import Attempt
 from models.job import JobStatus
 from models.repository import jobs
-from tests.api.conftest import SMALLEST, add_model, become
+from tests.api.conftest import SMALLEST, add_model, become, connect
 
 Submit = Callable[..., dict[str, Any]]
 
@@ -198,6 +198,7 @@ def test_the_etag_changes_with_the_job_and_with_its_place(client: TestClient, ho
 
 def test_the_etag_changes_with_the_estimate(client: TestClient, house: Services, submit: Submit) -> None:
     """A watcher would show for ever when the job was once thought to begin."""
+    connect(house)
     ended = [submit()["id"] for _ in range(3)]
     url = f"/v1/jobs/{submit()['id']}"
     began = datetime.now(UTC)
@@ -239,6 +240,7 @@ def test_lists_tell_the_same_place_in_the_queue_as_the_jobs_themselves(client: T
 
 
 def test_a_waiting_job_says_when_it_is_likely_to_start(client: TestClient, house: Services, submit: Submit) -> None:
+    connect(house)
     waiting = submit()
     assert waiting["starts_in_seconds"] is None
     for _ in range(3):

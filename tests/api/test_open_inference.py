@@ -46,6 +46,7 @@ def test_tritons_client_gets_what_the_predictor_answers(address: str, exported_s
         assert client.is_server_ready()
         assert client.is_model_ready("reviews")
         described = client.get_model_metadata("reviews")
+        assert described["versions"] == ["1"]
         assert described["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
         given = InferInput("text", [len(asked)], "BYTES")
         given.set_data_from_numpy(np.array([text.encode() for text in asked], dtype=np.object_), binary_data=binary)
@@ -56,6 +57,30 @@ def test_tritons_client_gets_what_the_predictor_answers(address: str, exported_s
     assert found.get_response()["id"] == "7"
     assert list(found.as_numpy("label")) == [one["label"] for one in expected]
     assert found.as_numpy("score").tolist() == pytest.approx([one["score"] for one in expected], abs=1e-5)
+
+
+def test_tritons_client_may_name_the_version_that_there_is(address: str, exported_student: Path) -> None:
+    """Guards against a 404 without a word for clients that name a version because the protocol has one."""
+    asked = texts(3)
+    expected = Predictor.load(exported_student, format="onnx").predict(asked)
+    given = InferInput("text", [len(asked)], "BYTES")
+    given.set_data_from_numpy(np.array([text.encode() for text in asked], dtype=np.object_))
+    client = InferenceServerClient(address.removeprefix("http://"))
+    try:
+        (version,) = client.get_model_metadata("reviews")["versions"]
+        assert client.is_model_ready("reviews", version)
+        assert client.get_model_metadata("reviews", version) == client.get_model_metadata("reviews")
+        found = client.infer("reviews", [given], model_version=version)
+        assert found.get_response()["model_version"] == version
+        assert list(found.as_numpy("label")) == [one["label"] for one in expected]
+        assert not client.is_model_ready("reviews", "2")
+        for ask in (lambda: client.get_model_metadata("reviews", "2"), lambda: client.infer("reviews", [given], "2")):
+            with pytest.raises(InferenceServerException, match="'reviews' has no version '2'; it has '1'"):
+                ask()
+        with pytest.raises(InferenceServerException, match="There is no model 'nobody'"):
+            client.infer("nobody", [given], "1")
+    finally:
+        client.close()
 
 
 @pytest.mark.parametrize("speed", [0, 1])

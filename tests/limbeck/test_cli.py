@@ -66,6 +66,18 @@ def test_the_bar_of_a_terminal_shows_stage_share_and_time_left() -> None:
         assert expected in shown
 
 
+def test_a_job_that_no_worker_can_serve_says_what_it_waits_for(api: Api) -> None:
+    """Guards against "starts in 3 to 9 min" for a job that waits for a GPU which nobody has."""
+    missing = "a worker with 1 GPU; the only one that is connected has no GPU"
+    waiting = JOB | {"queue_position": 1, "waits_for": missing}
+    api.job(waiting, waiting, SUCCEEDED)
+    assert run(api, "job", "job_1").stdout.endswith(f"queued, place 1, waits for {missing}\n")
+    assert f"queued, place 1, waits for {missing}" in run(api, "watch", "job_1").stderr
+    api.answer("POST /v1/jobs", waiting)
+    submitted = run(api, "submit", "--teacher", "org/name", "--dataset", "org/data", "--method", "kd")
+    assert f"It waits for {missing}." in submitted.stderr
+
+
 def test_watch_of_a_failed_job_exits_with_1_and_its_reason(api: Api) -> None:
     """Guards against a script that goes on as if it had a student."""
     api.job(FAILED)

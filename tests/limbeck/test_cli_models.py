@@ -137,6 +137,7 @@ def test_rows_of_a_data_set_are_asked_by_their_tokens(api: Api) -> None:
         ('{"text": "a", "text_pair": 7}', "Line 2 has no text in `text_pair`: 7"),
         ('"caf\udce9"', "Line 2 is not UTF-8"),
         ("[" * 100_000, "Line 2 is not JSON"),
+        ('"\\ud800"', "Line 2 holds half of a surrogate pair"),
     ],
 )
 def test_a_bad_line_of_jsonl_is_named(api: Api, tmp_path: Path, line: str, message: str) -> None:

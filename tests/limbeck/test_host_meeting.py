@@ -24,7 +24,7 @@ from limbeck.callbacks import Callbacks
 from limbeck.config import DistillConfig
 from limbeck.errors import Conflict, Interrupted, RankLost, Unavailable
 from limbeck.hosts import Host, HostsPlace, Invitation, LentRank, Lobby, Start
-from limbeck.launching import _Crew, _HostLeaves, _Launcher, distill_in_ranks
+from limbeck.launching import _Crew, _HostLeaves, _Launcher, _NeverMet, distill_in_ranks
 from limbeck.lending import _Loan, lend
 from limbeck.network import greet, interface_of
 from limbeck.rank_children import Rank, portable
@@ -295,7 +295,51 @@ def test_hosts_whose_ranks_do_not_find_each_other_are_done_without(
     with pytest.raises(EOFError):
         lent.recv()
     (lost,) = [message for kind, message in told.events if kind == "rank.lost"]
-    assert lost.startswith("2 ranks on 2 hosts did not find each other within 0.3 s")
+    assert lost.startswith("2 ranks on 2 hosts did not find each other within 0.3 s: of guest nothing came.")
+
+
+def crew_of(told: Told, hosts: Sequence[Host]) -> tuple[_Crew, Connection[Any, Any]]:
+    """A rank here, which has arrived, and one on each host; and rank 0's end."""
+    here, zero = Pipe()
+    zero.send(("arrived", 0))
+    lent = [LentRank(number, host) for number, host in enumerate(hosts, start=1)]
+    return _Crew([Rank(0, ended_process(), here), *lent], hosts, 0, told, None), zero
+
+
+@pytest.mark.parametrize("arrive", [[], ["a"], ["a", "b"]], ids=["nobody", "one", "all"])
+def test_a_meeting_that_fails_names_the_hosts_of_which_nothing_came(
+    monkeypatch: pytest.MonkeyPatch, arrive: list[str]
+) -> None:
+    """Guards against one host that hangs, for which the others were let go, and which nobody could find out."""
+    monkeypatch.setattr("limbeck.launching._MEETING_SECONDS", 0.5)
+    ends = {name: Pipe() for name in ("a", "b")}
+    hosts = [Host(name, ours) for name, (ours, _) in ends.items()]
+    for number, (name, (_, theirs)) in enumerate(ends.items(), start=1):
+        if name in arrive:
+            theirs.send(("rank", 0, number, ("arrived", number)))
+    crew, _zero = crew_of(Told(), hosts)
+    with pytest.raises(RankLost) as caught:
+        crew.watch()
+    alone = isinstance(caught.value, _NeverMet)
+    told = {(): "of a, b nothing came", ("a",): "of b nothing came", ("a", "b"): "The others are done without: a, b."}
+    assert told[tuple(arrive)] in caught.value.message
+    assert (alone, [host.name for host in hosts if host.here]) == (arrive != ["a"], ["a"] if arrive == ["a"] else [])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("stop", [True, False], ids=["the run", "a host"])
+def test_a_stop_is_heard_before_the_ranks_have_met(stop: bool) -> None:
+    """Guards against three minutes until a cancel, or a worker that shuts down, is heard: rank 0 looks for the others
+    just then."""
+    ours, _theirs = Pipe()
+    host, told = Host("guest", ours, leaving=not stop), Told()
+    told.stop = stop
+    crew, zero = crew_of(told, [host])
+    with pytest.raises(Interrupted if stop else _HostLeaves):
+        crew.watch()
+    assert not zero.poll(0)
+    assert host.here == stop
+    assert [kind for kind, _ in told.events] == ([] if stop else ["host.left"])
 
 
 def test_strangers_who_say_nothing_keep_nobody_waiting() -> None:
@@ -406,6 +450,7 @@ def test_a_host_that_leaves_as_the_others_are_done_ends_no_run(stop: bool) -> No
     crew = _Crew([Rank(0, ended_process(), here), LentRank(1, host)], [host], 0, told, None)
 
     def rank() -> None:
+        zero.send(("call", "on_event", ("ranks.met", "2 ranks.", {})))
         assert zero.recv() == ("stop",)
         told.stop = stop
         zero.send(("parted",))

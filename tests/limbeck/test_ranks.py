@@ -280,6 +280,32 @@ def test_a_stopped_run_goes_on_with_as_many_ranks_or_others(
     assert steps == list(range(last + 1, TEACHER_STEPS + 80 + 1))
 
 
+class Impatient(Recorder):
+    """Stops rank 1 on its way to the others, and then wants a stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[psutil.Process] = []
+
+    def should_stop(self) -> bool:
+        if not self.seen and len(ranks := ranks_of(os.getpid())) == 2:
+            ranks[1].suspend()
+            self.seen = list(ranks.values())
+        return bool(self.seen)
+
+
+@pytest.mark.timeout(120)
+def test_a_stop_is_heard_while_ranks_still_start(house: House, tmp_path: Path) -> None:
+    """Guards against a cancel that waits for a rank which hangs on its way to the others, and against ranks that are
+    left behind by it."""
+    said = Impatient()
+    with pytest.raises(Interrupted, match="before its ranks had met"):
+        distill(house.config(2), tmp_path, callbacks=said)
+    assert ranks_of(os.getpid()) == {}
+    assert not any(process.is_running() for process in said.seen)
+    assert "ranks.met" not in [kind for kind, _, _ in said.events]
+
+
 class Stopped(Recorder):
     """Stops rank 1 in the student's training, notes what still says that the run gets on, and after a while ends it."""
 

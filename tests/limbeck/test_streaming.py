@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import InvalidInput
+from limbeck.faults import Refused
 from limbeck.runtime import Predictor, stream
 from limbeck.runtime.streaming import WINDOW
 from tests.exported import texts
@@ -64,6 +65,21 @@ def test_what_came_before_a_bad_input_is_answered(student: Predictor) -> None:
     with pytest.raises(InvalidInput, match="/inputs/259: found a number") as caught:
         next(answered)
     assert [one.pointer for one in caught.value.problems] == ["/inputs/259"]
+
+
+def test_bad_inputs_are_skipped_where_that_is_wanted(student: Predictor) -> None:
+    """Guards against answers that move up into the places of inputs that were left out."""
+    given: list[Any] = [7, *many(WINDOW + 3), {"text": "a", "text_pair": "b"}, Refused("no JSON", "{"), "a"]
+    found = list(stream(student, given, workers=2, skip=True))
+    assert [one for one, _ in found] == given
+    refused = {place: answer.message for place, (_, answer) in enumerate(found) if isinstance(answer, Refused)}
+    assert list(refused) == [0, WINDOW + 4, WINDOW + 5]
+    assert refused[WINDOW + 5] == "no JSON"
+    good = [place for place in range(len(given)) if place not in refused]
+    expected = student.predict([given[place] for place in good])
+    assert [found[place][1]["label"] for place in good] == [one["label"] for one in expected]
+    with pytest.raises(InvalidInput, match="top_k"):
+        list(stream(student, given, skip=True, top_k=-1))
 
 
 @pytest.mark.parametrize("workers", [1, 4])
