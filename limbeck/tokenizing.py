@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,8 @@ def load_tokenizer(folder: Path, config: Any, task: Task | None = None, who: str
         raise _unfit(who, f"The {who} has no tokenizer that transformers can read: {error}") from error
     if not tokenizer.is_fast:
         raise _unfit(who, f"The {who}'s tokenizer has no tokenizer.json form, which the exported student needs.")
+    if options.get("add_prefix_space"):
+        _prefix_space(tokenizer)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # Of a folder without a vocabulary transformers makes one, to which every word is the unknown token.
         files = " or ".join(sorted(set(tokenizer.vocab_files_names.values())))
@@ -143,6 +146,23 @@ def load_tokenizer(folder: Path, config: Any, task: Task | None = None, who: str
         names.remove("token_type_ids")
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     return tokenizer
+
+
+def _prefix_space(tokenizer: Any) -> None:
+    """Give every word of a list the blank that it has in a text.
+
+    The tokenizers of some models, as ModernBERT's, are of transformers' general class, which takes the option and
+    leaves what cuts the text as the file has it.
+    """
+    from tokenizers import Tokenizer
+
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    first = document.get("pre_tokenizer") or {}
+    if first.get("type") == "Sequence":
+        first = first["pretokenizers"][0]  # behind another one it would begin each of that one's pieces with a blank
+    if first.get("type") == "ByteLevel" and not first["add_prefix_space"]:
+        first["add_prefix_space"] = True
+        tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(document)).pre_tokenizer
 
 
 def _unfit(who: str, message: str) -> InvalidModel:

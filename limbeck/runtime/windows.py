@@ -29,7 +29,7 @@ class Window:
 
     ids: Sequence[int]
     types: Sequence[int]
-    places: NDArray[np.int32]  # (tokens, 2): characters of the context; -1 outside it
+    places: NDArray[np.int32]  # (tokens, 2): characters of the context; -1 outside it, and of what is blank there
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,16 +85,24 @@ def _window(coded: object, context: str) -> Window:
     places = np.full((len(ids), 2), -1, dtype=np.int32)
     inside = [place for place, kind in enumerate(kinds) if kind == 1]
     if inside:
-        places[inside] = [offsets[place] for place in inside]
+        places[inside] = [_without_blank(context, *offsets[place]) for place in inside]
         if not context.isascii():
             places[inside, 1] = [_with_marks(context, end) for end in places[inside, 1].tolist()]
     return Window(ids, types, places)
 
 
+def _without_blank(context: str, start: int, end: int) -> tuple[int, int]:
+    """Without the blank before a word, which DeBERTa's and ModernBERT's tokenizers count as a character of it: no
+    answer begins there. What is blank altogether is no place of an answer."""
+    while start < end and context[start].isspace():
+        start += 1
+    return (start, end) if start < end else (-1, -1)
+
+
 def _with_marks(context: str, end: int) -> int:
     """Behind what is written on the last character: a tokenizer that strips accents counts no mark of its own, and
     ``नमस्ते`` would lose its vowel."""
-    while end < len(context) and unicodedata.category(context[end]).startswith("M"):
+    while 0 < end < len(context) and unicodedata.category(context[end]).startswith("M"):
         end += 1
     return end
 

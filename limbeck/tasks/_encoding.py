@@ -66,14 +66,15 @@ def encode_windows(tokenizer: Any, split: Split, max_length: int, poll: Callable
     windows: list[Window] = []
     owners: list[int] = []
     spans: list[tuple[int, int]] = []
-    for start in range(0, len(split), _CHUNK):
+    for first in range(0, len(split), _CHUNK):
         poll()
-        rows = slice(start, start + _CHUNK)
-        for place, each in enumerate(cutter.encode(split.texts[rows], split.pairs[rows]), start=start):
+        rows = slice(first, first + _CHUNK)
+        for place, each in enumerate(cutter.encode(split.texts[rows], split.pairs[rows]), start=first):
             text, at = split.labels[place][0]
+            start, end = at + len(text) - len(text.lstrip()), at + len(text.rstrip())  # places have no blanks
             windows += each
             owners += [place] * len(each)
-            spans += [_answer_tokens(window.places, at, at + len(text)) for window in each]
+            spans += [_answer_tokens(window.places, start, end) for window in each]
     contexts = {context: place for place, context in enumerate(dict.fromkeys(split.pairs))}
     # Of windows behind the first, tokenizers tell of types also where the model knows a single one.
     typed = "token_type_ids" in tokenizer.model_input_names

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import limbeck.families
@@ -27,6 +28,7 @@ from limbeck.runtime.student import StudentFacts
 from limbeck.sources import model_facts
 from limbeck.students import Blueprint, read_config
 from limbeck.tasks.sequence_classification import SequenceClassification
+from limbeck.tasks.token_classification import TokenClassification
 from limbeck.tokenizing import load_tokenizer
 from limbeck.vocabulary import Vocabulary
 from tests.families import FAMILIES, LABELS, LENGTH, texts, write_tiny
@@ -129,6 +131,18 @@ def test_the_student_at_step_0_is_the_teachers_layers(folder: Path, tmp_path: Pa
     facts = model_facts(tmp_path)
     assert (facts.layers, facts.labels) == (len(layers), LABELS)
     assert facts.parameters == sum(p.numel() for p in student.parameters()) + _unused(blueprint, student)
+
+
+def test_the_words_of_a_list_are_read_as_those_of_a_text(folder: Path, tmp_path: Path) -> None:
+    """Guards taggers of byte-level tokenizers, which know a word's beginning by the blank before it: without one
+    ModernBERT, whose tokenizer is of transformers' general class, reads all words as the ends of others."""
+    words = "return the window that has the focus".split()
+    tokenizer = load_tokenizer(folder, read_config(folder), TokenClassification())
+    text = f" {' '.join(words)}" if "Ġ" in "".join(tokenizer.get_vocab()) else " ".join(words)
+    expected = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    assert tokenizer(words, is_split_into_words=True)["input_ids"] == expected
+    tokenizer.save_pretrained(tmp_path)  # what the runtime reads
+    assert Tokenizer.from_file(f"{tmp_path}/tokenizer.json").encode(words, is_pretokenized=True).ids == expected
 
 
 def _unused(blueprint: Blueprint, student: Any) -> int:

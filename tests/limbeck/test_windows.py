@@ -16,7 +16,7 @@ from limbeck.students import Blueprint, read_config
 from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tokenizing import load_tokenizer
 from limbeck.vocabulary import Vocabulary
-from tests.families import FAMILIES, write_tiny
+from tests.families import FAMILIES, tokenizer_of, write_tiny
 from tests.tiny import write_tiny_bert
 
 TASK = QuestionAnswering()
@@ -76,6 +76,23 @@ def test_an_answer_keeps_the_marks_of_its_last_character(answer: str, tmp_path: 
     for row, (start, end) in enumerate(data.labels):
         logits[data.starts[row] + start, 0] = logits[data.starts[row] + end, 1] = 9
     assert task.predictions(logits, data) == [answer] * 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_answer_begins_with_a_blank(family: str) -> None:
+    """Guards against " window", which DeBERTa's and ModernBERT's tokens are, and against an answer of blanks alone; a
+    label with blanks at its ends is found all the same, also as the first of a window."""
+    context = "window  that has the focus"
+    (window,) = Windows(tokenizer_of(family).backend_tokenizer, 48).encode(["What?"], [context])[0]
+    found = [context[start:end] for start, end in window.places.tolist() if end >= 0]
+    assert all(one and one == one.strip() for one in found)
+    for text, at in ((" the ", 16), ("window  ", 0)):
+        split = Split(["What?"], [context], [((text, at),)])
+        data = TASK.encode(tokenizer_of(family), split, (), 48, lambda: None)
+        logits = np.zeros((int(data.starts[-1]), 2), dtype=np.float32)
+        ((start, end),) = data.labels.tolist()
+        logits[start, 0] = logits[end, 1] = 9
+        assert TASK.predictions(logits, data) == [text.strip()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
