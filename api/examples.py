@@ -18,7 +18,7 @@ FULL = {
     "name": "reviews, 3 layers",
     "teacher": {"source": f"model:{_TEACHER_ID}", "finetune": {"epochs": 3, "learning_rate": 1e-4}},
     "dataset": {"source": f"dataset:{_DATASET_ID}", "limit": 20000},
-    "student": {"layers": 3, "init": "uniform"},
+    "student": {"layers": 3},
     "method": {"type": "kd", "temperature": 4.0},
     "training": {"epochs": 3, "batch_size": 32, "learning_rate": 1e-4, "max_length": 128, "seed": 42},
     "evaluation": {"baseline": True},

@@ -121,10 +121,12 @@ def distill_here(
         try:
             job = run.in_turn(lambda: prepare(run, assignment.sources, assignment.expected))
             _say_unread(run, job)
+            if job.layers:
+                run.provenance(student_layers=list(job.layers))
             plan(run, job, *planned(run, job))
             teachers = ready_teachers(run, job)
             job = judged_by(run, job, teachers)
-            job, method = settle(run, job, teachers)
+            method = settle(run, job, teachers)
             models = {**teachers, "student": _student(run, job, "distilling", method, teachers)}
             if wants_baseline(config, job):
                 models["baseline"] = _student(run, job, "baseline", FineTuning(), teachers)

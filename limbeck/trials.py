@@ -1,8 +1,7 @@
-"""What is not settled beforehand: from which of the teacher's layers the student starts, and by which method it learns.
+"""A race of methods for the one that trains the student, where the job's method asks for it.
 
-Each candidate is trained for a short while on the same examples, drawn by the seed, and validation decides; of several
-methods the better half is trained for twice as many steps (successive halving; Jamieson and Talwalkar 2016,
-arXiv:1502.07943), until one is left. What was found counts for the student and for its baseline alike.
+Each is trained for a short while on the same examples, drawn by the seed, and validation decides; the better half is
+trained for twice as many steps (successive halving; Jamieson and Talwalkar 2016, arXiv:1502.07943), until one is left.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from limbeck.loop import train
 from limbeck.phases import TRIAL, Teachers, answers_of, first_of, models_of, panel_of, phase_of
 from limbeck.preflight import serves
 from limbeck.progress import TRAINING, Item, forward_work
-from limbeck.student_plan import StudentPlan
 from limbeck.students import config_facts_of
 
 if TYPE_CHECKING:
@@ -30,18 +28,10 @@ if TYPE_CHECKING:
     from limbeck.preparation import Prepared
     from limbeck.run import Run
 
-#: Of the student's training, what one trial of a start takes, and what a method's takes in the first round.
-_START_SHARE = 1 / 16
-_METHOD_SHARE = 1 / 8
+#: Of the student's training, what one method takes in the first round.
+_SHARE = 1 / 8
 #: A trial of fewer steps than this says nothing: the first candidate is taken.
 _FEWEST_STEPS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    label: str
-    job: Prepared
-    method: Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +52,8 @@ class _Length:
 
 def planned(run: Run, job: Prepared) -> tuple[dict[str, Item], int]:
     """The trials' items of the plan, and their steps together."""
-    starts, rivals = _starts(run, job), _rivals(run, job)
-    lengths = [_length(run, job, _START_SHARE)] * (len(starts) if len(starts) > 1 else 0)
-    rounds, share = len(rivals) if len(rivals) > 1 else 0, _METHOD_SHARE
+    lengths: list[_Length] = []
+    rounds, share = len(_candidates(run, job)), _SHARE
     while rounds > 1:
         lengths += [_length(run, job, share)] * rounds
         rounds, share = rounds // 2, share * 2
@@ -78,48 +67,37 @@ def planned(run: Run, job: Prepared) -> tuple[dict[str, Item], int]:
     return items, sum(length.steps(run.config.training.batch_size) for length in lengths)
 
 
-def settle(run: Run, job: Prepared, teachers: Teachers) -> tuple[Prepared, Method]:
-    """The job with its student's start, and the method that trains it."""
-    method = run.config.method
-    starts = [_Candidate(f"start {init!r}", _starting(run, job, init), method) for init in _starts(run, job)]
-    chosen = _decide(run, starts, teachers, _START_SHARE) if len(starts) > 1 else _Candidate("", job, method)
-    rivals = [_Candidate(f"method {one.type!r}", chosen.job, one) for one in _rivals(run, job)]
-    if len(rivals) > 1:
-        chosen = _decide(run, rivals, teachers, _METHOD_SHARE)
-    if starts or rivals:
-        run.provenance(student_layers=list(chosen.job.layers), method=chosen.method.type)
-    return chosen.job, chosen.method
-
-
-def _decide(run: Run, candidates: list[_Candidate], teachers: Teachers, share: float) -> _Candidate:
-    """The best of these; of equal ones the first."""
+def settle(run: Run, job: Prepared, teachers: Teachers) -> Method:
+    """The method that trains the student: the best of a race; of equal ones the first."""
+    candidates, share = _candidates(run, job), _SHARE
     while len(candidates) > 1:
-        scores = [_score(run, one, teachers, share) for one in candidates]
+        scores = [_score(run, job, one, teachers, share) for one in candidates]
         order = sorted(range(len(candidates)), key=lambda place: -scores[place])  # stable
-        metric = candidates[0].job.task.main_metric
-        shown = ", ".join(f"{candidates[place].label} {evaluate.shown(metric, scores[place])}" for place in order)
-        examples, key = _length(run, candidates[0].job, share).seen, f"{candidates[0].label} at {share}"
-        if key not in (told := run.facts.setdefault("trials_told", [])):
+        labels, metric = [_label(one) for one in candidates], job.task.main_metric
+        shown = ", ".join(f"{labels[place]} {evaluate.shown(metric, scores[place])}" for place in order)
+        examples = _length(run, job, share).seen
+        if share not in (told := run.facts.setdefault("trials_told", [])):
             run.event(
                 "trials.compared",
                 f"After {examples:,} training examples, on validation: {shown}",
                 examples=examples,
-                scores={candidates[place].label: scores[place] for place in order},
+                scores={labels[place]: scores[place] for place in order},
             )
-            told.append(key)
+            told.append(share)
         candidates = [candidates[place] for place in order[: len(candidates) // 2]]
         share *= 2
+    if run.config.method.rivals():
+        run.provenance(method=candidates[0].type)
     return candidates[0]
 
 
-def _score(run: Run, candidate: _Candidate, teachers: Teachers, share: float) -> float:
+def _score(run: Run, job: Prepared, method: Method, teachers: Teachers, share: float) -> float:
     """The main metric on validation after a short training; what an earlier attempt found is not done again."""
     found: dict[str, float] = run.facts.setdefault("trials", {})
-    key = f"{candidate.label} at {share}"
+    key = f"{_label(method)} at {share}"
     if key in found:
         return found[key]
-    name = _name(len(found) + 1)
-    job, training = candidate.job, run.config.training
+    name, training = _name(len(found) + 1), run.config.training
     answers, length = answers_of(run, job, teachers), _length(run, job, share)
     drawn = np.random.default_rng(training.seed).permutation(job.card.train)[: length.examples]
     rows = np.sort(drawn)
@@ -127,7 +105,7 @@ def _score(run: Run, candidate: _Candidate, teachers: Teachers, share: float) ->
         run,
         job,
         name,
-        candidate.method,
+        method,
         models_of(run, job, first_of(teachers)),
         _of(answers, job, rows),
         length.epochs,
@@ -150,27 +128,11 @@ def _of(answers: Tensor | None, job: Prepared, examples: np.ndarray) -> Tensor |
     return answers[job.train.tokens_of(rows) if job.train.per_token else rows]
 
 
-def _starts(run: Run, job: Prepared) -> tuple[str, ...]:
-    """The starts to try: those that the method names, where the user has left it open and they differ."""
-    student, wanted = run.config.student, run.config.method.starts
-    settled = student.init is not None or student.source is not None or student.recurrent or student.start == "random"
-    if settled or isinstance(student.layers, tuple) or _too_short(run, job, _START_SHARE):
-        return ()
-    by_layers = {_starting(run, job, init).layers: init for init in reversed(wanted)}
-    return tuple(init for init in wanted if init in by_layers.values())
-
-
-def _starting(run: Run, job: Prepared, init: str) -> Prepared:
-    options = run.config.student.model_copy(update={"init": init})
-    plan = StudentPlan.of(options, job.blueprint, seed=run.config.training.seed)
-    return replace(job, student=plan, layers=plan.matched)
-
-
-def _rivals(run: Run, job: Prepared) -> tuple[Method, ...]:
+def _candidates(run: Run, job: Prepared) -> list[Method]:
     """The method itself, then those that it is raced against and that would be served if they were named instead."""
     method = run.config.method
-    if not method.rivals() or _too_short(run, job, _METHOD_SHARE):
-        return ()
+    if not method.rivals() or _length(run, job, _SHARE).seen < _FEWEST_STEPS * run.config.training.batch_size:
+        return [method]
     source = job.student.origin.config if run.config.student.source is not None else None
     offered = shapes.offers(
         run.config.student,
@@ -190,7 +152,7 @@ def _rivals(run: Run, job: Prepared) -> tuple[Method, ...]:
         and not (job.card.unlabelled and method_checks.learns_labels_alone(one))
         and not (job.more and several_teachers.refuses(one))
     ]
-    return (method, *able)
+    return [method, *able]
 
 
 def _length(run: Run, job: Prepared, share: float) -> _Length:
@@ -200,9 +162,8 @@ def _length(run: Run, job: Prepared, share: float) -> _Length:
     return _Length(round(wanted / epochs), epochs)
 
 
-def _too_short(run: Run, job: Prepared, share: float) -> bool:
-    """Whether such a trial says nothing."""
-    return _length(run, job, share).seen < _FEWEST_STEPS * run.config.training.batch_size
+def _label(method: Method) -> str:
+    return f"method {method.type!r}"
 
 
 def _name(number: int) -> str:

@@ -31,8 +31,6 @@ CURVES = ("sst2", "douban")
 SEEDS = (0, 1, 2)
 #: How baselines are named whose student starts from other layers than most, by what a configuration calls that start.
 STARTS: Mapping[str, str] = {"none-first": "first", "none-last": "last", "none-skip": "skip"}
-#: Methods whose student starts from other layers than they choose, by the method and the start.
-STARTED: Mapping[str, tuple[str, str]] = {"auto-skip": ("auto", "skip")}
 #: ``kd`` that also learns the teacher's answers to so many other texts of train, whose labels it does not see: one
 #: epoch over both, and a baseline of its own that takes as many steps over the labelled ones.
 UNLABELLED: Mapping[str, int] = {"kd-unlabelled": 32_000}
@@ -46,7 +44,7 @@ PEERS: Mapping[str, Mapping[str, Any]] = {
 _DEEP = 6
 #: Stands for the folder of a data set's further texts, which lies where a machine has its cache.
 _ELSEWHERE = "/unlabelled"
-_MATCHING = {"patient", "distilbert", "tinybert", "minilm", "auto", "theseus", *VARIANTS, *STARTED}
+_MATCHING = {"patient", "distilbert", "tinybert", "minilm", "auto", "theseus", *VARIANTS}
 
 
 def methods() -> tuple[str, ...]:
@@ -124,8 +122,8 @@ class Cell:
             }
         method: Any = "none" if self.is_baseline else _options(self.method)
         student: dict[str, Any] = {"layers": self.layers}
-        if self.method in STARTS or self.method in STARTED:
-            student["init"] = _start(self.method, self.layers)
+        if self.method in STARTS:
+            student["init"] = STARTS[self.method]
         training = {**data.student, "seed": self.seed}
         if self.method in UNLABELLED:
             texts = {"type": "unlabelled", "limit": UNLABELLED[self.method], "source": f"path:{_ELSEWHERE}"}
@@ -157,8 +155,6 @@ class Cell:
 def _options(method: str) -> Any:
     if method in UNLABELLED:
         return "kd"
-    if method in STARTED:
-        return STARTED[method][0]
     return dict(_OPTIONS[method]) if method in _OPTIONS else method
 
 
@@ -168,8 +164,6 @@ def _start(method: str, layers: int) -> str:
         return "uniform"
     if method in STARTS:
         return STARTS[method]
-    if method in STARTED:
-        return STARTED[method][1]
     document = {"teacher": "path:/", "dataset": "path:/", "method": _options(method), "student": layers}
     config = limbeck_config.DistillConfig.parse(document)
     return config.method.student(config.student, _DEEP).init or "uniform"
@@ -205,9 +199,6 @@ def cells() -> list[Cell]:
         wanted.append(Cell(dataset, "fastbert", _DEEP, 0))
     for dataset in MANY:
         add(dataset, UNTEMPERED)
-    add("mrpc", STARTED)
-    add("stsb", STARTED)
-    add("sst2", STARTED, seeds=SEEDS)
     add("sst2", UNLABELLED, seeds=SEEDS)
     for dataset in WIDE:
         # Teacher and student have the same size: a student of 3 layers is none of self.
@@ -246,7 +237,7 @@ def method_version(name: str) -> str:
         used = (path for path in scripts if path.stem != "by_trainer")
         return _digest(_code(ast.parse(path.read_text())) for path in used)
     chosen = {key: str(value["type"]) for key, value in _OPTIONS.items()} | dict.fromkeys((*STARTS, "teacher"), "none")
-    chosen |= dict.fromkeys(UNLABELLED, "kd") | {name: method for name, (method, _) in STARTED.items()}
+    chosen |= dict.fromkeys(UNLABELLED, "kd")
     method = chosen.get(name, name)
     folder, seen = ROOT / "limbeck" / "methods", {}
     todo = [path for path in sorted(folder.glob("*.py")) if _defines(path, method)]

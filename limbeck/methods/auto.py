@@ -1,4 +1,4 @@
-"""The default: a third of the steps bring the student's inside near its teacher's, the rest its answers."""
+"""The default: the teacher's answers and the labels, and for a third of the steps the teacher's inside as well."""
 
 from __future__ import annotations
 
@@ -7,34 +7,40 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from limbeck.methods.base import Method, Models, Objective, Part, Term
-from limbeck.methods.kd import KnowledgeDistillation, TeacherAndLabels
-from limbeck.methods.minilm import Relations, both
+from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.minilm import Relations
 from limbeck.methods.none import FineTuning
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import HiddenStates
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
     from limbeck.batches import Batch
+    from limbeck.config import Student
     from limbeck.criterion import Criterion
 
+#: Of the steps, the part in which the inside is matched; then T, and the weight of the teacher's answers.
 _SHARE = 1 / 3
+_TEMPERATURE, _ALPHA = 4.0, 0.5
 
 
 class Auto(Method):
-    """Relations of the last layer (MiniLMv2) and hidden states on a uniform map (TinyBERT); then ``kd`` at T = 4, 0.9.
+    """``kd`` at T = 4 with half of the weight on the labels; during the first third of the steps the relations of the
+    last layer (MiniLMv2) and the hidden states on a uniform map (TinyBERT) are matched as well.
 
     Where a family's attention is not in its projections (ModernBERT) the hidden states are matched alone; a student
-    without layers (BiLSTM, BiGRU) learns the answers from the first step on.
+    without layers (BiLSTM, BiGRU) learns the answers alone.
 
-    Where the user does not say from which of the teacher's layers the student starts, a trial on a sixteenth of the
-    steps chooses between evenly spread ones and the first ones; a training of fewer than 320 steps has none.
+    Where the user does not say from which of the teacher's layers the student starts, it is every n-th, the first among
+    them. What was measured of that, of the weight and of the first third: docs/adr/0012.
     """
 
     paper: ClassVar[str | None] = (
         "Limbeck's own choice, of MiniLMv2 (arXiv:2012.15828), TinyBERT (arXiv:1909.10351) and kd"
     )
 
-    starts: ClassVar[tuple[str, ...]] = ("uniform", "first")
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     looks_inside: ClassVar[bool] = True
@@ -49,17 +55,20 @@ class Auto(Method):
             return ()
         return KnowledgeDistillation(temperature=4.0, alpha=0.9), Theseus(replacing="additive"), FineTuning()
 
+    def student(self, student: Student, teacher_layers: int) -> Student:
+        return student if student.init else student.model_copy(update={"init": "skip"})
+
     def remarks(self, *, teacher: str, student: str) -> Iterable[str]:
         from limbeck.families import has_states
 
         if not has_states(student):
-            yield "The student has no layers to match: it learns the teacher's answers from the first step on."
+            yield "The student has no layers to match: it learns the teacher's answers alone."
         elif not has_states(teacher):
-            yield "The teacher has no layers to match: the student learns its answers from the first step on."
+            yield "The teacher has no layers to match: the student learns its answers alone."
         elif not _related(teacher, student):
             yield (
                 f"The attention of {' and '.join(dict.fromkeys((teacher, student)))} cannot be compared by queries, "
-                "keys and values: the hidden states are matched alone, then the answers."
+                "keys and values: the hidden states are matched alone."
             )
 
     def parts(self) -> tuple[Part, ...]:
@@ -74,21 +83,54 @@ class Auto(Method):
         if part.name == "inside" and has_states(models.student.config.model_type):
             teacher = models.teacher()  # loaded once
             if has_states(teacher.config.model_type):
-                return _Inside(replace(models, teacher=lambda: teacher))
-        return TeacherAndLabels(models.student, criterion, temperature=4.0, alpha=0.9)
+                return _InsideAndAnswers(replace(models, teacher=lambda: teacher), criterion)
+        before, share = (0.0, _SHARE) if part.name == "inside" else (_SHARE, 1 - _SHARE)
+        return _Answers(models.student, criterion, before, share)
 
 
-class _Inside(Objective):
-    def __init__(self, models: Models) -> None:
-        self.states = HiddenStates(models)
-        self.module, self.student, teacher = self.states.module, models.student, self.states.teacher
-        shared = Models(models.student, lambda: teacher, models.layers)  # loaded once
-        related = _related(teacher.config.model_type, models.student.config.model_type)
-        self.relations = Relations(shared, None, None) if related else None
+class _Answers(Objective):
+    """As ``kd``, in a part of the steps: losses that change on the way do so over all of them."""
+
+    def __init__(self, student: PreTrainedModel, criterion: Criterion, before: float, share: float) -> None:
+        self.module: nn.Module = student
+        self.student, self.criterion = student, criterion
+        self.before, self.share = before, share
 
     def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
-        ours, theirs = both(self.student, self.states.teacher, batch, projections=self.relations is not None)
-        terms = {"hidden_loss": Term(self.states.distance(ours, theirs, batch), unit="tokens")}
+        return self.answers(self.criterion.answer(self.student, batch), batch, step / steps)
+
+    def answers(self, logits: Tensor, batch: Batch, done: float) -> dict[str, Term]:
+        """
+        Args:
+            done: share of this part's steps.
+        """
+        soft = self.criterion.soft(logits, batch, _TEMPERATURE, progress=self.before + self.share * done)
+        return {"soft_loss": soft.times(_ALPHA), "hard_loss": self.criterion.hard(logits, batch).times(1 - _ALPHA)}
+
+
+class _InsideAndAnswers(_Answers):
+    """All of it from one pass of each model."""
+
+    def __init__(self, models: Models, criterion: Criterion) -> None:
+        super().__init__(models.student, criterion, 0.0, _SHARE)
+        self.states = HiddenStates(models)
+        self.module, self.teacher = self.states.module, self.states.teacher
+        related = _related(self.teacher.config.model_type, self.student.config.model_type)
+        self.relations = Relations(models, None, None) if related else None
+
+    def losses(self, batch: Batch, step: int, steps: int) -> Mapping[str, Term]:
+        import torch
+
+        from limbeck.capture import captured
+
+        projections = self.relations is not None
+        with captured(self.student, projections=projections) as ours:
+            logits = self.criterion.answer(self.student, batch, inside=True)
+        # no_grad, not inference_mode: autograd keeps the teacher's states for the student's gradient.
+        with torch.no_grad(), captured(self.teacher, projections=projections) as theirs:
+            self.teacher.base_model(**batch.inputs)
+        terms = self.answers(logits, batch, step / steps)
+        terms["hidden_loss"] = Term(self.states.distance(ours, theirs, batch), unit="tokens")
         if self.relations is not None:
             terms["relation_loss"] = Term(self.relations.relations(ours, theirs, batch), unit="tokens")
         return terms

@@ -23,7 +23,7 @@ fastbert     part one is fine-tuning; part two attaches the branches to the stud
              the small loader
 dynabert     ``losses`` runs the sub-networks one after the other and returns a term for each; ``module`` is the network
              that they are parts of, ``student`` one of them whose weights look into it (``limbeck/elastic.py``)
-auto         relations and hidden states for a third of the steps, then a kd part
+auto         a kd part; for the first third of the steps relations and hidden states as well, from the same passes
 ===========  ==========================================================================================================
 """
 
@@ -170,10 +170,6 @@ class Method(Spec, ABC):
     labels_alone: ClassVar[bool] = False
     #: What learns from answers alone, so that no true label may come in by ``training.loss``; None where nothing does.
     no_labels: ClassVar[str | None] = None
-
-    #: The starts (``student.init``) of which a short trial chooses one where the user names none; the first unless
-    #: another proves better.
-    starts: ClassVar[tuple[str, ...]] = ()
 
     type: Any
 

@@ -1,18 +1,18 @@
-"""Trials: what is tried, how the best is found, that nothing is tried twice, and that the student gets the choice."""
+"""Races of methods: who is tried, how the best is found, and that nothing is tried twice; and where ``auto`` starts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 from limbeck.batches import Batch
-from limbeck.config import DistillConfig, Student
+from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted
@@ -20,7 +20,6 @@ from limbeck.methods.auto import Auto
 from limbeck.methods.base import Method, Models, Objective, Part, Term
 from limbeck.methods.kd import TeacherAndLabels
 from limbeck.methods.none import FineTuning
-from limbeck.shapes import student_layers
 from tests.limbeck.bench import Recorder
 from tests.tiny import docstrings, write_tiny_bert, write_tiny_dataset
 
@@ -41,7 +40,7 @@ def config(place: Path, **changes: Any) -> DistillConfig:
         "teacher": {"source": f"path:{place / 'teacher'}", "finetune": {"epochs": 2, "learning_rate": 3e-3}},
         "dataset": {"source": f"path:{place / 'data'}"},
         "student": 2,
-        # With batches of 3 a sixteenth of 10 epochs is 20 steps; an eighth and a quarter are more than one epoch each.
+        # An eighth and a quarter of 10 epochs are more than one each.
         "training": {"epochs": 10, "batch_size": 3, "learning_rate": 1e-3, "max_length": 32},
         "evaluation": {"hard_samples": False},
         "export": [],
@@ -78,30 +77,25 @@ def raced(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Distil
     return distill(config(place, method={"type": "auto", "race": True}), folder, callbacks=said), said, folder
 
 
-def test_the_start_and_then_the_method_are_tried(raced: tuple[DistillResult, Recorder, Path]) -> None:
-    """Guards successive halving: two starts, then four methods, then the better two of them on more examples."""
+def test_all_methods_are_tried_and_then_the_better_two(raced: tuple[DistillResult, Recorder, Path]) -> None:
+    """Guards successive halving: four methods, then the better two of them on more examples."""
     compared = told(raced[1])
-    assert [len(one["scores"]) for one in compared] == [2, 4, 2]
-    # A sixteenth, an eighth and a quarter of 10 epochs over 96 examples, also where that is more than one epoch.
-    assert [one["examples"] for one in compared] == [60, 120, 240]
-    assert set(compared[0]["scores"]) == {"start 'uniform'", "start 'first'"}
-    first, second = compared[1]["scores"], compared[2]["scores"]
+    assert [len(one["scores"]) for one in compared] == [4, 2]
+    # An eighth and a quarter of 10 epochs over 96 examples, also where that is more than one epoch.
+    assert [one["examples"] for one in compared] == [120, 240]
+    first, second = compared[0]["scores"], compared[1]["scores"]
     assert set(second) == set(sorted(first, key=lambda name: -first[name])[:2])  # a stable sort, as in the product
 
 
-def test_the_choice_is_the_best_and_reaches_the_student(raced: tuple[DistillResult, Recorder, Path]) -> None:
-    """Guards against a probe whose answer nobody reads."""
+def test_the_best_trains_the_student(raced: tuple[DistillResult, Recorder, Path]) -> None:
+    """Guards against a race whose end nobody reads."""
     result, said, _ = raced
-    starts, methods = told(said)[0]["scores"], told(said)[2]["scores"]
-    layers = {"start 'uniform'": [1, 3], "start 'first'": [0, 1]}[max(starts, key=lambda name: starts[name])]
-    assert result.provenance["student_layers"] == layers
+    methods = told(said)[1]["scores"]
     assert f"method '{result.provenance['method']}'" == max(methods, key=lambda name: methods[name])
 
 
 class Learnless(Auto):
     """Leaves its student as it began, and so loses every race."""
-
-    starts: ClassVar[tuple[str, ...]] = ()
 
     def rivals(self) -> tuple[Method, ...]:
         return (FineTuning(),)
@@ -163,28 +157,33 @@ def test_a_race_leaves_out_whom_preflight_refuses_by_name(place: Path, tmp_path:
     assert [set(one["scores"]) for one in told(said)] == [{"method 'auto'", "method 'kd'"}]
 
 
-def test_a_named_start_is_not_tried_and_student_and_baseline_share_the_found_one(
+def test_student_and_baseline_start_from_autos_layers(
     place: Path, raced: tuple[DistillResult, Recorder, Path], tmp_path: Path
 ) -> None:
-    """Guards the baseline: with another start than the student's, gap recovery would compare two things at once. The
-    twin is a job that names the layers that the trials found: the same baseline, to the bit."""
+    """Guards the start, every n-th layer and the first among them, and the baseline: with another start than the
+    student's, gap recovery would compare two things at once. The twin is a job that names the layers."""
     result = raced[0]
-    said = Recorder()
-    twin = distill(config(place, student=result.provenance["student_layers"]), tmp_path, callbacks=said)
-    assert told(said) == []
+    assert result.provenance["student_layers"] == [0, 2]
+    twin = distill(config(place, student=[0, 2]), tmp_path)
     assert result.baseline is not None
     assert twin.baseline is not None
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (result.baseline, twin.baseline))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
-def test_an_interrupted_trial_goes_on_and_ends_the_same(place: Path, tmp_path: Path) -> None:
+def test_a_start_that_is_named_is_taken(place: Path, tmp_path: Path) -> None:
+    named = config(place, student={"layers": 2, "init": "uniform"}, evaluation={"baseline": False})
+    assert distill(named, tmp_path).provenance["student_layers"] == [1, 3]
+
+
+def test_an_interrupted_race_goes_on_and_ends_the_same(place: Path, tmp_path: Path) -> None:
     """Guards resuming: a finished trial is read, a broken one goes on, and the student has the same weights."""
-    whole = distill(config(place), tmp_path / "whole", callbacks=(undisturbed := Recorder()))
+    race = config(place, method={"type": "auto", "race": True}, **SHORT)
+    whole = distill(race, tmp_path / "whole", callbacks=(undisturbed := Recorder()))
     with pytest.raises(Interrupted):
-        distill(config(place), tmp_path / "broken", callbacks=StopsIn("trial-2", points=5))
+        distill(race, tmp_path / "broken", callbacks=StopsIn("trial-2", points=5))
     said = Recorder()
-    resumed = distill(config(place), tmp_path / "broken", callbacks=said)
+    resumed = distill(race, tmp_path / "broken", callbacks=said)
     assert told(said) == told(undisturbed)
     assert not any(kind == "epoch.finished" and data["phase"] == "trial-1" for kind, _, data in said.events)
     ours, theirs = (load_file(one.student / "model.safetensors") for one in (whole, resumed))
@@ -194,10 +193,11 @@ def test_an_interrupted_trial_goes_on_and_ends_the_same(place: Path, tmp_path: P
 def test_a_short_training_tries_nothing(place: Path, tmp_path: Path) -> None:
     """Guards the cost: a few steps say nothing, and on a small data set they would be a large part of the job."""
     said = Recorder()
-    short = config(place, training={"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "max_length": 32})
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "max_length": 32}
+    short = config(place, method={"type": "auto", "race": True}, training=training)
     result = distill(short, tmp_path, callbacks=said)
     assert told(said) == []
-    assert "student_layers" not in result.provenance
+    assert result.provenance["method"] == "auto"
 
 
 def test_rivals_that_cannot_serve_the_student_are_left_out(place: Path, tmp_path: Path) -> None:
@@ -205,9 +205,4 @@ def test_rivals_that_cannot_serve_the_student_are_left_out(place: Path, tmp_path
     said = Recorder()
     narrow = config(place, method={"type": "auto", "race": True}, student={"layers": 2, "hidden_size": 16, "heads": 2})
     distill(narrow, tmp_path, callbacks=said)
-    assert set(told(said)[1]["scores"]) == {"method 'auto'", "method 'kd'", "method 'none'"}
-
-
-def test_autos_first_start_is_the_one_that_an_unsettled_student_gets() -> None:
-    """Guards the plan: progress, preflight and a job without trials all resolve the student with no start named."""
-    assert student_layers(Student(layers=2, init=Auto.starts[0]), 6) == student_layers(Student(layers=2), 6)  # type: ignore[arg-type]
+    assert set(told(said)[0]["scores"]) == {"method 'auto'", "method 'kd'", "method 'none'"}
