@@ -99,15 +99,17 @@ def _decide(run: Run, candidates: list[_Candidate], teachers: Teachers, share: f
         metric = candidates[0].job.task.main_metric
         shown = ", ".join(f"{candidates[place].label} {evaluate.shown(metric, scores[place])}" for place in order)
         examples, key = _length(run, candidates[0].job, share).seen, f"{candidates[0].label} at {share}"
+        ahead = [candidates[place] for place in order[: len(candidates) // 2]]
+        taken = f"{' and '.join(one.label for one in ahead)} {'is taken' if len(ahead) == 1 else 'go on'}"
         if key not in (told := run.facts.setdefault("trials_told", [])):
             run.event(
                 "trials.compared",
-                f"After {examples:,} training examples, on validation: {shown}",
+                f"After {examples:,} training examples, on validation: {shown}; {taken}",
                 examples=examples,
                 scores={candidates[place].label: scores[place] for place in order},
             )
             told.append(key)
-        candidates = [candidates[place] for place in order[: len(candidates) // 2]]
+        candidates = ahead
         share *= 2
     return candidates[0]
 
@@ -134,7 +136,8 @@ def _score(run: Run, candidate: _Candidate, teachers: Teachers, share: float) ->
         training.learning_rate,
     )
     panel = panel_of(run, job, teachers)
-    fitted = train(replace(phase, train=job.train.take(rows), labelled=None, panel=panel), run)
+    phase = replace(phase, train=job.train.take(rows), labelled=None, panel=panel, about=candidate.label)
+    fitted = train(phase, run)
     for role in (f"{name}-training", f"{name}-best"):
         run.store.drop(role)
     found[key] = fitted.score

@@ -89,6 +89,23 @@ def test_the_start_and_then_the_method_are_tried(raced: tuple[DistillResult, Rec
     assert set(second) == set(sorted(first, key=lambda name: -first[name])[:2])  # a stable sort, as in the product
 
 
+def test_the_events_of_trials_say_what_is_tried_and_what_is_taken(
+    raced: tuple[DistillResult, Recorder, Path],
+) -> None:
+    """Guards against a list of accuracies of "Trial", of which nobody knows what was tried."""
+    events = raced[1].events
+    named = {message.split(",")[0] for kind, message, data in events if data.get("phase", "").startswith("trial")}
+    assert named == {
+        *(f"Trial of start '{start}'" for start in ("uniform", "first")),
+        *(f"Trial of method '{method}'" for method in ("auto", "kd", "theseus", "none")),
+    }
+    messages = [message for kind, message, _ in events if kind == "trials.compared"]
+    best = [max(one["scores"], key=lambda name: one["scores"][name]) for one in told(raced[1])]
+    assert messages[0].endswith(f"; {best[0]} is taken")
+    assert messages[1].endswith(" go on")
+    assert messages[2].endswith(f"; {best[2]} is taken")
+
+
 def test_the_choice_is_the_best_and_reaches_the_student(raced: tuple[DistillResult, Recorder, Path]) -> None:
     """Guards against a probe whose answer nobody reads."""
     result, said, _ = raced
