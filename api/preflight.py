@@ -37,6 +37,11 @@ class _Known:
     task: str | None = None
     kept: stored.Kept | None = None  #: where it is an upload
 
+    @property
+    def pair(self) -> bool | None:
+        """Whether an example is two texts."""
+        return None if self.kept is None else self.kept.pair
+
 
 def require_possible(house: Services, config: DistillConfig) -> None:
     """Refuse what is known to fail.
@@ -66,7 +71,7 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
     facts = models["/teacher/source"]
     if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
         notes.append("The data set is read when the job runs.")
-    notes += preflight.notes(config, data[_DATA].task)
+    notes += preflight.notes(config, data[_DATA].task, data[_DATA].pair)
     return (None if facts is None else asdict(facts)), notes
 
 
@@ -81,10 +86,11 @@ def _check(
     config: DistillConfig, models: Mapping[str, ModelFacts | None], data: Mapping[str, _Known]
 ) -> tuple[Problem, ...]:
     known = data[_DATA]
-    labels, task, pair = known.labels, known.task, None if known.kept is None else known.kept.pair
     teacher, *more = (models[f"{pointer}/source"] for pointer in config.teacher.pointers)
     student = models.get("/student/source")
-    found = preflight.check(config, teacher=teacher, labels=labels, student=student, task=task, pair=pair, more=more)
+    found = preflight.check(
+        config, teacher=teacher, labels=known.labels, student=student, task=known.task, pair=known.pair, more=more
+    )
     if any(one.pointer == "/task" for one in found):
         return found  # another task has other columns
     uploads = {pointer: one.kept for pointer, one in data.items() if one.kept is not None}

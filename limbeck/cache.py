@@ -76,13 +76,25 @@ def answers_key(run: Run, config: PreTrainedConfig, weights: Mapping[str, Tensor
     machine as well: another processor or number of threads rounds otherwise, and a job has to end with the same
     student whether it finds the answers or computes them.
     """
+    hardware = run.device.hardware().model_dump(mode="json", exclude={"onnxruntime"})
+    return _key(config, weights, data, task, {"hardware": hardware})
+
+
+def content_key(config: PreTrainedConfig, weights: Mapping[str, Tensor], data: Encoded, task: Task) -> str:
+    """The same without the machine: of what is answered, and by whom."""
+    return _key(config, weights, data, task, {})
+
+
+def _key(
+    config: PreTrainedConfig, weights: Mapping[str, Tensor], data: Encoded, task: Task, where: Mapping[str, Any]
+) -> str:
     digest = hashlib.sha256()
     parts: dict[str, Any] = {
         "keeps": "logits",
         "version": _VERSION,
         "task": task.model_dump(mode="json"),
         "config": {name: value for name, value in config.to_dict().items() if not name.startswith("_")},
-        "hardware": run.device.hardware().model_dump(mode="json", exclude={"onnxruntime"}),
+        **where,
         "batch": FORWARD_TOKENS,
         "layout": [data.per_token, data.together],
     }
@@ -110,6 +122,7 @@ def teacher_logits(
     run: Run,
     role: str = ROLE,
     states: FirstTokens | None = None,
+    content: str | None = None,
 ) -> Tensor:
     """The teacher's logits over the training split, float32, from the state or computed: (rows, classes), and where
     each token is answered (tokens, classes).
@@ -121,12 +134,13 @@ def teacher_logits(
         key: :func:`answers_key`.
         role: where the state keeps them, and the item of the plan.
         states: what the same pass keeps beside them, for :func:`kept_states`.
+        content: :func:`content_key`; a job that goes on elsewhere keeps the answers that it has learned from.
 
     Raises:
         Diverged: an answer is NaN or infinite.
         Interrupted: the part that was done is staged in the run's state.
     """
-    work = TeacherPass(run, data, task, key, classes, role, states)
+    work = TeacherPass(run, data, task, key, classes, role, states, content)
     run.meter.begin(role)
     if not work.whole and (known := _find(run, work.key, shapes_of(work.answers))) is not None:
         work.take(known.answers, known.seconds)

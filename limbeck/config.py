@@ -394,6 +394,13 @@ class DistillConfig(Spec):
     training texts had; ``onnx-fp16`` is for GPUs."""
     gate: Gate = Gate()
 
+    @field_validator("export")
+    @classmethod
+    def _each_once(cls, value: tuple[Format, ...], info: ValidationInfo) -> tuple[Format, ...]:
+        if len(set(value)) < len(value) and not is_stored(info):
+            raise ValueError(f"found {', '.join(value)}: name each form once")
+        return value
+
     def model_sources(self) -> dict[str, str]:
         """Every model that is named, by the JSON pointer of the field that names it."""
         found = {f"{at}/source": one.source for at, one in zip(self.teacher.pointers, self.teacher.models, strict=True)}

@@ -179,7 +179,7 @@ def _say_trained(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:
     who = "Student" if name == "distilling" else "Baseline, the same student without a teacher"
     run.event(
         f"{'student' if name == 'distilling' else 'baseline'}.trained",
-        f"{who}: {evaluate.shown(job.task.main_metric, fitted.score)} on validation (epoch {fitted.epoch} kept)",
+        f"{who}: {evaluate.shown(job.task.main_metric, fitted.score)} on validation ({fitted.kept})",
         epoch=fitted.epoch,
         **{job.task.main_metric: fitted.score},
     )

@@ -68,6 +68,7 @@ class Phase:
     teacher_states: Tensor | None = None  #: (training rows, places, width): as ``Method.teacher_places`` names them
     panel: Callable[[], Panel] | None = None  #: loads these teachers, where they are asked in every step instead
     cut: int | None = None  #: the steps after which it ends, within its last epoch; None: at that one's end
+    about: str = ""  #: of a trial what it tries, for people
 
     def __post_init__(self) -> None:
         if self.cut is not None and math.ceil(self.cut / self.steps_per_epoch) != self.epochs:
@@ -86,7 +87,7 @@ class Phase:
         """For people: ``teacher-2`` is the second of several teachers."""
         if self.name.startswith("teacher"):
             return self.name.replace("-", " ").capitalize()
-        return {"distilling": "Student", "baseline": "Baseline"}.get(self.name, "Trial")
+        return {"distilling": "Student", "baseline": "Baseline"}.get(self.name) or f"Trial of {self.about}"
 
     def part_steps(self) -> list[int]:
         """How the steps are shared among the method's parts."""
@@ -100,6 +101,20 @@ class Phase:
     def epoch_at(self, position: Position) -> int:
         """From 1."""
         return math.ceil(self.steps_done(position) / self.steps_per_epoch)
+
+    def place(self, part: Part, position: Position) -> str:
+        """For people. The epoch in which one part ends and the next begins is looked at in both."""
+        parts, done = len(self.method.parts()), self.steps_done(position)
+        within = "within " * (done % self.steps_per_epoch > 0 and done < self.steps)
+        named = f", part {position.part + 1} of {parts} ({part.name})" if parts > 1 else ""
+        return f"{self.title}{named}, {within}epoch {self.epoch_at(position)} of {self.epochs}"
+
+    def kept(self, part: Part, position: Position) -> str:
+        """Which weights ``part`` ends with, for people."""
+        if not part.selects:
+            return "as its last step left it"
+        within = f" of part {part.name!r}" * (len(self.method.parts()) > 1)
+        return f"epoch {position.best_epoch}{within} kept"
 
 
 def share_steps(method: Method, steps: int) -> list[int]:
@@ -132,9 +147,10 @@ class Position:
 class Fitted:
     """A finished training."""
 
-    model: PreTrainedModel  #: with the weights of the best epoch
+    model: PreTrainedModel  #: with the weights of its last part's best epoch, or of the last step of one without
     score: float  #: main metric on validation
     epoch: int
+    kept: str  #: which weights these are, for people
     history: list[dict[str, float]]
 
 
@@ -218,7 +234,7 @@ def train(phase: Phase, run: Run) -> Fitted:
     assert objective is not None
     model = phase.method.finish(objective)
     run.meter.finish(phase.name)
-    return Fitted(model, position.best_score, position.best_epoch, position.history)
+    return Fitted(model, position.best_score, position.best_epoch, phase.kept(part, position), position.history)
 
 
 def _build(phase: Phase, index: int, part: Part, models: Models, criterion: Criterion) -> Objective:
@@ -258,7 +274,7 @@ def _end_epoch(
     objective: Objective, part: Part, best: dict[str, Tensor] | None, phase: Phase, position: Position, run: Run
 ) -> dict[str, Tensor] | None:
     """Validate; the best weights from now on."""
-    score = _validate(objective, phase, position, run)
+    score = _validate(objective, part, phase, position, run)
     if not part.selects or score > position.best_score:
         best = _keep_best(objective, score, phase, position, run)
     position.validated = position.step
@@ -324,22 +340,22 @@ def _validate_variants(objective: Objective, phase: Phase, position: Position, r
             label: {**shape_of(model), "validation": position.variants[label]} for label, model in models.items()
         }
         name = phase.task.main_metric
-        shown = ", ".join(f"{label} {evaluate.shown(name, score)}" for label, score in position.variants.items())
+        shown = "; ".join(f"{label}: {evaluate.shown(name, score)}" for label, score in position.variants.items())
         scores = dict(position.variants)
         run.event("variants.validated", f"After the last step, on validation: {shown}", phase=phase.name, scores=scores)
 
 
-def _validate(objective: Objective, phase: Phase, position: Position, run: Run) -> float:
+def _validate(objective: Objective, part: Part, phase: Phase, position: Position, run: Run) -> float:
     name = phase.task.main_metric
     score = _score(objective.student, phase, position, run)
     position.history.append({"step": phase.steps_done(position), name: score})
     run.metrics({f"{phase.name}/validation_{name}": score})
-    epoch = phase.epoch_at(position)
+    chooses = "" if part.selects else ", which chooses nothing here: this part keeps its last step"
     run.event(
         "epoch.finished",
-        f"{phase.title}, epoch {epoch} of {phase.epochs}: {evaluate.shown(name, score)} on validation",
+        f"{phase.place(part, position)}: {evaluate.shown(name, score)} on validation{chooses}",
         phase=phase.name,
-        epoch=epoch,
+        epoch=phase.epoch_at(position),
         **{name: score},
     )
     return score

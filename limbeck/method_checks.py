@@ -93,14 +93,28 @@ def unread(config: DistillConfig, task: Task | None, *, written: bool = False) -
             that was stored has every default filled in.
     """
     method = config.method
-    temperature = dict(method).get("temperature")
-    if temperature is None:
-        return
-    default = type(method).model_fields["temperature"].default
-    chosen = "temperature" in method.model_fields_set if written else temperature != default
-    why = _why_not_softened(config, task)
-    if chosen and why is not None:
-        yield f"method.temperature ({temperature:g}) is not used: {why}."
+    options = dict(method)
+    for name, why in _reasons(config, task):
+        if name not in options or why is None:
+            continue
+        chosen = (
+            name in method.model_fields_set if written else options[name] != type(method).model_fields[name].default
+        )
+        if chosen:
+            shown = f"{options[name]:g}" if isinstance(options[name], float) else repr(options[name])
+            yield f"method.{name} ({shown}) is not used: {why}."
+
+
+def _reasons(config: DistillConfig, task: Task | None) -> Iterator[tuple[str, str | None]]:
+    """Options of methods, and why this job reads them not; None where it does."""
+    method = config.method
+    yield "temperature", _why_not_softened(config, task)
+    if task is not None and task.kind == "vector" and not task.labelled:
+        yield "alpha", "texts without scores have no labels that answers could be weighed against"
+    if task is not None and not task.of_words:
+        yield "answers", "it is an option for 'masked_lm' alone"
+    if isinstance(method, FastBert) and method.floor is not None:
+        yield "max_loss", "floor says what the speed has to keep"
 
 
 def _why_not_softened(config: DistillConfig, task: Task | None) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.batches import Encoded
-from limbeck.cache import answers_key, cache_role, teacher_logits
+from limbeck.cache import answers_key, cache_role, content_key, teacher_logits
 from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
@@ -247,10 +247,11 @@ def _all_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:
     found = []
     for name, read in job.members.items():
         config, weights = read.blueprint.config, teachers[name]
-        key = answers_key(run, config, weights, read.train, job.task)
+        answered = (config, weights, read.train, job.task)
+        key, content = answers_key(run, *answered), content_key(*answered)
         load, width = teacher_of(run, read, weights), job.task.width(config)
         states = states_wanted(run.config, job, name)
-        found.append(teacher_logits(load, read.train, job.task, key, width, run, cache_role(name), states))
+        found.append(teacher_logits(load, read.train, job.task, key, width, run, cache_role(name), states, content))
     return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 

@@ -89,9 +89,12 @@ def check(
     return tuple(dict.fromkeys(found))
 
 
-def notes(config: DistillConfig, task: str | None) -> tuple[str, ...]:
-    """What the user has written and the job will not look at, as sentences; ``task`` is that of the data set."""
-    chosen = config.task or (TASKS[task]() if task in TASKS else None)
+def notes(config: DistillConfig, task: str | None, pair: bool | None) -> tuple[str, ...]:
+    """What the user has written and the job will not look at, as sentences; ``task`` and ``pair`` are as for
+    :func:`check`."""
+    chosen: Task | None = config.task or (TASKS[task]() if task in TASKS else None)
+    if chosen is not None and pair is not None:
+        chosen = chosen.for_data(pair=pair)
     return tuple(method_checks.unread(config, chosen, written=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ class TeacherPass:
         key: :func:`limbeck.cache.answers_key`.
         role: where the state keeps the logits, and the item of the plan.
         states: what else is kept; the state has it as :data:`STATES`.
+        content: :func:`limbeck.cache.content_key`.
     """
 
     def __init__(
@@ -97,8 +99,10 @@ class TeacherPass:
         classes: int,
         role: str,
         states: FirstTokens | None = None,
+        content: str | None = None,
     ) -> None:
         self._run, self._data, self._task, self._role, self._states = run, data, task, role, states
+        self._content = content
         #: Of all that is kept.
         self.key = key if states is None else states.key(key)
         self._batches = forward_batches(data.lengths)
@@ -134,6 +138,7 @@ class TeacherPass:
         tensors = {LOGITS: self.answers[LOGITS], "done": torch.from_numpy(self._done)}
         facts: dict[str, Any] = {
             "key": self.key,
+            "content": self._content,
             "seconds": self.seconds,
             "help": {worker: [one.parts, one.examples, one.seconds] for worker, one in self.help.items()},
             "size": self._size,
@@ -148,7 +153,7 @@ class TeacherPass:
         if not store.has(self._role):
             return
         tensors, facts = store.read_tensors(self._role)
-        if facts["key"] != self.key or "done" not in tensors:
+        if "done" not in tensors or not (facts["key"] == self.key or self._finished_elsewhere(tensors, facts)):
             return
         self.answers[LOGITS], self._done = tensors[LOGITS], tensors["done"].numpy()
         if self._states is not None:
@@ -156,6 +161,13 @@ class TeacherPass:
             self.answers[STATES] = states if self.whole else states.clone()
         self.seconds, self._size = facts["seconds"], facts["size"]
         self.help = {worker: Help(*one) for worker, one in facts["help"].items()}
+
+    def _finished_elsewhere(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
+        """Whether the state has all of it from another machine, where the job began: its student has learned from these
+        answers, and from those of this machine, which round otherwise, another one would come of it."""
+        same = self._content is not None and facts.get("content") == self._content
+        kept = self._states is None or self._run.store.has(STATES)
+        return same and kept and bool(tensors["done"].all())
 
     def fill(self, model: PreTrainedModel) -> None:
         """Answer what is left.

@@ -75,16 +75,17 @@ def settle(run: Run, job: Prepared, teachers: Teachers) -> Method:
         order = sorted(range(len(candidates)), key=lambda place: -scores[place])  # stable
         labels, metric = [_label(one) for one in candidates], job.task.main_metric
         shown = ", ".join(f"{labels[place]} {evaluate.shown(metric, scores[place])}" for place in order)
-        examples = _length(run, job, share).seen
+        examples, ahead = _length(run, job, share).seen, order[: len(order) // 2]
+        taken = f"{' and '.join(labels[place] for place in ahead)} {'is taken' if len(ahead) == 1 else 'go on'}"
         if share not in (told := run.facts.setdefault("trials_told", [])):
             run.event(
                 "trials.compared",
-                f"After {examples:,} training examples, on validation: {shown}",
+                f"After {examples:,} training examples, on validation: {shown}; {taken}",
                 examples=examples,
                 scores={labels[place]: scores[place] for place in order},
             )
             told.append(share)
-        candidates = [candidates[place] for place in order[: len(candidates) // 2]]
+        candidates = [candidates[place] for place in ahead]
         share *= 2
     if run.config.method.rivals():
         run.provenance(method=candidates[0].type)
@@ -112,7 +113,8 @@ def _score(run: Run, job: Prepared, method: Method, teachers: Teachers, share: f
         training.learning_rate,
     )
     panel = panel_of(run, job, teachers)
-    fitted = train(replace(phase, train=job.train.take(rows), labelled=None, panel=panel), run)
+    phase = replace(phase, train=job.train.take(rows), labelled=None, panel=panel, about=_label(method))
+    fitted = train(phase, run)
     for role in (f"{name}-training", f"{name}-best"):
         run.store.drop(role)
     found[key] = fitted.score

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from limbeck.batches import Encoded, forward_batches
@@ -107,6 +110,33 @@ def test_known_answers_need_no_teacher(bench: Bench, many: Encoded, tmp_path: Pa
     first = teacher_logits(bench.teacher, many, TASK, "key", len(LABELS), run)
     again = teacher_logits(unwanted, many, TASK, "key", len(LABELS), open_run(bench, tmp_path, Recorder()))
     assert torch.equal(first, again)
+
+
+def test_a_job_that_goes_on_on_another_machine_keeps_the_answers_that_it_has_whole(
+    bench: Bench, many: Encoded, tmp_path: Path
+) -> None:
+    """Guards hours of a pass that is done, and a student that would go on learning from answers that round otherwise.
+    What is half done is begun anew: a pass of two machines is that of neither."""
+
+    def unwanted() -> PreTrainedModel:
+        raise AssertionError("the teacher was loaded")
+
+    def go_on(load: Callable[[], PreTrainedModel], key: str, stop: int | None = None, content: str = "same") -> Tensor:
+        run = open_run(bench, tmp_path, said := Recorder(stop_after=stop))
+        try:
+            return teacher_logits(load, many, TASK, key, len(LABELS), run, content=content)
+        finally:
+            run.commit()
+            events.extend(data for kind, _, data in said.events if kind == "cache.built")
+
+    events: list[dict[str, Any]] = []
+    with pytest.raises(Interrupted):
+        go_on(bench.teacher, "here", stop=1)
+    first = go_on(bench.teacher, "there")
+    assert events[0]["hits"] == 0
+    assert torch.equal(go_on(unwanted, "elsewhere"), first)
+    with pytest.raises(AssertionError, match="was loaded"):
+        go_on(unwanted, "elsewhere", content="other")
 
 
 def test_answers_of_another_teacher_are_not_used(bench: Bench, many: Encoded, tmp_path: Path) -> None:

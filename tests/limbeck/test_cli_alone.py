@@ -97,6 +97,15 @@ def test_the_scorecard_shows_every_row_and_finding() -> None:
     assert "gate          not passed: retention 95.0 % is below 97.0 %" in text
 
 
+def test_the_scorecard_of_a_teacher_that_guesses_says_so_and_shows_no_retention() -> None:
+    note = "The teacher's accuracy on the test split is 0.0 %, …: retention and gap recovery mean nothing."
+    console = Console(width=200, file=io.StringIO())
+    console.print(scorecard_table(Scorecard.model_validate(SCORECARD | {"retention": None, "retention_note": note})))
+    assert isinstance(console.file, io.StringIO)
+    assert note in console.file.getvalue()
+    assert "retention  " not in console.file.getvalue()
+
+
 def test_the_scorecard_says_what_answers_at_the_default_speed_are_worth() -> None:
     """Guards the accuracy of all layers passing for that of the answers, which leave early unless a call forbids it."""
 

@@ -54,6 +54,13 @@ def test_one_mistake_is_one_problem(document: dict[str, Any], pointer: str, deta
     assert detail in what
 
 
+def test_a_form_that_is_named_twice_is_refused() -> None:
+    """Guards against writing, timing and telling it twice; what was accepted once stays accepted."""
+    ((pointer, detail),) = refused({"export": ["onnx", "onnx-int8", "onnx"]})
+    assert (pointer, detail) == ("/export", "found onnx, onnx-int8, onnx: name each form once")
+    DistillConfig.parse(NEEDED | {"export": ["onnx", "onnx"]}, stored=True)
+
+
 def test_a_list_that_is_too_short_by_itself_is_told() -> None:
     assert refused({"method": {"type": "dynabert", "widths": []}})[0][0] == "/method/widths"
 

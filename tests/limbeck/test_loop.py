@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,45 @@ def test_a_loss_that_is_not_finite_names_its_step_and_spoils_no_checkpoint(bench
     tensors, facts = bench.run(tmp_path, phase).store.read_tensors("distilling-training")
     assert facts["position"]["step"] == 3
     assert all(bool(torch.isfinite(value.float()).all()) for value in tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "places", "kept"),
+    [
+        (FineTuning(), ["epoch 1 of 2", "epoch 2 of 2"], "epoch 1 kept"),
+        (
+            MiniLM(share=0.25),
+            [
+                "part 1 of 2 (relations), within epoch 1 of 2",
+                "part 2 of 2 (answers), epoch 1 of 2",
+                "part 2 of 2 (answers), epoch 2 of 2",
+            ],
+            "epoch 1 of part 'answers' kept",
+        ),
+        (
+            FastBert(),
+            [
+                "part 1 of 2 (model), epoch 1 of 2",
+                "part 1 of 2 (model), within epoch 2 of 2",
+                "part 2 of 2 (branches), epoch 2 of 2",
+            ],
+            "as its last step left it",
+        ),
+    ],
+    ids=lambda value: getattr(value, "type", ""),
+)
+def test_events_say_which_part_an_epoch_is_of_and_what_is_kept_of_it(
+    bench: Bench, tmp_path: Path, method: Any, places: list[str], kept: str
+) -> None:
+    """Guards against "epoch 2 of 3" said twice, and "epoch 2 kept" of a part whose validation chooses nothing."""
+    phase, said = bench.phase(method), Recorder()
+    fitted = train(phase, bench.run(tmp_path, phase, said))
+    told = [message for kind, message, _ in said.events if kind == "epoch.finished"]
+    assert [message.split(":")[0].removeprefix("Student, ") for message in told] == places
+    silent = {f"({part.name})" for part in method.parts() if not part.selects}
+    for message in told:
+        assert ("chooses nothing here" in message) == any(name in message for name in silent)
+    assert re.sub("epoch [12]", "epoch 1", fitted.kept) == kept
 
 
 def test_a_training_that_is_cut_off_in_its_last_epoch_is_validated_there_and_resumes_exactly(

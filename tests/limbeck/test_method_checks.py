@@ -14,6 +14,9 @@ from limbeck.methods.auto import Auto
 from limbeck.preflight import serves
 from limbeck.shapes import offers
 from limbeck.sources import ModelFacts, config_facts
+from limbeck.tasks.base import Task
+from limbeck.tasks.embeddings import Embeddings, TextEmbeddings
+from limbeck.tasks.masked_lm import MaskedLM
 from limbeck.tasks.sequence_classification import SequenceClassification
 
 BERT = ModelFacts("BertModel", "bert", 6, 384, None, False, 0, 0, 512, heads=12, intermediate_size=1536)
@@ -119,6 +122,33 @@ def test_a_temperature_that_softens_nothing_is_told_to_whoever_chose_it(
         expected = [] if why is None else [f"method.temperature ({temperature}) is not used: {why}."]
         assert told(written=True, temperature=temperature) == expected
         assert temperature == default or told(written=False, temperature=temperature) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "told"),
+    [
+        ({"type": "kd", "alpha": 0.5}, TextEmbeddings(), "method.alpha (0.5) is not used: texts without scores"),
+        ({"type": "kd", "alpha": 0.5}, Embeddings(), None),
+        (
+            {"type": "distilbert", "answers": "all"},
+            SequenceClassification(),
+            "method.answers ('all') is not used: it is",
+        ),
+        ({"type": "distilbert", "answers": "all"}, MaskedLM(), None),
+        (
+            {"type": "fastbert", "floor": 0.9, "max_loss": 1},
+            SequenceClassification(),
+            "method.max_loss (1) is not used",
+        ),
+        ({"type": "fastbert", "max_loss": 1}, SequenceClassification(), None),
+    ],
+)
+def test_other_options_that_are_not_read_are_told_as_well(method: dict[str, Any], task: Task, told: str | None) -> None:
+    config = DistillConfig.parse({"teacher": "org/teacher", "dataset": "org/data", "method": method})
+    for written in (True, False):
+        found = [*unread(config, task, written=written)]
+        assert len(found) == (told is not None)
+        assert told is None or found[0].startswith(told)
 
 
 @pytest.mark.parametrize("method", ["theseus", "none"])

@@ -87,6 +87,19 @@ def test_all_methods_are_tried_and_then_the_better_two(raced: tuple[DistillResul
     assert set(second) == set(sorted(first, key=lambda name: -first[name])[:2])  # a stable sort, as in the product
 
 
+def test_the_events_of_trials_say_what_is_tried_and_what_is_taken(
+    raced: tuple[DistillResult, Recorder, Path],
+) -> None:
+    """Guards against a list of accuracies of "Trial", of which nobody knows what was tried."""
+    events = raced[1].events
+    named = {message.split(",")[0] for kind, message, data in events if data.get("phase", "").startswith("trial")}
+    assert named == {f"Trial of method '{method}'" for method in ("auto", "kd", "theseus", "none")}
+    messages = [message for kind, message, _ in events if kind == "trials.compared"]
+    best = max(scores := told(raced[1])[1]["scores"], key=lambda name: scores[name])
+    assert messages[0].endswith(" go on")
+    assert messages[1].endswith(f"; {best} is taken")
+
+
 def test_the_best_trains_the_student(raced: tuple[DistillResult, Recorder, Path]) -> None:
     """Guards against a race whose end nobody reads."""
     result, said, _ = raced
