@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import pytest
 
+from limbeck.timing import SECONDS_VARIABLE
 from tests.exported import (  # noqa: F401 - fixtures
     exported,
     exported_exits_student,
@@ -27,6 +28,8 @@ _STARTING = {"api", "models", "worker", "e2e"}
 def pytest_configure() -> None:
     """A shell that starts the tests in the background has SIGINT ignored, and every process would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tiny models are timed for as long as large ones, which is two thirds of a test's job; processes inherit this.
+    os.environ.setdefault(SECONDS_VARIABLE, "0.05")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
