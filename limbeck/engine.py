@@ -56,6 +56,7 @@ from limbeck.run import Run
 from limbeck.scorecard import HARD_SAMPLES
 from limbeck.teacher_cache import TeacherCache
 from limbeck.teaching import judged_by, live_answers, panel_answers, ready_teachers
+from limbeck.timing import timed_seconds
 from limbeck.trials import planned, settle
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def distill_here(
 ) -> DistillResult:
     """The same within this process, which may be one of several ranks; those that do not lead do not return."""
     config, workdir = assignment.config, assignment.workdir
+    timed_seconds()  # what is wrong with it is said before anything is trained
     with failures_named():
         run = Run(
             config,

@@ -29,6 +29,7 @@ from limbeck.runtime.encoding import Feeds, Row, pad
 from limbeck.runtime.exits import ExitSession, found_graphs
 from limbeck.scorecard import ExitPoint, ExitsCard, Latency
 from limbeck.students import quiet_transformers
+from limbeck.timing import timed_seconds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 CURVE = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 #: Among these the default is looked for: finer where branches are sure.
 _CANDIDATES = tuple(sorted({*(k / 1000 for k in range(10)), *(k / 100 for k in range(1, 101))}))
+#: Of the seconds that other models are timed: there are ten speeds.
 _TIMED = 0.7
 #: The speed at which the graphs are compared with torch where the default lets nobody leave.
 _COMPARED = 0.3
@@ -233,6 +235,6 @@ def _time(
     runners: dict[Any, Runner] = {speed: partial(session.answer, speed=speed) for speed in speeds}
     runners["plain"] = onnx_runner(folder, "onnx")
     found: dict[Any, tuple[Latency, ...]] = dict(
-        measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED, poll=poll)
+        measure_latency(runners, rows, pad_id=pad_id, seconds=_TIMED * timed_seconds(), poll=poll)
     )
     return found.pop("plain"), found

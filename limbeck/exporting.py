@@ -26,6 +26,7 @@ from limbeck.runtime import images
 from limbeck.scorecard import ExportCard, Latency, Scorecard
 from limbeck.size_card import sub_networks
 from limbeck.students import read_config
+from limbeck.timing import timed_seconds
 from limbeck.tokenizing import load_tokenizer
 from limbeck.trimming import name_for_all, trimmed
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from limbeck.batches import Encoded
     from limbeck.runtime.encoding import Row
 
-#: Seconds that each model is timed at each batch size.
-_TIMED = 1.0
 #: Share of the exporting phase that is over once the exported forms are checked; for the progress only.
 _EXPORTED = 0.6
 
@@ -131,12 +130,13 @@ def _latencies(
     runners = {name: runner(name, inputs.kept) for name in models if name not in elsewhere}
     runners |= {card.format: onnx_runner(student, card.format) for card in exports}
     latency: dict[str, tuple[Latency, ...]] = {}
+    seconds = timed_seconds()
     for name, read in elsewhere.items():
         # The same texts in other tokens, so that this teacher cannot take turns with the rest in one measurement.
         own, pad = read.blueprint.vocabulary.kept, pad_id_of(read.blueprint.config)
         alone = {name: runner(name, own)}
-        latency |= measure_latency(alone, rows_of(read.test, own), pad_id=pad, seconds=_TIMED, poll=run.poll)
-    latency |= measure_latency(runners, inputs.rows, pad_id=inputs.pad_id, seconds=_TIMED, poll=run.poll)
+        latency |= measure_latency(alone, rows_of(read.test, own), pad_id=pad, seconds=seconds, poll=run.poll)
+    latency |= measure_latency(runners, inputs.rows, pad_id=inputs.pad_id, seconds=seconds, poll=run.poll)
     if job.more:
         latency["teacher"] = one_after_the_other([latency[name] for name in job.members])
     return latency

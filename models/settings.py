@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """How long a training over several hosts waits for idle workers; it then goes on with those that came."""
     checkpoint_seconds: float = Field(default=60, gt=0)
     """Between two checkpoints of a running attempt."""
+    latency_seconds: float = Field(default=1, gt=0)
+    """About as long each model of a job, in each form, is timed at each batch size."""
     reconcile_min_seconds: float = Field(default=30, gt=0)
     reconcile_max_seconds: float = Field(default=600, gt=0)
     max_attempts: int = Field(default=3, ge=1, le=100)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import pytest
 
+from limbeck.timing import SECONDS_VARIABLE
 from tests.exported import (  # noqa: F401 - fixtures
     exported,
     exported_exits_student,
@@ -22,11 +23,20 @@ Server = TypeVar("Server", bound=Service)
 _SERVERS = {"redis_server", "own_redis", "postgres_server", "own_postgres"}
 #: Folders whose tests start processes and wait for them.
 _STARTING = {"api", "models", "worker", "e2e"}
+#: Files of theirs that start none and have no deadlines to miss, as the library's.
+_QUIET = {
+    *(f"api/test_{name}.py" for name in ("aliases", "archives", "datasets", "errors", "image_files", "jobs", "models")),
+    *(f"api/test_{name}.py" for name in ("openapi", "transfer", "waiting")),
+    *(f"models/test_{name}.py" for name in ("backup", "catalogue", "crew", "jobs", "retention", "storage")),
+    "models/test_telemetry.py",
+}
 
 
 def pytest_configure() -> None:
     """A shell that starts the tests in the background has SIGINT ignored, and every process would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tiny models are timed for as long as large ones, which is two thirds of a test's job; processes inherit this.
+    os.environ.setdefault(SECONDS_VARIABLE, "0.05")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -34,11 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a server as ``services``, and say what `make test`'s two processes may share out.
 
     All that starts processes is one group: two such tests at a time on two cores would miss each other's deadlines. The
-    library's tests are groups by file, beside it.
+    library's tests, and what else is quiet, are groups by file, beside it.
     """
     for item in items:
-        starting = item.path.parent.name in _STARTING
-        item.add_marker(pytest.mark.xdist_group("processes" if starting else item.path.name))
+        folder, file = item.path.parent.name, f"{item.path.parent.name}/{item.path.name}"
+        starting = folder in _STARTING and file not in _QUIET
+        item.add_marker(pytest.mark.xdist_group("processes" if starting else file))
         if _SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("services")
 

@@ -63,6 +63,9 @@ class TrainerProcess:
         finally:
             os.close(theirs)
         assert self._process.stdout is not None
+        assert self._process.stdin is not None
+        # A process that does not listen must not hold up who watches it; a line fits into a pipe whole or not at all.
+        os.set_blocking(self._process.stdin.fileno(), False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(lines, selectors.EVENT_READ, self._take_lines)
         self._selector.register(self._process.stdout.fileno(), selectors.EVENT_READ, self._take_log)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from limbeck.timing import SECONDS_VARIABLE
 from models.scratch import held
 from models.settings import Settings
 from worker.slots import Place
@@ -32,6 +33,7 @@ def child_environment(settings: Settings, place: Place, folder: Path) -> dict[st
     temporary = folder / "tmp"
     temporary.mkdir()
     ours["TMPDIR"] = str(temporary)
+    ours[SECONDS_VARIABLE] = str(settings.latency_seconds)
     if settings.hub_offline:
         ours |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return ours

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from limbeck.errors import Unavailable
+from limbeck.errors import StorageFull, Unavailable
 from models.db import Database
 from models.settings import Settings
 from models.storage import Storage
@@ -78,7 +78,7 @@ class Worker:
         try:
             while not self.shutdown.wanted.is_set() and self._run_one():
                 pass
-        except Unavailable as error:  # the reconciler rings again once the database answers
+        except (Unavailable, StorageFull) as error:  # the reconciler rings again once the database answers
             _log.warning("no job could be claimed: %s", error)
 
     def drain_in_background(self) -> None:

@@ -9,15 +9,17 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.orm import Session
 
 from api.app import create_app
 from api.deps import Services
-from limbeck.errors import StorageFull
+from limbeck.errors import StorageFull, Unavailable
 from models.job import JobStatus
 from models.settings import Settings
 from models.storage import Stored
@@ -231,6 +233,25 @@ def test_a_storage_that_fills_up_in_the_middle_leaves_nothing(client: TestClient
     answer = client.post("/v1/datasets", files={"train": ("areas.csv", as_csv(ROWS))})
     assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
     assert nothing_stored(client, house)
+
+
+def test_files_whose_row_may_be_there_are_left(
+    client: TestClient, house: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a data set or a model without its files: the database went away behind the commit."""
+    whole = house.database.session
+
+    @contextmanager
+    def cut_off() -> Iterator[Session]:
+        with whole() as session:
+            yield session
+        raise Unavailable("The connection broke off.")
+
+    with monkeypatch.context() as away:
+        away.setattr(house.database, "session", cut_off)
+        assert client.post("/v1/datasets", files={"train": ("areas.csv", as_csv(ROWS))}).status_code == 503
+    (made,) = client.get("/v1/datasets").json()["data"]
+    assert client.get(f"/v1/datasets/{made['id']}/preview").status_code == 200
 
 
 def test_a_data_set_in_use_is_kept(

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from limbeck.errors import Interrupted
+from limbeck.errors import Interrupted, InvalidInput
 from limbeck.latency import measure_latency
 from limbeck.runtime.encoding import Feeds, Row
+from limbeck.timing import SECONDS_VARIABLE, timed_seconds
 
 
 class Sleeper:
@@ -67,3 +68,18 @@ def test_it_can_be_stopped() -> None:
 
     with pytest.raises(Interrupted):
         measure_latency({"model": Sleeper(0)}, ROWS, pad_id=0, poll=stop)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 1), ("2.5", 2.5), ("0", None), ("soon", None), ("inf", None)])
+def test_how_long_models_are_timed_is_said_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, seconds: float | None
+) -> None:
+    """Guards a training against a word that nobody can read, which would end it when all is done but the timing."""
+    monkeypatch.delenv(SECONDS_VARIABLE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(SECONDS_VARIABLE, given)
+    if seconds is not None:
+        assert timed_seconds() == seconds
+        return
+    with pytest.raises(InvalidInput, match=SECONDS_VARIABLE):
+        timed_seconds()

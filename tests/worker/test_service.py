@@ -6,9 +6,11 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from limbeck.errors import StorageFull
 from models.db import Database
 from models.job import Job, JobStatus
 from models.repository import telemetry
@@ -17,6 +19,7 @@ from tests.services import Postgres, Redis
 from tests.worker.conftest import BRIEF, open_database, read, submit
 from tests.worker.processes import alive, trainers, until, worker_process
 from worker.queue import Bell
+from worker.service import Worker
 
 
 @pytest.fixture
@@ -50,6 +53,23 @@ def steps(trace: Path) -> dict[str, list[int]]:
 def outcomes(database: Database, job: Job) -> list[str | None]:
     with database.reading() as session:
         return [one.outcome for one in telemetry.attempts(session, job.id)]
+
+
+def test_a_claim_that_finds_the_databases_disk_full_is_tried_again(
+    worker: Worker, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against a traceback at every bell, in which nobody sees that the disk is full."""
+    job = submit(database, does={"steps": 1})
+    with monkeypatch.context() as full:
+        full.setattr(database, "session", _full)
+        worker.drain()
+    assert "no job could be claimed: The database's disk is full." in caplog.text
+    worker.drain()
+    assert read(database, job.id).status is JobStatus.SUCCEEDED
+
+
+def _full() -> Any:
+    raise StorageFull("The database's disk is full.")
 
 
 def test_a_killed_worker_takes_its_trainer_with_it_and_its_job_moves(
