@@ -147,6 +147,8 @@ def load_tokenizer(folder: Path, config: Any, task: Task | None = None, who: str
     if getattr(config, "type_vocab_size", 0) < 2:
         names.remove("token_type_ids")
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+    # As batches are padded here: with padding in front whoever loads the folder would move the positions of all tokens.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
     return tokenizer
 
 

@@ -107,18 +107,21 @@ def test_a_trimmed_narrow_student_is_exported(place: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("words", ["full", "trimmed"])
 def test_a_student_is_served_the_end_of_a_text_that_it_was_trained_on(place: Path, tmp_path: Path, words: str) -> None:
     """Guards teachers whose tokenizer cuts texts in front: their students were measured on the ends of long texts, and
-    answered from the beginnings."""
+    answered from the beginnings. One that pads in front, too, would have moved all positions in a batch."""
     shutil.copytree(place / "teacher", tmp_path / "teacher")
     settings = tmp_path / "teacher" / "tokenizer_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"truncation_side": "left"}))
+    sides = {"truncation_side": "left", "padding_side": "left"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | sides))
     training = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3, "max_length": 8}
     teacher = {"source": f"path:{tmp_path}/teacher", "finetune": {"epochs": 3, "learning_rate": 3e-3}}
     student = {"layers": 2, "vocabulary": words}
     result = distill(config(place, student, teacher=teacher, training=training, export=["onnx"]), tmp_path / "job")
     check(place, result)
-    plain = pipeline("text-classification", model=str(result.student))(texts(place), truncation=True, max_length=8)
-    answers = Predictor.load(result.student, threads=1).predict(texts(place))
-    assert [one["score"] for one in answers] == pytest.approx([one["score"] for one in plain], abs=1e-4)
+    asked = [*texts(place), "window", "parse it"]
+    plain = pipeline("text-classification", model=str(result.student), batch_size=4)
+    answers = Predictor.load(result.student, threads=1).predict(asked)
+    expected = [one["score"] for one in plain(asked, truncation=True, max_length=8)]
+    assert [one["score"] for one in answers] == pytest.approx(expected, abs=1e-4)
     assert len({one["score"] for one in answers}) > 10
 
 
