@@ -62,7 +62,8 @@ class MaskReplace(BaseAugmentation):
     head finds likely, where its folder has one, else the neighbours in its embedding table.
 
     Jiao et al. 2020 (TinyBERT, arXiv:1909.10351), whose 20 copies cost 20 times the steps of an epoch. Words are those
-    of a single token. A neighbour may be the opposite: the teacher's answers know that, the copied label does not.
+    of a single token, in Chinese and Japanese all of its tokens. A neighbour may be the opposite: the teacher's answers
+    know that, the copied label does not.
     """
 
     type: Literal["mask_replace"] = "mask_replace"

@@ -15,7 +15,7 @@ from limbeck.augmentation import MaskReplace, SentenceShuffle
 from limbeck.batches import Encoded, encode
 from limbeck.config import Unlabelled
 from limbeck.data.unlabelled import load_unlabelled
-from limbeck.mask_replace import filler, makes, replaced, whole_words
+from limbeck.mask_replace import filler, makes, replaceable, replaced, whole_words
 from limbeck.students import read_config
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def _replaced(
 ) -> Encoded:
     kinds = makes(tokenizer, int(read_config(teacher).vocab_size))
     length = run.config.training.max_length
-    words = whole_words(tokenizer, corpus.train.texts, corpus.train.pairs, length) & (kinds[own.ids] > 0)
+    whole = whole_words(tokenizer, corpus.train.texts, corpus.train.pairs, length)
     fill = filler(teacher, tokenizer, spec, kinds, run)
-    return replaced(own, words, spec, seed, fill)
+    return replaced(own, replaceable(whole, kinds[own.ids]), spec, seed, fill)
 
 
 def _unlabelled(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from limbeck.batches import Encoded
     from limbeck.runtime.encoding import Row
+    from limbeck.tasks.base import Task
 
 #: Share of the exporting phase that is over once the exported forms are checked; for the progress only.
 _EXPORTED = 0.6
@@ -189,10 +190,20 @@ def _write_tokenizer(folder: Path, job: Prepared, max_length: int) -> str | None
     if job.student.trimmed:
         tokenizer = trimmed(tokenizer, job.reader.vocabulary.kept)
     tokenizer.model_max_length = max_length
+    _keep_cut(tokenizer, job.task, max_length)
     tokenizer.save_pretrained(folder)
     if job.student.trimmed:
         name_for_all(folder)
     return None if tokenizer.mask_token is None else str(tokenizer.mask_token)
+
+
+def _keep_cut(tokenizer: Any, task: Task, max_length: int) -> None:
+    """Have ``tokenizer.json`` say which end of a long text goes, where that is not the usual one: the runtime reads
+    nothing else. Lists of tokens are cut behind, whatever the tokenizer does with texts."""
+    backend = tokenizer.backend_tokenizer
+    side = "right" if task.type == "token_classification" else tokenizer.truncation_side
+    if side != (backend.truncation or {}).get("direction", "right"):
+        backend.enable_truncation(max_length, direction=side)
 
 
 def _calibration(job: Prepared, config: DistillConfig, kept: NDArray[np.int64] | None) -> list[Row]:

@@ -1,9 +1,10 @@
 """Copies of token ids in which some words are others that would fit there (``mask_replace``).
 
 Only a word that is one token is replaced, by a word that is one token, so that a copy is as long as its text and has
-the same borders between words. Where the teacher's folder has a masked-LM head, the words to replace are masked and the
-head is asked, a part of them at a time, since it has learned with about 15 % of a text masked; else a word's candidates
-are the nearest rows of the embedding table, by cosine.
+the same borders between words; in Chinese and Japanese, whose words have none, any token of ideographs and kana. Where
+the teacher's folder has a masked-LM head, the words to replace are masked and the head is asked, a part of them at a
+time, since it has learned with about 15 % of a text masked; else a word's candidates are the nearest rows of the
+embedding table, by cosine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.batches import Collator, Encoded, forward_batches
+from limbeck.ideographs import IDEOGRAPH
 
 if TYPE_CHECKING:
     from limbeck.augmentation import MaskReplace
@@ -33,6 +35,9 @@ _TOKENS = 1024
 _ROWS = 1024
 #: How SentencePiece and byte-level BPE mark a token that begins a word.
 _MARKS = "▁Ġ"
+#: Of words, with a mark of their beginning and without; the second two of ideographs and kana.
+_MAKES = (1, 2, 3, 4)
+_IDEOGRAPHIC = 3
 
 Ids = NDArray[np.int32]  # (tokens,)
 Places = NDArray[np.bool_]  # (tokens,)
@@ -65,15 +70,28 @@ def makes(tokenizer: Any, size: int) -> NDArray[np.int8]:
     """Of which make each token of the vocabulary is, (vocabulary,).
 
     0 is no word: special tokens, continuations, numbers, punctuation. Words with a mark of their beginning and words
-    without are two makes, since one in the place of the other would change where words end.
+    without are two makes, since one in the place of the other would change where words end; so are, once more, those
+    of ideographs and kana, from :data:`_IDEOGRAPHIC` on.
     """
     special = set(tokenizer.all_special_ids)
     found = np.zeros(size, dtype=np.int8)
     for index, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))):
         bare = token.lstrip(_MARKS)
         if index not in special and bare.isalpha():
-            found[index] = 1 if bare == token else 2
+            script = _IDEOGRAPHIC - 1 if all(map(IDEOGRAPH.match, bare)) else 0
+            found[index] = script + (1 if bare == token else 2)
     return found
+
+
+def replaceable(whole: Places, of_make: NDArray[np.int8]) -> Places:
+    """Which tokens may be replaced: those that are a word by themselves and, as no blank tells where words end in
+    Chinese and Japanese, all of ideographs and kana.
+
+    Args:
+        whole: as :func:`whole_words` has them.
+        of_make: the make of each token.
+    """
+    return (whole & (of_make > 0)) | (of_make >= _IDEOGRAPHIC)
 
 
 def whole_words(tokenizer: Any, texts: list[str], pairs: list[str] | None, max_length: int) -> NDArray[np.bool_]:
@@ -112,7 +130,7 @@ def by_neighbours(table: Tensor, spec: MaskReplace, kinds: NDArray[np.int8]) -> 
     near: dict[int, NDArray[np.int64]] = {}
 
     def look_up(ids: Ids) -> None:
-        for kind in (1, 2):
+        for kind in _MAKES:
             wanted = np.array([one for one in np.unique(ids) if kinds[one] == kind and one not in near], np.int64)
             others = np.flatnonzero(kinds == kind)
             for start in range(0, len(wanted), _ROWS):
@@ -136,7 +154,7 @@ def by_masked_lm(model: Any, mask_id: int, spec: MaskReplace, kinds: NDArray[np.
     """One of the words that a masked-LM head finds likeliest, each with the same chance, but never the word itself."""
     model.train(False)
     rounds = math.ceil(spec.p / _MASKED)
-    allowed = {kind: torch.from_numpy(kinds == kind).to(run.device.torch) for kind in (1, 2)}
+    allowed = {kind: torch.from_numpy(kinds == kind).to(run.device.torch) for kind in _MAKES}
 
     def fill(split: Encoded, chosen: Places, draw: np.random.Generator) -> Ids:
         turn = draw.integers(rounds, size=len(chosen))

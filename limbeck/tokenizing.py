@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
+from limbeck.sources import sentencepiece_alone
 from limbeck.students import read_config
 from limbeck.tasks.base import Task
 
@@ -118,8 +119,9 @@ def load_tokenizer(folder: Path, config: Any, task: Task | None = None, who: str
     options = task.tokenizer_options(config.model_type) if task else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unfit(who, f"The {who} has no tokenizer that transformers can read: {error}") from error
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        unread = f"The {who} has no tokenizer that transformers can read: {error}"
+        raise _unfit(who, sentencepiece_alone(folder) or unread) from error
     if not tokenizer.is_fast:
         raise _unfit(who, f"The {who}'s tokenizer has no tokenizer.json form, which the exported student needs.")
     if options.get("add_prefix_space"):
@@ -145,6 +147,8 @@ def load_tokenizer(folder: Path, config: Any, task: Task | None = None, who: str
     if getattr(config, "type_vocab_size", 0) < 2:
         names.remove("token_type_ids")
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+    # As batches are padded here: with padding in front whoever loads the folder would move the positions of all tokens.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
     return tokenizer
 
 

@@ -58,7 +58,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, facts: StudentFacts) -> None:
         tokenizer.no_padding()
-        tokenizer.enable_truncation(facts.max_length, strategy="longest_first")
+        side = (tokenizer.truncation or {}).get("direction", "right")
+        tokenizer.enable_truncation(facts.max_length, strategy="longest_first", direction=side)
         self.tokenizer = self._tokenizer = tokenizer
         self._max_length = facts.max_length
 

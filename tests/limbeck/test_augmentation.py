@@ -12,7 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from limbeck.augmentation import MaskReplace, SentenceShuffle
 from limbeck.batches import Batch, Collator, Encoded, encode
@@ -26,7 +27,7 @@ from limbeck.engine import distill
 from limbeck.errors import InvalidConfig, InvalidDataset
 from limbeck.gradients import Cut, backward, trainable
 from limbeck.loop import train
-from limbeck.mask_replace import by_neighbours, filler, makes, replaced, whole_words
+from limbeck.mask_replace import by_neighbours, filler, makes, replaceable, replaced, whole_words
 from limbeck.methods.base import Method, Part
 from limbeck.methods.dynabert import DynaBERT
 from limbeck.methods.fastbert import FastBert
@@ -119,6 +120,26 @@ def test_only_whole_words_of_one_token_may_be_replaced(place: Path) -> None:
     )
     assert [token for token, whole in zip(tokens, words, strict=True) if whole] == ["the"]
     assert any(token.startswith("##") for token in tokens)
+
+
+def test_chinese_is_replaced_token_by_token_whatever_reads_it() -> None:
+    """Guards XLM-R, ALBERT and DeBERTa, to which a sentence without blanks is a single word: no copy was made of it.
+    And Latin words in the place of Chinese ones."""
+    pieces = ["<pad>", "<unk>", "▁", "▁今天", "天气", "很好", "不错", "电影", "▁film", "ing", "。"]
+    model = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=1))
+    model.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", pad_token="<pad>")
+    texts = ["今天天气很好。", "filming 电影"]
+    split = encode(tokenizer, Split(texts, None, [0, 0]), 32)
+    kinds = makes(tokenizer, len(tokenizer))
+    may = replaceable(whole_words(tokenizer, texts, None, 32), kinds[split.ids])
+    tokens = tokenizer.convert_ids_to_tokens(split.ids.tolist())
+    assert [token for token, one in zip(tokens, may, strict=True) if one] == ["▁今天", "天气", "很好", "电影"]
+    table = torch.randn(len(tokenizer), 8, generator=torch.Generator().manual_seed(0))
+    found = replaced(split, may, MaskReplace(p=1.0), [1], by_neighbours(table, MaskReplace(p=1.0), kinds))
+    changed = {tokenizer.convert_ids_to_tokens(int(one)) for one in found.ids[found.ids != split.ids]}
+    assert changed
+    assert changed <= {"天气", "很好", "不错", "电影"}
 
 
 def test_a_neighbours_copy_differs_in_about_p_of_its_words_and_in_nothing_else(place: Path) -> None:

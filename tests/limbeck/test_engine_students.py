@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer, pipeline
 
 from limbeck.checkpoint import CheckpointStore
 from limbeck.config import DistillConfig
@@ -101,6 +102,27 @@ def test_a_trimmed_narrow_student_is_exported(place: Path, tmp_path: Path) -> No
         scores = model(**coded).logits.softmax(dim=1)
     answers = Predictor.load(result.student, threads=1).predict(asked)
     assert [answer["score"] for answer in answers] == pytest.approx(scores.amax(dim=1).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("words", ["full", "trimmed"])
+def test_a_student_is_served_the_end_of_a_text_that_it_was_trained_on(place: Path, tmp_path: Path, words: str) -> None:
+    """Guards teachers whose tokenizer cuts texts in front: their students were measured on the ends of long texts, and
+    answered from the beginnings. One that pads in front, too, would have moved all positions in a batch."""
+    shutil.copytree(place / "teacher", tmp_path / "teacher")
+    settings = tmp_path / "teacher" / "tokenizer_config.json"
+    sides = {"truncation_side": "left", "padding_side": "left"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | sides))
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3, "max_length": 8}
+    teacher = {"source": f"path:{tmp_path}/teacher", "finetune": {"epochs": 3, "learning_rate": 3e-3}}
+    student = {"layers": 2, "vocabulary": words}
+    result = distill(config(place, student, teacher=teacher, training=training, export=["onnx"]), tmp_path / "job")
+    check(place, result)
+    asked = [*texts(place), "window", "parse it"]
+    plain = pipeline("text-classification", model=str(result.student), batch_size=4)
+    answers = Predictor.load(result.student, threads=1).predict(asked)
+    expected = [one["score"] for one in plain(asked, truncation=True, max_length=8)]
+    assert [one["score"] for one in answers] == pytest.approx(expected, abs=1e-4)
+    assert len({one["score"] for one in answers}) > 10
 
 
 def test_a_bilstm_learns_and_tells_how_it_is_read(place: Path, tmp_path: Path) -> None:

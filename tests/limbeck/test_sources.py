@@ -63,6 +63,16 @@ def test_a_folder_that_is_no_whole_safe_model_is_refused(tiny: Path, tmp_path: P
         check_model_folder(tmp_path)
 
 
+def test_a_sentencepiece_model_alone_is_refused_with_what_to_do(tiny: Path, tmp_path: Path) -> None:
+    """Guards folders of DeBERTa, ALBERT and XLM-R as older tools wrote them: they were taken, and their jobs ended with
+    the advice to install a reader of quite another kind of file."""
+    _copied(tiny, tmp_path)
+    (tmp_path / "vocab.txt").unlink(missing_ok=True)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "spm.model")
+    with pytest.raises(InvalidModel, match=r"as spm\.model alone; it has to have tokenizer\.json"):
+        check_model_folder(tmp_path)
+
+
 def _copied(tiny: Path, folder: Path, **config: Any) -> Path:
     for file in tiny.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())

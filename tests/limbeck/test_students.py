@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from limbeck.config import Student
 from limbeck.errors import InvalidConfig, InvalidModel
+from limbeck.recurrent import RecurrentConfig, RecurrentForSequenceClassification
 from limbeck.students import Blueprint, label_order, student_layers
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.vocabulary import Vocabulary
@@ -140,3 +142,22 @@ def test_labels_that_differ_by_case_alone_stay_two() -> None:
 def test_a_teacher_of_other_labels_is_refused_naming_both(found: list[str]) -> None:
     with pytest.raises(InvalidModel, match=rf"{found[0]}.*'negative', 'positive'"):
         label_order(found, ["negative", "positive"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "labels", "loss"),
+    [
+        ("regression", 1, [[3.0], [-1.0]], F.mse_loss),
+        ("multi_label_classification", 3, [[1.0, 0.0, 1.0], [0.0] * 3], F.binary_cross_entropy_with_logits),
+        (None, 3, [2, 0], F.cross_entropy),
+    ],
+)
+def test_a_recurrent_student_gives_the_loss_that_transformers_gives(
+    kind: str | None, classes: int, labels: Any, loss: Any
+) -> None:
+    """Guards who trains a student's folder further: a cross-entropy of one number is 0 whatever it is."""
+    config: Any = RecurrentConfig(vocab_size=50, embedding_size=8, hidden_size=8, num_labels=classes, problem_type=kind)
+    student, wanted = RecurrentForSequenceClassification(config).eval(), torch.tensor(labels)
+    with torch.inference_mode():
+        found = student(**INPUTS, labels=wanted)
+    torch.testing.assert_close(found.loss, loss(found.logits, wanted))
