@@ -1,4 +1,4 @@
-"""The default: the teacher's answers and the labels, and for a third of the steps the teacher's inside as well."""
+"""The default: the teacher's answers and the labels, and for a third of the steps the teacher's inside."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from limbeck.batches import Batch
     from limbeck.config import Student
     from limbeck.criterion import Criterion
+    from limbeck.tasks.base import Task
 
 #: Of the steps, the part in which the inside is matched; then T, and the weight of the teacher's answers.
 _SHARE = 1 / 3
@@ -27,14 +28,15 @@ _TEMPERATURE, _ALPHA = 4.0, 0.5
 
 
 class Auto(Method):
-    """``kd`` at T = 4 with half of the weight on the labels; during the first third of the steps the relations of the
-    last layer (MiniLMv2) and the hidden states on a uniform map (TinyBERT) are matched as well.
+    """``kd`` at T = 4 with half of the weight on the labels, and in the first third of the steps the relations of the
+    last layer (MiniLMv2) and the hidden states on a uniform map (TinyBERT): beside the answers where these are classes,
+    and before them where they are numbers, vectors, places or words.
 
     Where a family's attention is not in its projections (ModernBERT) the hidden states are matched alone; a student
     without layers (BiLSTM, BiGRU) learns the answers alone.
 
     Where the user does not say from which of the teacher's layers the student starts, it is every n-th, the first among
-    them. What was measured of that, of the weight and of the first third: docs/adr/0012.
+    them. What was measured of all that: docs/adr/0012.
     """
 
     paper: ClassVar[str | None] = (
@@ -80,18 +82,21 @@ class Auto(Method):
     def build(self, part: Part, models: Models, criterion: Criterion) -> Objective:
         from limbeck.families import has_states
 
-        if part.name == "inside" and has_states(models.student.config.model_type):
+        inside = has_states(models.student.config.model_type)
+        if part.name == "inside" and inside:
             teacher = models.teacher()  # loaded once
             if has_states(teacher.config.model_type):
-                return _InsideAndAnswers(replace(models, teacher=lambda: teacher), criterion)
+                return _Inside(replace(models, teacher=lambda: teacher), criterion)
+        if inside and not _beside(criterion.task):
+            return _Answers(models.student, criterion)
         before, share = (0.0, _SHARE) if part.name == "inside" else (_SHARE, 1 - _SHARE)
         return _Answers(models.student, criterion, before, share)
 
 
 class _Answers(Objective):
-    """As ``kd``, in a part of the steps: losses that change on the way do so over all of them."""
+    """As ``kd``, in a share of the steps: losses that change on the way do so over all steps that have answers."""
 
-    def __init__(self, student: PreTrainedModel, criterion: Criterion, before: float, share: float) -> None:
+    def __init__(self, student: PreTrainedModel, criterion: Criterion, before: float = 0.0, share: float = 1.0) -> None:
         self.module: nn.Module = student
         self.student, self.criterion = student, criterion
         self.before, self.share = before, share
@@ -108,11 +113,12 @@ class _Answers(Objective):
         return {"soft_loss": soft.times(_ALPHA), "hard_loss": self.criterion.hard(logits, batch).times(1 - _ALPHA)}
 
 
-class _InsideAndAnswers(_Answers):
-    """All of it from one pass of each model."""
+class _Inside(_Answers):
+    """What is inside, and where answers are learned beside it, both from one pass of each model."""
 
     def __init__(self, models: Models, criterion: Criterion) -> None:
         super().__init__(models.student, criterion, 0.0, _SHARE)
+        self.beside = _beside(criterion.task)
         self.states = HiddenStates(models)
         self.module, self.teacher = self.states.module, self.states.teacher
         related = _related(self.teacher.config.model_type, self.student.config.model_type)
@@ -125,15 +131,24 @@ class _InsideAndAnswers(_Answers):
 
         projections = self.relations is not None
         with captured(self.student, projections=projections) as ours:
-            logits = self.criterion.answer(self.student, batch, inside=True)
+            if self.beside:
+                logits = self.criterion.answer(self.student, batch, inside=True)
+            else:
+                self.student.base_model(**batch.inputs)
         # no_grad, not inference_mode: autograd keeps the teacher's states for the student's gradient.
         with torch.no_grad(), captured(self.teacher, projections=projections) as theirs:
             self.teacher.base_model(**batch.inputs)
-        terms = self.answers(logits, batch, step / steps)
+        terms = self.answers(logits, batch, step / steps) if self.beside else {}
         terms["hidden_loss"] = Term(self.states.distance(ours, theirs, batch), unit="tokens")
         if self.relations is not None:
             terms["relation_loss"] = Term(self.relations.relations(ours, theirs, batch), unit="tokens")
         return terms
+
+
+def _beside(task: Task) -> bool:
+    """Whether the answers are learned beside the inside from the first step on: those that are some of a data set's
+    classes. A number, a vector, a place or a word is learned once the inside is near."""
+    return task.kind in ("categorical", "binary") and not (task.of_words or task.of_places)
 
 
 def _related(*types: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +27,13 @@ from limbeck.matching import (
     uniform_map,
 )
 from limbeck.methods.auto import Auto
-from limbeck.methods.base import Method, Models, SpecialTokens
+from limbeck.methods.base import Method, Models, SpecialTokens, Term
 from limbeck.methods.distilbert import DistilBERT
 from limbeck.methods.minilm import MiniLM, Relations, relation_heads
 from limbeck.methods.patient import Patient
 from limbeck.methods.tinybert import TinyBERT
 from limbeck.recurrent import RecurrentConfig, RecurrentForSequenceClassification
+from limbeck.tasks.question_answering import QuestionAnswering
 from tests.families import FAMILIES, write_tiny
 from tests.limbeck.bench import TASK, Bench
 
@@ -337,3 +339,26 @@ def test_auto_teaches_a_student_without_layers_by_its_answers(bench: Bench) -> N
     objective = Auto().build(Auto().parts()[0], models(bench, recurrent), Criterion(TASK))
     batch = Collator(bench.train, 0, CPU, torch.zeros(len(bench.train), 3))(np.arange(6))
     assert set(objective.losses(batch, 0, 10)) == {"soft_loss", "hard_loss"}
+
+
+def test_auto_answers_beside_the_inside_where_answers_are_classes_and_after_it_elsewhere(bench: Bench) -> None:
+    """Guards the first third of the default, and its losses that change on the way: once over all steps that answer."""
+    inside, answers = Auto().parts()
+    batch = Collator(bench.train, 0, CPU, torch.zeros(len(bench.train), 3))(np.arange(6))
+    matched = {"hidden_loss", "relation_loss"}
+
+    class Watched(Criterion):
+        def soft(self, logits: Tensor, batch: Batch, temperature: float, **named: Any) -> Term:
+            seen.append(named["progress"])
+            return super().soft(logits, batch, temperature, **named)
+
+    seen: list[float] = []
+    for part in (inside, answers):
+        objective = Auto().build(part, models(bench), Watched(TASK))
+        assert {"soft_loss", "hard_loss"} == set(objective.losses(batch, 5, 10)) - matched
+    assert seen == pytest.approx([1 / 6, 2 / 3])
+
+    places = QuestionAnswering()
+    assert set(Auto().build(inside, models(bench), Criterion(places)).losses(batch, 5, 10)) == matched
+    after = Auto().build(answers, models(bench), Watched(places))
+    assert (after.before, after.share) == (0, 1)  # type: ignore[attr-defined]
