@@ -3,10 +3,11 @@
 A student has one input tensor, ``text`` (BYTES, one text each; beside it ``text_pair`` where it reads pairs), and its
 outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One that tags tokens or finds masked ones has
 the output ``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and
-``context``. One that gives vectors has the output ``embedding`` (FP32, a row for each text). A student of images has
-the input ``image``, each in base64. Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the
-outputs are JSON. What stands under an id or an alias has one version, ``1``. Of a request's ``parameters`` ``speed`` is
-read; those that clients send of themselves are passed by.
+``context``, and one of several labels beside its best one: all of them with their scores. One that gives vectors has
+the output ``embedding`` (FP32, a row for each text). A student of images has the input ``image``, each in base64.
+Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the outputs are JSON. What stands under
+an id or an alias has one version, ``1``. Of a request's ``parameters`` ``speed`` is read; those that clients send of
+themselves are passed by.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from api.openapi import answers as answers_of
 from api.readiness import Ready
 from limbeck.errors import InvalidInput, NotFound, Problem
 from limbeck.runtime import Predictor
+from limbeck.runtime.inputs import TopK
 
 router = APIRouter(prefix="/v2", tags=["open inference"])
 answers = partial(answers_of, media_type="application/json")
@@ -42,6 +44,9 @@ _REQUEST: dict[str, Any] = {
     "examples": {"one": {"summary": "One text", "value": examples.INFER}},
 }
 _OUTPUTS = (("label", "BYTES"), ("score", "FP32"))
+_ANSWER = ("answer", "BYTES")
+#: How many labels a student of these tasks is asked for, which comes as a list: of images it would be five.
+_TOP_K: Mapping[str, TopK] = {"image_classification": 1, "multi_label": "all"}
 #: Parameters that Triton's client and MLServer's send of themselves or offer as arguments: of sequences, queues and
 #: codecs, which are not here, and of binary outputs, in whose place each of them reads JSON as well.
 _PASSED_BY = {
@@ -154,28 +159,26 @@ async def _infer(asked: Answering, name: str, request: Request, version: str = _
     until += time.monotonic() - began  # how long the body takes to come is its sender's affair
     document, columns = _read(body, request.headers.get(_JSON_LENGTH), _inputs(student))
     wanted = _wanted(document, _outputs(student))
-    top_k = 1 if student.task == "image_classification" else None
-    speed = _speed(document)
+    top_k, speed = _TOP_K.get(student.task), _speed(document)
     answer = await asked.answer(request.receive, student, _asked(columns), top_k=top_k, speed=speed, until=until)
-    if top_k is not None:
-        answer = [best for best, *_ in answer]
+    return _json(_head(document, name) | {"outputs": _tensors(student, answer, wanted)})
+
+
+def _tensors(student: Predictor, answer: list[Any], wanted: set[str]) -> list[dict[str, Any]]:
+    """The outputs of :func:`_outputs` that are wanted."""
     if student.task == "embeddings":
         numbers = [number for vector in answer for number in vector]
         shape = [len(answer), len(answer[0])]
-        outputs = [{"name": "embedding", "datatype": "FP32", "shape": shape, "data": numbers}]
-        return _json(_head(document, name) | {"outputs": outputs})
-    if not _labels(student):
-        outputs = [
-            {"name": "answer", "datatype": "BYTES", "shape": [len(answer)], "data": [json.dumps(one) for one in answer]}
-        ]
-        return _json(_head(document, name) | {"outputs": outputs})
-    found = {"label": [one["label"] for one in answer], "score": [one["score"] for one in answer]}
-    outputs = [
-        {"name": one, "datatype": kind, "shape": [len(answer)], "data": found[one]}
-        for one, kind in _OUTPUTS
+        return [{"name": "embedding", "datatype": "FP32", "shape": shape, "data": numbers}]
+    data: dict[str, list[Any]] = {"answer": [json.dumps(one) for one in answer]}
+    if _labels(student):
+        best = [one[0] if student.task in _TOP_K else one for one in answer]
+        data |= {name: [one[name] for one in best] for name, _ in _OUTPUTS}
+    return [
+        {"name": one, "datatype": kind, "shape": [len(answer)], "data": data[one]}
+        for one, kind in _outputs(student)
         if one in wanted
     ]
-    return _json(_head(document, name) | {"outputs": outputs})
 
 
 def _head(document: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -205,7 +208,9 @@ def _inputs(student: Predictor) -> tuple[str, ...]:
 def _outputs(student: Predictor) -> tuple[tuple[str, str], ...]:
     if student.task == "embeddings":
         return (("embedding", "FP32"),)
-    return _OUTPUTS if _labels(student) else (("answer", "BYTES"),)
+    if student.task == "multi_label":
+        return (*_OUTPUTS, _ANSWER)
+    return _OUTPUTS if _labels(student) else (_ANSWER,)
 
 
 def _asked(columns: Mapping[str, list[str]]) -> list[Any]:

@@ -148,6 +148,23 @@ def test_students_of_every_task_answer(client: TestClient, house: Services, tmp_
     assert ask("question_answering", [], nothing[0])["errors"][0]["pointer"] == "/inputs/context"
 
 
+def test_all_labels_of_a_text_come_over_the_open_protocol(client: TestClient, house: Services, tmp_path: Path) -> None:
+    """Guards students of several labels, of which the one with the highest score says little."""
+    model = student(client, house, tmp_path / "several", "multi_label", ["a", "b", "c"])
+    texts = ["Return the window that has the focus.", "返回拥有焦点的窗口。"]
+    expected = client.post(f"/v1/models/{model}/predict", json={"inputs": texts, "parameters": {"top_k": "all"}}).json()
+    described = client.get(f"/v2/models/{model}").json()["outputs"]
+    assert [one["name"] for one in described] == ["label", "score", "answer"]
+    asked: dict[str, Any] = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": texts}]}
+    found = client.post(f"/v2/models/{model}/infer", json=asked).json()["outputs"]
+    label, score, answer = (one["data"] for one in found)
+    assert [json.loads(one) for one in answer] == expected
+    assert (label, score) == tuple([each[0][name] for each in expected] for name in ("label", "score"))
+    asked |= {"outputs": [{"name": "answer"}]}
+    (alone,) = client.post(f"/v2/models/{model}/infer", json=asked).json()["outputs"]
+    assert alone == {"name": "answer", "datatype": "BYTES", "shape": [2], "data": answer}
+
+
 def test_students_that_give_vectors_answer(client: TestClient, house: Services, tmp_path: Path) -> None:
     """Guards the shape of feature extraction: numbers for a text, a list of these for a list, by every road."""
     model = student(client, house, tmp_path / "vectors", "embeddings", [])
