@@ -172,7 +172,7 @@ def is_short(inputs: Any) -> bool:
     """Whether inputs are read in less time than handing them to a thread takes others."""
     if isinstance(inputs, str):
         return True
-    each = inputs if isinstance(inputs, list) else [inputs]
+    each = _each(inputs)
     if len(each) > _READ_HERE:
         return False
     listed = (one.get("tokens") for one in each if isinstance(one, Mapping))
@@ -181,11 +181,18 @@ def is_short(inputs: Any) -> bool:
 
 def _texts(inputs: Any) -> int:
     """The room that inputs hold while they are read; a long list that of a window."""
-    each = inputs if isinstance(inputs, list) else [inputs]
+    each = _each(inputs)
     texts = [text for one in each for text in (one.values() if isinstance(one, Mapping) else [one])]
     size = sum(len(text) for text in texts if isinstance(text, str | bytes))
     size += sum(_TOKEN * len(text) for text in texts if isinstance(text, list))
     return max(1, min(len(each), WINDOW), size // _CHARACTERS)
+
+
+def _each(inputs: Any) -> list[Any]:
+    """The texts, or objects that hold them."""
+    if isinstance(inputs, Mapping) and isinstance(inputs.get("sentences"), list):
+        return [inputs.get("source_sentence"), *inputs["sentences"]]
+    return inputs if isinstance(inputs, list) else [inputs]
 
 
 def _hear(begun: asyncio.Future[Any]) -> None:

@@ -253,6 +253,10 @@ PREDICT_REQUESTS: dict[str, Any] = {
         "value": {"inputs": "Open a [MASK] and listen on it.", "parameters": {"top_k": 3}},
     },
     "image": {"summary": "An image in base64", "value": {"inputs": IMAGE}},
+    "compared": {
+        "summary": "A sentence and those that it is compared with, for a student that gives vectors",
+        "value": {"inputs": {"source_sentence": "It rains.", "sentences": ["It pours.", "The sun shines."]}},
+    },
     "pair": {"summary": "A pair of texts", "value": {"inputs": {"text": "It rains.", "text_pair": "The sun shines."}}},
 }
 PREDICTION = [{"label": "networking", "score": 0.9731}]

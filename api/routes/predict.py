@@ -13,6 +13,7 @@ from api.answering import Asked
 from api.asking import QuestionRoute, Student, Until
 from api.openapi import answers
 from api.schemas import InferenceRequest, PredictRequest
+from limbeck.runtime.inputs import is_comparison
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=QuestionRoute)
 
@@ -63,13 +64,13 @@ async def inference(
     question: Annotated[InferenceRequest, Body(openapi_examples=examples.PREDICT_REQUESTS)],
 ) -> Response:
     """For `huggingface_hub.InferenceClient(model=<this address>)`: its `text_classification`, `token_classification`,
-    `question_answering`, `fill_mask`, `feature_extraction` and `image_classification`.
+    `question_answering`, `fill_mask`, `feature_extraction`, `sentence_similarity` and `image_classification`.
 
     Labels of texts are a list, best first, for each text, every label without `top_k`; a single text is answered as a
     list of one, and so is its vector. Everything else comes in the shapes of `/predict`. An image may be the body.
     """
     inputs, top_k = question.inputs, question.parameters.top_k
-    if student.task in (*_LABELLED, "embeddings") and not isinstance(inputs, list):
+    if student.task in (*_LABELLED, "embeddings") and not isinstance(inputs, list) and not is_comparison(inputs):
         inputs = [inputs]
     if student.task in _LABELLED:
         top_k = top_k or "all"

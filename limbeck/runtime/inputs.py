@@ -30,15 +30,16 @@ class Question:
 
     texts: list[str]  #: of tokens: these with a blank between them
     pairs: list[str] | None
-    #: How they were given: one text, one object, or a list.
-    form: Literal["text", "object", "list"]
+    #: How they were given: one text, one object, or a list; or as a sentence and those that it is compared with.
+    form: Literal["text", "object", "list", "compared"]
     top_k: TopK = None
     speed: float | None = None  #: of a student with early exits; None: its own
     #: Of a student that tags tokens: where these stand in each text, None where it has to be cut into words.
     tokens: list[list[Span] | None] | None = None
     pictures: list[Picture] | None = None  #: of a student of images, whose ``texts`` are empty
     windows: list[list[Window]] | None = None  #: of a student that answers questions: of each, with its context
-    #: Of one question with some windows of its context (``limbeck/runtime/parts.py``): it is answered with their spans.
+    #: Of one question with some windows of its context (``limbeck/runtime/parts.py``): it is answered with their spans;
+    #: of some of the sentences of a comparison: with their vectors.
     piece: Literal["more follow", "last"] | None = None
 
     def __len__(self) -> int:
@@ -117,6 +118,34 @@ def read_asked(inputs: Any, *, top_k: TopK = None) -> Question:
     if problems:
         raise _invalid(problems)
     return Question(found["question"], found["context"], "object" if alone else "list", top_k)
+
+
+def is_comparison(inputs: Any) -> bool:
+    """Whether it is meant as :func:`read_compared` has it."""
+    return isinstance(inputs, Mapping) and ("source_sentence" in inputs or "sentences" in inputs)
+
+
+def read_compared(inputs: Mapping[str, Any]) -> Question:
+    """Check ``{"source_sentence": …, "sentences": […]}``; the first text is the one that the others are compared with.
+
+    Raises:
+        InvalidInput: with a pointer (``/inputs/sentences/3``) for each thing that is wrong.
+    """
+    problems = [
+        Problem(f"/inputs/{name}", "there is no such field; allowed: source_sentence, sentences")
+        for name in inputs
+        if name not in ("source_sentence", "sentences")
+    ]
+    texts = [_read_text(inputs.get("source_sentence"), "/inputs/source_sentence", problems)]
+    others = inputs.get("sentences")
+    if not isinstance(others, list) or not others:
+        found = "an empty list" if others == [] else _kind(others)
+        problems.append(Problem("/inputs/sentences", f"found {found}; allowed: a list of at least one text"))
+    else:
+        texts += [_read_text(one, f"/inputs/sentences/{place}", problems) for place, one in enumerate(others)]
+    if problems:
+        raise _invalid(problems)
+    return Question(texts, None, "compared")
 
 
 def require_contexts(question: Question, read: Sequence[bool]) -> None:

@@ -1,6 +1,7 @@
 """A question in parts that are answered apart, and their answers put together.
 
-A context of more windows than a part may have is cut into pieces, so that no question is one long call.
+A context of more windows than a part may have is cut into pieces, so that no question is one long call. The parts of a
+comparison are answered with vectors, which are compared when all are there.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from limbeck.runtime.inputs import Question
 from limbeck.runtime.windows import Span, merged, named
@@ -18,7 +21,8 @@ def parts(question: Question, size: int) -> list[Question]:
     if question.rows <= size:
         return [question]
     if question.windows is None:
-        return [_part(question, start, start + size) for start in range(0, len(question), size)]
+        whole = replace(question, piece="more follow") if question.form == "compared" else question
+        return [_part(whole, start, start + size) for start in range(0, len(question), size)]
     found: list[Question] = []
     begin = rows = 0
     for place, windows in enumerate(question.windows):
@@ -36,6 +40,8 @@ def joined(parts: Sequence[Question], answers: Sequence[Any]) -> Any:
     """The answer to a question from those to its :func:`parts`."""
     if len(answers) == 1:
         return answers[0]
+    if parts[0].form == "compared":
+        return similarities([vector for vectors in answers for vector in vectors])
     found: list[Any] = []
     spans: list[Span] = []  # of the context whose pieces are being gathered
     for part, answer in zip(parts, answers, strict=True):
@@ -47,6 +53,13 @@ def joined(parts: Sequence[Question], answers: Sequence[Any]) -> Any:
             found.append(spans_answer(part, 0, merged(spans)))
             spans = []
     return found if parts[0].form == "list" else found[0]
+
+
+def similarities(vectors: Sequence[Sequence[float]]) -> list[float]:
+    """Cosines of the first vector and each of the others; all have length 1."""
+    found = np.asarray(vectors, dtype=np.float64)
+    cosines: list[float] = (found[1:] @ found[0]).tolist()
+    return cosines
 
 
 def spans_answer(question: Question, place: int, spans: Sequence[Span]) -> Any:

@@ -21,7 +21,9 @@ from limbeck.runtime.images import Picture, Preparation
 from limbeck.runtime.inputs import (
     Question,
     TopK,
+    is_comparison,
     read_asked,
+    read_compared,
     read_question,
     refuse_top_k,
     require_contexts,
@@ -29,7 +31,7 @@ from limbeck.runtime.inputs import (
 )
 from limbeck.runtime.layers import Text
 from limbeck.runtime.masks import TOP_K, fillings, require_few, require_masks
-from limbeck.runtime.parts import spans_answer
+from limbeck.runtime.parts import similarities, spans_answer
 from limbeck.runtime.picture_inputs import read_pictures
 from limbeck.runtime.session import Session
 from limbeck.runtime.student import StudentFacts, exported
@@ -164,6 +166,8 @@ class Predictor:
 
         Students that give vectors answer with a list of numbers, a vector of length 1, for a text, and with a list of
         these for a list of texts, as the feature-extraction of Hugging Face's Inference API; ``top_k`` is refused.
+        ``{"source_sentence": …, "sentences": […]}`` gets the cosine with each of the sentences, as sentence-similarity
+        there.
 
         Students that find masked tokens answer ``[{"score", "token", "token_str", "sequence"}, …]`` for a text with one
         mask, a list of these for each mask where there are more, and a list of either for a list of texts, as
@@ -203,8 +207,11 @@ class Predictor:
             windows = self._encoder.windows.encode(asked.texts, asked.pairs or [])
             require_contexts(asked, [not all(one.empty for one in each) for each in windows])
             return replace(asked, windows=windows)
-        if self.task == "embeddings" and top_k not in (None, "all"):
-            refuse_top_k("a student that gives vectors has nothing to rank; leave it out")
+        if self.task == "embeddings":
+            if top_k not in (None, "all"):
+                refuse_top_k("a student that gives vectors has nothing to rank; leave it out")
+            if is_comparison(inputs):
+                return read_compared(inputs)
         if self.task == "token_classification" and top_k is not None:
             refuse_top_k("a student that tags tokens answers with every entity; leave it out")
         if self.task == "masked_lm":
@@ -239,7 +246,7 @@ class Predictor:
         shaped = {
             "token_classification": _each_of,
             "question_answering": _spans_of,
-            "embeddings": _each_of,
+            "embeddings": _vectors_of,
             "masked_lm": _each_of,
         }.get(self.task, self._labels_of)
         return [shaped(question, part) for question, part in zip(questions, own, strict=True)]
@@ -342,6 +349,12 @@ class Predictor:
 
 def _each_of(question: Question, found: Sequence[Any]) -> Any:
     return list(found) if question.form == "list" else found[0]
+
+
+def _vectors_of(question: Question, found: Sequence[Sequence[float]]) -> Any:
+    if question.form != "compared":
+        return _each_of(question, found)
+    return list(found) if question.piece is not None else similarities(found)
 
 
 def _spans_of(question: Question, found: Sequence[list[Span]]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
 
@@ -128,6 +129,39 @@ def test_feature_extraction(ask: Ask) -> None:
     )
     refused = httpx.post(str(client.model), json={"inputs": TEXT, "normalize": False})
     assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/normalize")
+
+
+def test_sentence_similarity(ask: Ask) -> None:
+    """One of the sentences is the first one itself, and there are more than a batch of the server has rows."""
+    client, student = ask("embeddings")
+    others = [TEXT, *texts(150)]
+    found = client.sentence_similarity(TEXT, other_sentences=others)
+    vectors = np.array(student.predict(others))
+    assert found == pytest.approx((vectors @ vectors[0]).tolist(), abs=1e-5)
+    assert found[0] == pytest.approx(1, abs=1e-5)
+    assert len({round(one, 4) for one in found}) > 100
+
+
+@pytest.mark.parametrize(
+    ("inputs", "pointer", "detail"),
+    [
+        ({"source_sentence": TEXT}, "/inputs/sentences", "found null; allowed: a list of at least one text"),
+        ({"source_sentence": TEXT, "sentences": []}, "/inputs/sentences", "found an empty list; allowed: a list of at"),
+        ({"sentences": ["x"]}, "/inputs/source_sentence", "this field is required"),
+        ({"source_sentence": TEXT, "sentences": ["x", 1]}, "/inputs/sentences/1", "found a number; allowed: a text"),
+        (
+            {"source_sentence": TEXT, "sentences": ["x"], "y": 1},
+            "/inputs/y",
+            "there is no such field; allowed: ",
+        ),
+    ],
+)
+def test_a_comparison_that_is_none_is_named(ask: Ask, inputs: Any, pointer: str, detail: str) -> None:
+    client, _ = ask("embeddings")
+    refused = httpx.post(str(client.model), json={"inputs": inputs})
+    (problem,) = refused.json()["errors"]
+    assert (refused.status_code, problem["pointer"]) == (422, pointer)
+    assert problem["detail"].startswith(detail)
 
 
 def test_fill_mask(ask: Ask) -> None:
