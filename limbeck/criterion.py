@@ -64,6 +64,7 @@ class Criterion:
         self.loss = loss or KullbackLeibler()
         self.weighting = weighting
         self.ranks = ranks
+        self.weighed = False  #: whether a loss of it was asked for
         self._places: Tensor | None = None
 
     @property
@@ -143,6 +144,9 @@ class Criterion:
         where examples have no label, with that of those that have one, which :meth:`hard` divides by.
 
         Weights that hang on the student's answers are not known yet; :meth:`hard` and :meth:`soft` find them.
+
+        Args:
+            progress: share that is done of the training's steps that learn answers.
         """
         if self.weighting is None or self.weighting.by_student:
             return list(parts)
@@ -197,6 +201,7 @@ class Criterion:
     @torch.no_grad()
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor | None:
         """Of each row, (units,); ``None`` where all count alike."""
+        self.weighed = True
         if self.weighting is None:
             return None
         owners = self.task.owners(batch)

@@ -45,14 +45,14 @@ def backward(
     step: int,
     steps: int,
     run: Run,
-    weigh: Callable[[list[Batch], float], list[Batch]] = lambda parts, progress: parts,
+    weigh: Callable[[list[Batch]], list[Batch]] = lambda parts: parts,
 ) -> dict[str, Tensor]:
     """Add the gradient of the batch's loss, computed in the parts that ``cut`` makes; return the loss and its terms.
 
     Each part's mean counts by its share of the batch's units (examples, tokens …): the gradient is that of the batch.
     With several ranks each computes its own parts, and all get the sum.
     """
-    parts = weigh(_own_parts(collate, rows, cut, run.ranks), step / steps)
+    parts = weigh(_own_parts(collate, rows, cut, run.ranks))
     whole = collate.counts(rows)
     sums: dict[str, Tensor] = {}
     for part in parts:

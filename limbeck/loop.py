@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -141,6 +142,12 @@ class Position:
     history: list[dict[str, float]] = field(default_factory=list)
     window: dict[str, float] = field(default_factory=dict)  #: sums of the losses since the last metrics point
     window_steps: int = 0
+    weighed: int = 0  #: steps so far that learned what examples are weighed in: their answers, or labels
+
+    def weighing(self, phase: Phase) -> float:
+        """The share that is done of the steps that examples are weighed in, over all parts: a part that compares what
+        is inside is no part of a curriculum, and those that learn answers share one."""
+        return self.weighed / (self.weighed + phase.steps - phase.steps_done(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +224,11 @@ def train(phase: Phase, run: Run) -> Fitted:
                 objective.train_mode()
                 run.ranks.seed_step(phase.seed, index, position.step)
                 cut = Cut(accumulation, phase.token_budget)
-                values = backward(objective, collate, rows, cut, position.step, steps, run, criterion.weigh)
+                weigh = partial(criterion.weigh, progress=position.weighing(phase))
+                values = backward(objective, collate, rows, cut, position.step, steps, run, weigh)
                 values["gradient_norm"] = _update(objective, optimizer, rate)
                 position.step += 1
+                position.weighed += criterion.weighed
                 losses.append((position.step, values))
 
                 _advance(phase, rows, run)

@@ -78,7 +78,11 @@ class BaseWeighting(Spec, ABC):
         """
 
     def weights(self, difficulties: Tensor, progress: float) -> Tensor:
-        """What examples count before they are divided by their mean; where :attr:`ranked`, by their rank in 0 … 1."""
+        """What examples count before they are divided by their mean; where :attr:`ranked`, by their rank in 0 … 1.
+
+        Args:
+            progress: share that is done of the training's steps that learn answers.
+        """
         return difficulties
 
 
@@ -146,7 +150,7 @@ class Curriculum(BaseWeighting):
     start: float = Field(default=0.2, gt=0, le=1)
     """The share at the first step."""
     until: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps after which all examples count alike."""
+    """Share of the steps after which all examples count alike: of those of all parts of a method that learn answers."""
 
     @property
     def needs_labels(self) -> bool:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import PrivateAttr
 from torch import Tensor
 
 from limbeck.batches import Batch, Collator
 from limbeck.config import Training
 from limbeck.criterion import Criterion
 from limbeck.difficulty import entropies, ranks
+from limbeck.errors import Interrupted
 from limbeck.gradients import Cut, backward
 from limbeck.loop import train
-from limbeck.methods.base import Part
+from limbeck.methods.auto import Auto
+from limbeck.methods.base import Method, Part
+from limbeck.methods.dynabert import DynaBERT
 from limbeck.methods.fastbert import FastBert
 from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.methods.minilm import MiniLM
 from limbeck.methods.none import FineTuning
+from limbeck.methods.tinybert import TinyBERT
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.weighting import Curriculum, Disagreement, Entropy, Focal, SampleWeighting
-from tests.limbeck.bench import TASK, Bench
+from tests.limbeck.bench import TASK, Bench, Recorder
 
 CPU = torch.device("cpu")
 #: Softmax: (3/4, 1/4), (1/2, 1/2) and (1/4, 3/4).
@@ -150,7 +157,8 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(
     found = []
     for accumulation in (1, 4):
         objective.student.zero_grad()
-        sums = backward(objective, collate, np.arange(8), Cut(accumulation), 1, 10, run, criterion.weigh)
+        weigh = partial(criterion.weigh, progress=0.1)
+        sums = backward(objective, collate, np.arange(8), Cut(accumulation), 1, 10, run, weigh)
         found.append([p.grad.clone() for p in objective.student.parameters() if p.grad is not None] + [sums["loss"]])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -188,6 +196,51 @@ def test_a_curriculum_goes_from_the_easiest_examples_to_all(bench: Bench) -> Non
     assert shares[0] < 0.001
     assert shares[0] < shares[1] < shares[2]
     assert shares[2:] == pytest.approx([1, 1])
+
+
+class _Heard(Curriculum):
+    """Notes how far it is in each step."""
+
+    _progress: list[float] = PrivateAttr(default_factory=list)
+
+    def weights(self, difficulties: Tensor, progress: float) -> Tensor:
+        self._progress.append(progress)
+        return super().weights(difficulties, progress)
+
+
+@pytest.mark.parametrize(
+    "method", [KnowledgeDistillation(), Auto(), TinyBERT(), MiniLM(), FastBert(), DynaBERT()], ids=lambda one: one.type
+)
+def test_a_method_of_several_parts_has_one_curriculum(bench: Bench, tmp_path: Path, method: Method) -> None:
+    """Guards methods that learn answers in more than one part, which began at the easiest examples again in each; and
+    those that first compare what is inside, whose curriculum is not to be over before there is an answer to weigh."""
+    heard = _Heard()
+    phase = replace(bench.phase(method), weighting=heard)
+    train(phase, bench.run(tmp_path, phase))
+    inside = phase.part_steps()[0] if isinstance(method, TinyBERT | MiniLM) else 0
+    steps = phase.steps - inside
+    assert len(heard._progress) == phase.steps
+    assert heard._progress == pytest.approx([0.0] * inside + [step / steps for step in range(steps)])
+
+
+@pytest.mark.parametrize("method", [Auto(), TinyBERT()], ids=lambda one: one.type)
+def test_a_curriculum_goes_on_where_it_was_interrupted(bench: Bench, tmp_path: Path, method: Method) -> None:
+    whole, pieces = _Heard(), _Heard()
+    phase = replace(bench.phase(method), weighting=whole)
+    undisturbed = train(phase, bench.run(tmp_path / "whole", phase)).model.state_dict()
+    for _ in range(200):
+        phase = replace(bench.phase(method), weighting=pieces)
+        run = bench.run(tmp_path / "pieces", phase, Recorder(stop_after=1))
+        try:
+            resumed = train(phase, run).model.state_dict()
+            break
+        except Interrupted:
+            run.commit()
+    else:
+        pytest.fail("the run never ended")
+    assert pieces._progress == whole._progress
+    for name, value in undisturbed.items():
+        assert torch.equal(resumed[name], value), name
 
 
 def test_the_root_pacing_is_the_papers() -> None:
