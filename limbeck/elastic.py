@@ -20,6 +20,7 @@ from torch.func import functional_call
 from limbeck import fewer_heads
 from limbeck.capture import Captured, captured
 from limbeck.cutting import cut_config
+from limbeck.exact import make_exact_as
 from limbeck.families import family_of
 from limbeck.matching import hidden_distance
 
@@ -203,6 +204,7 @@ class Elastic:
             model: PreTrainedModel = type(self.network)(config)
         fewer_heads.shrink(model)
         model.to(self.network.device)  # type: ignore[arg-type]
+        make_exact_as(model, self.network)
         self.lend(model, size.layers)
         model.train(False)
         return model

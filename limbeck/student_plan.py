@@ -15,6 +15,7 @@ from limbeck import fewer_heads
 from limbeck.cutting import cut_config
 from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidConfig, Problem
+from limbeck.exact import make_exact
 from limbeck.narrowing import Bases, Basis, narrow
 from limbeck.shapes import Shape, resolve
 from limbeck.students import (
@@ -174,6 +175,8 @@ class StudentPlan:
         if weights is not None:
             student.load_state_dict(dict(weights))
         quicken_dropout(student)
+        if self.origin.task.kind == "value":
+            make_exact(student, "classifier")
         return student
 
     def save(self, student: PreTrainedModel, folder: Path) -> None:

@@ -14,6 +14,7 @@ from limbeck import exits, fewer_heads, recurrent
 from limbeck.cutting import cut_config, cut_weights
 from limbeck.dropout import quicken_dropout
 from limbeck.errors import InvalidModel
+from limbeck.exact import make_exact
 from limbeck.families import FAMILIES, depth_of, family_of, require_plain
 from limbeck.label_names import matched
 from limbeck.shapes import student_layers
@@ -157,6 +158,8 @@ class Blueprint:
         fewer_heads.shrink(model)
         load_weights(model, weights)
         quicken_dropout(model)
+        if self.task.kind == "value":
+            make_exact(model, self.task.output_layer(config.model_type))
         found: PreTrainedModel = model
         return found
 
