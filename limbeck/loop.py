@@ -438,7 +438,9 @@ def _restore(phase: Phase, run: Run) -> tuple[Position, _Saved | None]:
     if not run.store.has(role):
         return Position(), None
     tensors, facts = run.store.read_tensors(role)
-    return Position(**facts["position"]), (tensors, facts["random"])
+    known = facts["position"]
+    # An earlier version's has no ``weighed``; its curriculum went by the steps of the part.
+    return Position(**{"weighed": known["step"], **known}), (tensors, facts["random"])
 
 
 def _load(saved: _Saved, objective: Objective, optimizer: torch.optim.Optimizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,11 @@ from limbeck.matching import (
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Method, Models, SpecialTokens, Term
 from limbeck.methods.distilbert import DistilBERT
+from limbeck.methods.dynabert import DynaBERT
 from limbeck.methods.minilm import MiniLM, Relations, relation_heads
 from limbeck.methods.patient import Patient
 from limbeck.methods.tinybert import TinyBERT
+from limbeck.phases import teacher_of
 from limbeck.recurrent import RecurrentConfig, RecurrentForSequenceClassification
 from limbeck.tasks.question_answering import QuestionAnswering
 from tests.families import FAMILIES, write_tiny
@@ -246,6 +249,38 @@ def test_the_teacher_gets_no_gradient_and_the_student_does(bench: Bench, method:
     moved = [name for name, p in given.student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     assert any("query" in name for name in moved)
     assert any("word_embeddings" in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    "method", [Patient(), TinyBERT(), MiniLM(), Auto(), DistilBERT(), DynaBERT()], ids=lambda m: m.type
+)
+def test_the_teacher_answers_without_dropout_while_the_student_trains(bench: Bench, method: Method) -> None:
+    """Guards a teacher that is part of what an objective puts into training mode: its states would be other ones in
+    every step, and no student could have them."""
+    loaded: list[Any] = []
+
+    def load() -> Any:
+        loaded.append(bench.teacher())
+        return loaded[-1]
+
+    given = Models(bench.student(), load, (1, 3), lambda: TOKENS, importance=bench.importance)
+    for part in method.parts():
+        objective = method.build(part, given, Criterion(TASK, teacher=load))
+        objective.train_mode()
+        assert any(module.training for module in objective.module.modules())
+        assert not any(module.training for teacher in loaded for module in teacher.modules())
+        fixed = getattr(objective, "teacher", None)  # of dynabert's second part: what the first one trained
+        network = getattr(fixed, "network", fixed)
+        assert network is None or not network.training
+    assert loaded
+
+
+def test_a_teacher_is_loaded_frozen_and_without_dropout(bench: Bench, tmp_path: Path) -> None:
+    """Guards what every method that looks inside is given: a model is built in training mode."""
+    job: Any = SimpleNamespace(blueprint=bench.blueprint)
+    teacher = teacher_of(bench.run(tmp_path, bench.phase()), job, bench.teacher().state_dict())()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
 def test_relation_heads_divide_both_widths(bench: Bench) -> None:

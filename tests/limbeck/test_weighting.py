@@ -243,6 +243,24 @@ def test_a_curriculum_goes_on_where_it_was_interrupted(bench: Bench, tmp_path: P
         assert torch.equal(resumed[name], value), name
 
 
+def test_a_curriculum_of_an_earlier_version_goes_on(bench: Bench, tmp_path: Path) -> None:
+    """Guards jobs that are in flight when Limbeck is renewed: their curriculum would begin again."""
+    heard = _Heard()
+    phase = replace(bench.phase(KnowledgeDistillation()), weighting=heard)
+    run = bench.run(tmp_path, phase, Recorder(stop_after=5))
+    with pytest.raises(Interrupted):
+        train(phase, run)
+    done = list(heard._progress)
+    assert 2 < len(done) < phase.steps
+    tensors, facts = run.store.read_tensors("distilling-training")
+    del facts["position"]["weighed"]
+    run.store.write_tensors("distilling-training", tensors, facts)
+    run.commit()
+    phase = replace(bench.phase(KnowledgeDistillation()), weighting=heard)
+    train(phase, bench.run(tmp_path, phase))
+    assert heard._progress == pytest.approx([step / phase.steps for step in range(phase.steps)])
+
+
 def test_the_root_pacing_is_the_papers() -> None:
     """c(t) = sqrt(t (1 - c0²) + c0²): at c0 = 0.2 and half way sqrt(0.52)."""
     assert Curriculum(start=0.2, until=1.0).competence(0.5) == pytest.approx(math.sqrt(0.52))
