@@ -16,6 +16,7 @@ from api.downloads import Downloads
 from api.places import Places
 from api.readiness import Readiness, answers, storage_probe
 from api.routes import aliases, datasets, events, files, health, jobs, methods, models, open_inference, predict
+from api.settling import settles
 from api.shelves import DatabaseShelf
 from api.streams import Streams
 from api.telemetry import Telemetry
@@ -84,6 +85,7 @@ async def _services(settings: Settings, telemetry: Telemetry) -> AsyncIterator[S
         bell = Bell(settings)
         stack.callback(bell.close)
         streams = await stack.enter_async_context(Streams(database).running())
+        await stack.enter_async_context(settles(database, settings.reconcile_min_seconds))
         answering = stack.enter_context(open_answering(settings, DatabaseShelf(database), storage))
         telemetry.watch_jobs(database)
         telemetry.watch_streams(lambda: streams.open)

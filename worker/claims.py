@@ -90,11 +90,6 @@ def finish(session: Session, taken: Taken) -> None:
     execute(session, delete(taken.table).where(*_mine(taken)))
 
 
-def withdraw(session: Session, table: type[Offered], job_id: str) -> None:
-    """The job offers nothing of this kind any more."""
-    execute(session, delete(table).where(table.job_id == job_id))
-
-
 def execute(session: Session, statement: Any) -> None:
     session.execute(statement.execution_options(synchronize_session=False))
 

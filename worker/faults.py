@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from worker.endings import WORKER_LOST, Fault
+from models.repository.settling import WORKER_LOST, Fault
 from worker.trainer import EXIT_LEASE_OVER
 
 _CGROUPS = Path("/sys/fs/cgroup")

@@ -158,7 +158,7 @@ def record(session: Session, lease: Lease, batch: Batch) -> None:
     if batch.log:
         telemetry.add_log(session, lease.job_id, lease.fence, batch.log)
     if batch.progress is not None:
-        write_ledger(session, lease, last_step=batch.progress["step"])
+        telemetry.write_ledger(session, lease.job_id, lease.fence, last_step=batch.progress["step"])
 
 
 def commit_checkpoint(session: Session, lease: Lease, checkpoint: Mapping[str, Any], *, tell: bool = True) -> None:
@@ -175,7 +175,8 @@ def commit_checkpoint(session: Session, lease: Lease, checkpoint: Mapping[str, A
     if tell:
         telemetry.append_event(session, lease.job_id, "checkpoint.saved", f"Saved at step {step}.", {"step": step})
     # While the checkpoint was on its way the job trained on, and may have told of it.
-    write_ledger(session, lease, last_step=case((Attempt.last_step < step, step), else_=Attempt.last_step))
+    last_step = case((Attempt.last_step < step, step), else_=Attempt.last_step)
+    telemetry.write_ledger(session, lease.job_id, lease.fence, last_step=last_step)
 
 
 def hold(session: Session, lease: Lease) -> Job:
@@ -189,12 +190,6 @@ def hold(session: Session, lease: Lease) -> Job:
     if job is None:
         raise _lost(lease)
     return job
-
-
-def write_ledger(session: Session, lease: Lease, **values: Any) -> None:
-    """Change the attempt's row in the ledger; call it after a guarded write only."""
-    mine = (Attempt.job_id == lease.job_id, Attempt.fence == lease.fence)
-    session.execute(update(Attempt).where(*mine).values(**values).execution_options(synchronize_session=False))
 
 
 def due() -> ColumnElement[bool]:

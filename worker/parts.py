@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 from limbeck.offer import Offer, Part
 from models.job import HELD, Job
 from models.part import TeacherPart
-from models.repository.offered import free
-from worker.claims import Taken, execute, take, withdraw
+from models.repository.offered import free, withdraw
+from worker.claims import Taken, execute, take
 from worker.lease import Holder, Lease, due, wish
 
 

@@ -16,12 +16,11 @@ from models.db import Database
 from models.host_place import HostPlace
 from models.job import Job, JobStatus
 from models.part import TeacherPart
-from models.repository import offered
+from models.repository import offered, settling
 from models.scratch import sweep
 from models.settings import Settings
 from models.storage import Storage
 from worker.checkpoints import delete_checkpoints
-from worker.endings import settle_expired
 from worker.lease import due, seconds_until
 from worker.queue import Bell
 from worker.service import Worker
@@ -73,7 +72,7 @@ class Reconciler:
             Unavailable: the database is away.
         """
         with self._database.session() as session:
-            settled = settle_expired(session)
+            settled = settling.settle_left_behind(session)
             waiting = session.scalar(select(func.count()).select_from(Job).where(due())) or 0
             upcoming = session.scalar(select(func.min(Job.lease_expires_at)).where(Job.lease_expires_at > db_now()))
             soonest = None if upcoming is None else seconds_until(session, upcoming)

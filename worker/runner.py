@@ -22,13 +22,13 @@ from models.db import Database
 from models.job import JobStatus
 from models.repository import jobs
 from models.repository import telemetry as stored_telemetry
+from models.repository.settling import Fault
 from models.settings import Settings
 from models.storage import Storage
 from models.storage.base import out_of_room
 from worker import endings, materials
 from worker.answers import AnswersPorter
 from worker.checkpoints import Courier, delete_checkpoints
-from worker.endings import Fault
 from worker.faults import fault_of, oom_kills, stall_of
 from worker.harvest import harvest
 from worker.heart import Heart

@@ -154,7 +154,8 @@ _CHANGED = answers(404, 409, 503, ok=(JobView, examples.ENDED), accepted=(JobVie
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", response_model=JobView, responses=_CHANGED)
 def cancel_job(house: House, job_id: str) -> Response:
-    """200 when it is cancelled, 202 while its worker is being told to stop. Asking again changes nothing."""
+    """200 when it is cancelled, 202 while its worker is being told to stop; one that is dead is not waited for. Asking
+    again changes nothing."""
     return _change(house, job_id, jobs.request_cancel)
 
 

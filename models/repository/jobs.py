@@ -15,7 +15,7 @@ from limbeck.source_names import of_hub
 from models.attempt import Attempt
 from models.base import db_now, has_item, new_id
 from models.job import HELD, TERMINAL, Job, JobStatus
-from models.repository import pages, sources, telemetry
+from models.repository import pages, settling, sources, telemetry
 from models.repository.catalogue import delete_model, models_of_job
 from models.repository.crew import lacking
 from models.repository.pages import Page
@@ -130,21 +130,22 @@ def list_page(
 
 
 def request_cancel(session: Session, job_id: str) -> Job:
-    """Cancel: at once where no worker holds the job, else the worker is told. Asking twice changes nothing.
+    """Cancel: at once where no worker holds the job, or one that is dead, else the worker is told. Asking twice changes
+    nothing.
 
     Raises:
         NotFound, Conflict: the job has ended otherwise.
     """
-    return _act(session, job_id, CANCEL)
+    return _act(session, job_id, CANCEL)[0]
 
 
 def request_pause(session: Session, job_id: str) -> Job:
-    """Pause: at once where no worker holds the job, else it writes a checkpoint first.
+    """Pause: at once where no worker holds the job, or one that is dead, else it writes a checkpoint first.
 
     Raises:
         NotFound, Conflict: the job is being cancelled, or has ended.
     """
-    return _act(session, job_id, PAUSE)
+    return _act(session, job_id, PAUSE)[0]
 
 
 def resume(session: Session, job_id: str) -> Job:
@@ -155,7 +156,7 @@ def resume(session: Session, job_id: str) -> Job:
         NotFound, Conflict: the job is still pausing, is being cancelled, or has ended without a checkpoint.
         InvalidInput: its data set or teacher has been deleted since it failed.
     """
-    job = _act(session, job_id, RESUME)
+    job, _ = _act(session, job_id, RESUME)
     if job.status is JobStatus.QUEUED:
         sources.hold(session, job.config)
     return job
@@ -269,7 +270,19 @@ def _create(session: Session, values: Mapping[str, Any], message: str) -> Job:
     return job
 
 
-def _act(session: Session, job_id: str, action: Action) -> Job:
+def _act(session: Session, job_id: str, action: Action) -> tuple[Job, bool]:
+    """The job as the action leaves it; True says that it changed it, False that it had been granted before."""
+    moved = _move(session, job_id, action)
+    # Of a worker that is dead nothing can be asked. It may be what kept the job in a state that forbids the action.
+    if settling.settle_left_behind(session, job_id) and not moved:
+        moved = _move(session, job_id, action)
+    job = get(session, job_id)
+    if not moved and job.status not in action.settled:
+        raise _refusal(job, action.name, action.allowed)
+    return job, moved
+
+
+def _move(session: Session, job_id: str, action: Action) -> bool:
     # One statement decides, so that a worker's write in between cannot be overwritten.
     unheld = Job.status.not_in(HELD)
     ended = Job.status.in_(TERMINAL)
@@ -289,13 +302,11 @@ def _act(session: Session, job_id: str, action: Action) -> Job:
         .returning(Job.status)
         .execution_options(synchronize_session=False)
     )
-    if moved is not None:
-        kind, message = action.events[moved]
-        telemetry.append_event(session, job_id, kind, message, {})
-    job = get(session, job_id)
-    if moved is None and job.status not in action.settled:
-        raise _refusal(job, action.name, action.allowed)
-    return job
+    if moved is None:
+        return False
+    kind, message = action.events[moved]
+    telemetry.append_event(session, job_id, kind, message, {})
+    return True
 
 
 def _ends(action: Action) -> ColumnElement[bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from models.base import db_now
@@ -36,3 +36,9 @@ def count(session: Session, table: type[Offered]) -> dict[str, int]:
         "held": select(func.count()).select_from(table).where(stands(table), ~free(table)),
     }
     return {state: session.scalar(query) or 0 for state, query in found.items()}
+
+
+def withdraw(session: Session, table: type[Offered], job_id: str) -> None:
+    """The job offers nothing of this kind any more."""
+    query = delete(table).where(table.job_id == job_id)
+    session.execute(query.execution_options(synchronize_session=False))

@@ -162,10 +162,11 @@ def test_pausing_keeps_the_lease_of_the_worker_that_has_to_write_the_checkpoint(
 ) -> None:
     """Without its lease the job could be claimed by another worker at once."""
     job = submit()
-    set_status(database, job.id, S.RUNNING, lease_expires_at=job.created_at, checkpoint={"step": 1, "files": {}})
+    until = job.created_at + timedelta(hours=1)
+    set_status(database, job.id, S.RUNNING, lease_expires_at=until, checkpoint={"step": 1, "files": {}})
     with database.session() as session:
         paused = jobs.request_pause(session, job.id)
-    assert (paused.lease_expires_at, paused.checkpoint) == (job.created_at, {"step": 1, "files": {}})
+    assert (paused.lease_expires_at, paused.checkpoint) == (until, {"step": 1, "files": {}})
 
 
 def test_the_same_key_and_body_answer_the_first_job(database: Database, submit: Submit) -> None:

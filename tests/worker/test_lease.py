@@ -13,11 +13,12 @@ from limbeck.errors import LeaseLost
 from models.db import Database
 from models.job import JobStatus
 from models.model import ModelKind
-from models.repository import catalogue, jobs, telemetry
+from models.repository import catalogue, jobs, settling, telemetry
+from models.repository.settling import Fault
 from models.repository.telemetry import Point
 from tests.worker.conftest import claim_one, expire, read, submit
 from worker import endings, lease
-from worker.endings import Fault, NewModel, Outcome
+from worker.endings import NewModel, Outcome
 from worker.lease import Claim, Holder, Lease, Wish
 from worker.telemetry import Batch, Note
 
@@ -296,11 +297,11 @@ def test_what_a_dead_worker_was_asked_is_settled_for_it(
     held = taken(either)
     with either.session() as session:
         asked(session, held.job.id)
-        assert endings.settle_expired(session) == []
+        assert settling.settle_left_behind(session) == []
     expire(either, held.job.id)
     assert claim_one(either) is None
     with either.session() as session:
-        assert [job.status for job in endings.settle_expired(session)] == [expected]
+        assert [job.status for job in settling.settle_left_behind(session)] == [expected]
     with pytest.raises(LeaseLost), either.session() as session:
         endings.succeed(session, held.lease, OUTCOME)
 
@@ -312,7 +313,7 @@ def test_a_job_whose_workers_all_died_fails_as_worker_lost(either: Database) -> 
         expire(either, job.id)
     assert claim_one(either) is None
     with either.session() as session:
-        assert [one.id for one in endings.settle_expired(session)] == [job.id]
+        assert [one.id for one in settling.settle_left_behind(session)] == [job.id]
     ended = read(either, job.id)
     assert ended.status is JobStatus.FAILED
     assert ended.error is not None

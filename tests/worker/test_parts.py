@@ -10,8 +10,8 @@ from pathlib import Path, PosixPath
 
 import pytest
 
+from models.repository.settling import Fault
 from models.repository.telemetry import Point
-from worker.endings import Fault
 from worker.faults import fault_of
 from worker.slots import Slots, find_gpus
 from worker.telemetry import MAX_EVENTS, MAX_POINTS, Batch, Note, Telemetry

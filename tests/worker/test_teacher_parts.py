@@ -18,9 +18,9 @@ from models.job import Job
 from models.part import TeacherPart
 from models.repository import jobs
 from models.repository import offered as still_offered
+from models.repository.settling import Fault
 from tests.worker.conftest import LIKE, OFFER, claim_one, offered, steal, submit
 from worker import claims, endings, parts
-from worker.endings import Fault
 from worker.lease import Claim, Holder
 from worker.parts import PartClaim
 
