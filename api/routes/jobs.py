@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -20,10 +21,11 @@ from api.openapi import answers
 from api.places import place_of
 from api.schemas import Listing
 from api.transfer import matches
-from limbeck.errors import InvalidConfig, InvalidInput, NotFound, Problem, QueueFull
+from limbeck.errors import InvalidConfig, InvalidInput, NotFound, Problem
 from models.job import Job, JobStatus
 from models.repository import catalogue, jobs, overview
 from models.repository.crew import lacking
+from models.repository.queue import require_room
 from models.text import refuse_unstorable
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -169,15 +171,17 @@ def pause_job(house: House, job_id: str) -> Response:
     "/jobs/{job_id}/resume",
     summary="Resume a paused or failed job",
     response_model=JobView,
-    responses=_CHANGED | answers(422),
+    responses=_CHANGED | answers(422, 429),
 )
 def resume_job(house: House, job_id: str) -> Response:
     """Back into the queue; it goes on from its checkpoint.
 
     A job that failed by a fault that may pass (`error.retryable`, such as a full disk) has kept its checkpoint, if it
-    had written one: it is taken too, and its attempts are counted anew.
+    had written one: it is taken too, and its attempts are counted anew. 429 where the queue is full: the job stays as
+    it is, with its checkpoint.
     """
-    return _change(house, job_id, jobs.resume)
+    most = house.settings.max_queued_jobs
+    return _change(house, job_id, partial(jobs.resume, most_waiting=most))
 
 
 @router.post(
@@ -196,8 +200,8 @@ def _queued(house: Services, create: Callable[[Session], tuple[Job, bool]]) -> R
     """The answer about a job that ``create`` puts into the queue, if there is room, or has put there before."""
     with house.database.session() as session:
         job, created = create(session)
-        if created and overview.count_queued(session) > house.settings.max_queued_jobs:
-            raise QueueFull(f"{house.settings.max_queued_jobs} jobs wait already; this one was not taken.")
+        if created:
+            require_room(session, house.settings.max_queued_jobs)
         view = _view(session, job)
     if created:
         house.bell.ring()

@@ -19,7 +19,7 @@ from models.repository import pages, settling, sources, telemetry
 from models.repository.catalogue import delete_model, models_of_job
 from models.repository.crew import lacking
 from models.repository.pages import Page
-from models.repository.queue import claim_order, queue_position
+from models.repository.queue import claim_order, queue_position, require_room
 from models.repository.transitions import CANCEL, PAUSE, RESUME, Action
 from models.text import refuse_unstorable
 
@@ -148,17 +148,23 @@ def request_pause(session: Session, job_id: str) -> Job:
     return _act(session, job_id, PAUSE)[0]
 
 
-def resume(session: Session, job_id: str) -> Job:
+def resume(session: Session, job_id: str, *, most_waiting: int | None = None) -> Job:
     """Put a paused job back into the queue, or one that failed by a fault that may pass: that begins to count its
     attempts anew.
+
+    Args:
+        most_waiting: as many jobs may be in the queue.
 
     Raises:
         NotFound, Conflict: the job is still pausing, is being cancelled, or has ended without a checkpoint.
         InvalidInput: its data set or teacher has been deleted since it failed.
+        QueueFull: the job stays as it was.
     """
-    job, _ = _act(session, job_id, RESUME)
+    job, moved = _act(session, job_id, RESUME)
     if job.status is JobStatus.QUEUED:
         sources.hold(session, job.config)
+    if moved and most_waiting is not None:
+        require_room(session, most_waiting)
     return job
 
 

@@ -45,11 +45,6 @@ def queue_positions(session: Session) -> dict[str, int]:
     return {job_id: place for place, job_id in enumerate(ids, start=1)}
 
 
-def count_queued(session: Session) -> int:
-    """How many jobs wait."""
-    return session.scalar(select(func.count()).select_from(Job).where(Job.status == JobStatus.QUEUED)) or 0
-
-
 def knows_key(session: Session, idempotency_key: str) -> bool:
     """Whether a request with this key has made a job before."""
     return session.scalar(select(Job.id).where(Job.idempotency_key == idempotency_key)) is not None

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from limbeck.errors import QueueFull
 from models.attempt import Attempt
 from models.job import HELD, Job, JobStatus
 
@@ -73,6 +74,17 @@ def queue_position(session: Session, job: Job) -> int | None:
         return None
     ahead = select(func.count()).select_from(Job).where(Job.status == JobStatus.QUEUED, _before(session, job))
     return (session.scalar(ahead) or 0) + 1
+
+
+def require_room(session: Session, most: int) -> None:
+    """Refuse what was just put into the queue, in the same transaction, where more wait now than may.
+
+    Raises:
+        QueueFull
+    """
+    waiting = session.scalar(select(func.count()).select_from(Job).where(Job.status == JobStatus.QUEUED)) or 0
+    if waiting > most:
+        raise QueueFull(f"{most} jobs wait already, which is as many as may; nothing was changed.")
 
 
 def _before(session: Session, job: Job) -> ColumnElement[bool]:

@@ -155,6 +155,23 @@ def test_a_full_queue_says_so_and_takes_nothing(client: TestClient, house: Servi
     assert len(client.get("/v1/jobs").json()["data"]) == 2
 
 
+def test_a_resume_keeps_to_the_queues_bound_and_loses_nothing(
+    client: TestClient, house: Services, submit: Submit
+) -> None:
+    """Guards against a queue without an end, by jobs that are paused while others are submitted."""
+    object.__setattr__(house, "settings", house.settings.model_copy(update={"max_queued_jobs": 1}))
+    job = submit()["id"]
+    client.post(f"/v1/jobs/{job}/pause")
+    other = submit()["id"]
+    answer = client.post(f"/v1/jobs/{job}/resume")
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert int(answer.headers["retry-after"]) > 0
+    assert client.get(f"/v1/jobs/{job}").json()["status"] == "paused"
+    client.post(f"/v1/jobs/{other}/cancel")
+    for _ in range(2):
+        assert client.post(f"/v1/jobs/{job}/resume").status_code == 202
+
+
 def test_validate_answers_with_the_resolved_config_and_stores_nothing(client: TestClient) -> None:
     answer = client.post("/v1/jobs:validate", json=SMALLEST)
     assert answer.status_code == 200
