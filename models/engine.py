@@ -79,8 +79,10 @@ def absent_file(address: str) -> Path | None:
 
 
 def read_only(engine: Engine) -> Engine:
-    """The same pool, with transactions that cannot write."""
-    options = {"postgresql_readonly": True} if engine.dialect.name == "postgresql" else {}
+    """The same pool, with transactions that cannot write and see one state."""
+    options: dict[str, Any] = {}
+    if engine.dialect.name == "postgresql":  # which else shows each statement what was committed before it
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     return engine.execution_options(**options, **{_READ_ONLY: True})
 
 
