@@ -70,19 +70,31 @@ def put_alias(session: Session, name: str, model_id: str, *, expected: Expected 
     # Held until the commit, so that nobody deletes it meanwhile.
     if session.scalar(select(Model.id).where(Model.id == model_id).with_for_update(read=True)) is None:
         raise NotFound(f"There is no model {model_id!r}.")
-    values = {"model_id": model_id, "updated_at": db_now()}
-    query = update(Alias).where(Alias.name == name, *_as_expected(expected))
-    query = query.values(**values, version=Alias.version + 1)
-    switched = session.scalars(query.returning(Alias), execution_options={"populate_existing": True}).one_or_none()
-    if switched is not None:
-        return switched
-    if expected not in (None, 0) or _version(session, name) is not None:
+    switched = _switch(session, name, model_id, expected) or _make(session, name, model_id, expected)
+    # Where somebody else made it in this moment, and no version was expected, that one is replaced.
+    switched = switched or _switch(session, name, model_id, expected)
+    if switched is None:
         raise _stale(session, name, expected)
+    return switched
+
+
+def _switch(session: Session, name: str, model_id: str, expected: Expected) -> Alias | None:
+    """The alias, if there is one as it is expected."""
+    query = update(Alias).where(Alias.name == name, *_as_expected(expected))
+    query = query.values(model_id=model_id, updated_at=db_now(), version=Alias.version + 1)
+    return session.scalars(query.returning(Alias), execution_options={"populate_existing": True}).one_or_none()
+
+
+def _make(session: Session, name: str, model_id: str, expected: Expected) -> Alias | None:
+    """A new alias, if none is expected and there is none."""
+    if expected not in (None, 0):
+        return None
+    values = {"name": name, "model_id": model_id, "updated_at": db_now(), "version": 1}
     try:
         with session.begin_nested():
-            return session.scalars(insert(Alias).values(name=name, version=1, **values).returning(Alias)).one()
-    except IntegrityError as error:  # somebody made it in this moment
-        raise Stale(f"The alias {name!r} was made by somebody else in this moment; look, and try again.") from error
+            return session.scalars(insert(Alias).values(**values).returning(Alias)).one()
+    except IntegrityError:
+        return None
 
 
 def delete_alias(session: Session, name: str, *, expected: Expected = None) -> None:

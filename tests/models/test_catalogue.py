@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,24 @@ def test_an_alias_of_a_model_that_was_deleted_meanwhile_is_refused(database: Dat
             aliases.put_alias(session, name, "mdl_gone")
     with database.reading() as session:
         assert aliases.resolve(session, "old") == model.id
+
+
+def test_of_those_who_set_an_alias_at_once_nobody_is_refused(database: Database) -> None:
+    """Guards against a 412 for a caller who has named no version: the last one wins."""
+    with database.session() as session:
+        models = [catalogue.add_model(session, kind=ModelKind.STUDENT, name="s", files=[]).id for _ in range(4)]
+
+    def put(name: str, gate: threading.Barrier, model: str) -> None:
+        gate.wait(10)
+        with database.session() as session:
+            aliases.put_alias(session, name, model)
+
+    for name in ("a", "b", "c"):
+        gate = threading.Barrier(len(models))
+        with ThreadPoolExecutor(len(models)) as pool:
+            list(pool.map(partial(put, name, gate), models))
+        with database.reading() as session:
+            assert aliases.get_alias(session, name).version == len(models), "a switch was lost"
 
 
 def test_a_job_that_names_what_is_not_there_is_refused(database: Database, submit: Submit) -> None:
