@@ -31,6 +31,7 @@ from worker.queue import Bell
 _ROUTERS: tuple[APIRouter, ...] = (
     predict.router,
     open_inference.asking,
+    jobs.listing,
     *(module.router for module in (jobs, events, datasets, models, aliases, files, open_inference, methods, health)),
 )
 

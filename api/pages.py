@@ -1,14 +1,15 @@
-"""What lists share: ``limit``, ``cursor``, and a strict eye on parameters that nobody reads."""
+"""What lists share, ``limit`` and ``cursor``, and what routes do: a strict eye on parameters that nobody reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, TypeVar
 
-from fastapi import Query, Request
+from fastapi import Depends, Query, Request
 
 from api.schemas import Envelope, Listing
 from limbeck.errors import InvalidInput, Problem
+from limbeck.findings import json_pointer
 from models.repository.pages import Page
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
@@ -32,7 +33,14 @@ def refuse_unknown_parameters(request: Request, known: Iterable[str]) -> None:
     allowed = sorted(known)
     unknown = [name for name in request.query_params if name not in allowed]
     if unknown:
-        problems = [
-            Problem(f"/{name}", f"there is no such parameter; allowed: {', '.join(allowed)}") for name in unknown
-        ]
+        has = f"allowed: {', '.join(allowed)}" if allowed else "this route has none"
+        problems = [Problem(json_pointer([name]), f"there is no such parameter; {has}") for name in unknown]
         raise InvalidInput(f"Unknown query parameters: {', '.join(unknown)}.", problems)
+
+
+async def _no_unread_parameters(request: Request) -> None:
+    refuse_unknown_parameters(request, [field.alias for field in request.scope["route"].dependant.query_params])
+
+
+#: Of a router none of whose routes reads parameters by hand: those that a route does not declare are refused.
+STRICT = (Depends(_no_unread_parameters),)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Response
 
-from api import examples
+from api import examples, pages
 from api.deps import House
 from api.openapi import answers
 from api.schemas import AliasRequest, AliasView, Listing
@@ -15,7 +15,7 @@ from limbeck.errors import InvalidInput, Problem, Stale
 from models.repository import aliases, catalogue
 from models.text import refuse_unstorable
 
-router = APIRouter(prefix="/v1/aliases", tags=["models"])
+router = APIRouter(prefix="/v1/aliases", tags=["models"], dependencies=pages.STRICT)
 
 _ETAG = re.compile(r'"(\d+)"', re.ASCII)
 #: Longer numbers than these are no version of ours, and no database's number.
@@ -24,7 +24,7 @@ _IF_MATCH = Header(description="The ETag that was seen; 412 when it is another b
 
 
 @router.get(
-    "", summary="List aliases", responses=answers(503, ok=(Listing[AliasView], examples.listing(examples.ALIAS)))
+    "", summary="List aliases", responses=answers(422, 503, ok=(Listing[AliasView], examples.listing(examples.ALIAS)))
 )
 def list_aliases(house: House) -> Listing[AliasView]:
     """All of them, by name."""

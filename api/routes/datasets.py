@@ -20,7 +20,7 @@ from models.base import new_id
 from models.dataset import Dataset
 from models.repository import catalogue
 
-router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
+router = APIRouter(prefix="/v1/datasets", tags=["data sets"], dependencies=pages.STRICT)
 
 Split = Literal["train", "validation", "test"]
 _SPLITS = ("train", "validation", "test")
@@ -76,10 +76,7 @@ async def upload_dataset(request: Request, house: House) -> Response:
     summary="List data sets, newest first",
     responses=answers(422, 503, ok=(Listing[DatasetView], examples.listing(examples.DATASET))),
 )
-def list_datasets(
-    request: Request, house: House, limit: pages.Limit = 20, cursor: pages.Cursor = None
-) -> Listing[DatasetView]:
-    pages.refuse_unknown_parameters(request, ("limit", "cursor"))
+def list_datasets(house: House, limit: pages.Limit = 20, cursor: pages.Cursor = None) -> Listing[DatasetView]:
     with house.database.reading() as session:
         return pages.listing(catalogue.list_datasets(session, limit=limit, cursor=cursor), DatasetView.of)
 

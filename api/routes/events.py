@@ -8,7 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from api import examples
+from api import examples, pages
 from api.deps import House, Services
 from api.job_schemas import AttemptView, EventView, MetricsView
 from api.openapi import answers
@@ -19,7 +19,7 @@ from limbeck.scorecard import Scorecard
 from models.job import Job
 from models.repository import jobs, telemetry
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], dependencies=pages.STRICT)
 
 JobId = Annotated[str, Path(description="The job's id.")]
 
@@ -38,6 +38,7 @@ async def job_events(
     house: House,
     job_id: JobId,
     after: Annotated[int, Query(ge=0, lt=2**63, description="Only events with a higher number.")] = 0,
+    cursor: Annotated[int, Query(ge=0, lt=2**63, description="The `next_cursor` of the page before.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="How many at most; JSON only.")] = 100,
     last_event_id: Annotated[
         str | None, Header(description="Where a stream goes on; browsers send it by themselves.", max_length=100)
@@ -48,6 +49,7 @@ async def job_events(
     In a stream `id` is the event's number, `event` its kind, and `data` the event as JSON. Between them come events of
     kind `progress`, which have no id and no number: they tell how things stand. A comment comes every 15 seconds.
     """
+    after = max(after, cursor)
     if "text/event-stream" not in request.headers.get("accept", ""):
         return await to_thread.run_sync(_page, house, job_id, after, limit)
     if last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19:

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import RedirectResponse
 
+from api import pages
 from api.deps import House, Services
 from api.downloads import Format, read_file
 from api.openapi import Responses, answers
@@ -16,7 +17,7 @@ from api.transfer import Content, send
 from models.model import ModelFile
 from models.repository import catalogue
 
-router = APIRouter(prefix="/v1/models/{model_id}", tags=["models"])
+router = APIRouter(prefix="/v1/models/{model_id}", tags=["models"], dependencies=pages.STRICT)
 
 #: How long a signed URL may be used; a download that has begun goes on.
 _SIGNED_SECONDS = 600

@@ -28,7 +28,9 @@ from models.repository.crew import lacking
 from models.repository.queue import require_room
 from models.text import refuse_unstorable
 
-router = APIRouter(prefix="/v1", tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"], dependencies=pages.STRICT)
+#: Its filters are read by hand.
+listing = APIRouter(prefix="/v1", tags=["jobs"])
 
 JobDocument = Annotated[Any, DocumentOf(JobRequest), Body(openapi_examples=examples.JOB_REQUESTS)]
 IdempotencyKey = Annotated[
@@ -93,7 +95,7 @@ def validate_job(house: House, document: JobDocument) -> ValidationView:
     return ValidationView(config=config, teacher=facts, notes=notes)
 
 
-@router.get(
+@listing.get(
     "/jobs",
     summary="List jobs, newest first",
     response_model=Listing[JobView],

@@ -22,7 +22,7 @@ from models.model import Model, ModelKind
 from models.repository import catalogue, jobs
 from models.repository.catalogue import StoredFile
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=pages.STRICT)
 
 _FORM = multipart(
     "file",
@@ -56,7 +56,6 @@ async def upload_model(request: Request, house: House) -> Response:
     responses=answers(422, 503, ok=(Listing[ModelSummary], examples.listing(examples.MODEL_SUMMARY))),
 )
 def list_models(
-    request: Request,
     house: House,
     kind: Annotated[
         ModelKind | None, Query(description="Only uploaded teachers, only students, only baselines.")
@@ -65,7 +64,6 @@ def list_models(
     limit: pages.Limit = 20,
     cursor: pages.Cursor = None,
 ) -> Listing[ModelSummary]:
-    pages.refuse_unknown_parameters(request, ("kind", "job_id", "limit", "cursor"))
     with house.database.reading() as session:
         page = catalogue.list_models(session, limit=limit, cursor=cursor, kind=kind, job_id=job_id)
         return pages.listing(page, ModelSummary.of)

@@ -220,3 +220,23 @@ def test_a_service_that_is_away_says_when_to_come_back(failing: TestClient) -> N
     answer = failing.get("/away")
     assert problem(answer, 503, "unavailable")["errors"] == [{"pointer": "/x", "detail": "y"}]
     assert int(answer.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "pointer"),
+    [
+        ("DELETE", "/v1/jobs/job_1?keep_model=true", "/keep_model"),
+        ("POST", "/v1/jobs?dry_run=true", "/dry_run"),
+        ("GET", "/v1/jobs/job_1/events?since=3", "/since"),
+        ("GET", "/v1/jobs/job_1/logs?tail=100", "/tail"),
+        ("GET", "/v1/datasets/ds_1/preview?row=5", "/row"),
+        ("GET", "/v1/models/mdl_1/download?fmt=onnx", "/fmt"),
+        ("GET", "/v1/aliases?model=mdl_1", "/model"),
+    ],
+)
+def test_a_parameter_that_nobody_reads_is_refused(client: TestClient, method: str, path: str, pointer: str) -> None:
+    """Guards against models that are gone, as the word that was to keep them was misspelt; and against a log or an
+    archive that is not the one that was asked for."""
+    answer = client.request(method, path, json=SMALLEST if method == "POST" else None)
+    assert answer.status_code == 422, answer.text
+    assert [one["pointer"] for one in answer.json()["errors"]] == [pointer]

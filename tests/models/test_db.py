@@ -73,8 +73,8 @@ def test_readers_do_not_wait_for_a_writer(database: Database, submit: Submit) ->
 
 
 def test_a_reading_session_sees_one_state(database: Database, submit: Submit) -> None:
-    """sqlite3 leaves SELECTs outside of any transaction unless it is told otherwise, and PostgreSQL gives each of them a
-    state of its own: an answer of several would tell of a model without its files, or of files without their model."""
+    """sqlite3 leaves SELECTs outside of any transaction unless it is told otherwise, and PostgreSQL gives each of them
+    a state of its own: an answer of several would tell of a model without its files."""
     with database.reading() as reader:
         assert jobs.list_page(reader, limit=10, cursor=None).items == []
         submit()
