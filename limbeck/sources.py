@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _HEADER_LIMIT = 100 * 1024**2
 _INDEX = "model.safetensors.index.json"
 _MOST_LAYERS = 1_000
+#: An architecture's name. A database has room for so many characters.
+_CLASS = re.compile(r"\w{0,100}")
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 _WIDTHS = ("hidden_size", "dim", "d_model")
 _HEADS = ("num_attention_heads", "n_heads")
@@ -222,7 +225,9 @@ def config_facts(config: Mapping[str, Any], *, parameters: int, bytes: int) -> M
     if not isinstance(config.get("model_type"), str):
         raise InvalidModel("config.json does not say which model_type it is of.")
     architectures = config.get("architectures") or []
-    if not isinstance(architectures, list) or not all(isinstance(one, str) for one in architectures):
+    if not isinstance(architectures, list) or not all(
+        isinstance(one, str) and _CLASS.fullmatch(one) for one in architectures
+    ):
         raise InvalidModel("config.json has architectures that are not a list of names.")
     architecture = architectures[0] if architectures else ""
     task = _task_of(architecture)

@@ -139,10 +139,21 @@ def test_a_bad_teacher_gets_422_and_leaves_nothing(
     assert nothing_stored(client, house)
 
 
-def test_an_odd_label_table_is_refused_and_no_server_error(client: TestClient, teacher_folder: Path) -> None:
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"architectures": ["BertForSequenceClassification"], "id2label": {"first": "x"}},
+        {"architectures": ["Bert\ud800"]},
+        {"architectures": ["Bert\0"]},
+    ],
+    ids=("labels", "half a character", "NUL"),
+)
+def test_an_odd_config_is_refused_and_no_server_error(
+    client: TestClient, teacher_folder: Path, odd: dict[str, Any]
+) -> None:
+    """Half a character no database takes, and NUL and a name that is longer than its column not PostgreSQL."""
     files = contents(teacher_folder)
-    config = json.loads(files["config.json"])
-    config |= {"architectures": ["BertForSequenceClassification"], "id2label": {"first": "x"}}
+    config = json.loads(files["config.json"]) | odd
     answer = upload(client, tarred(files | {"config.json": json.dumps(config).encode()}))
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_model"), answer.text
 

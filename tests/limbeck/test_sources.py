@@ -84,6 +84,9 @@ def _copied(tiny: Path, folder: Path, **config: Any) -> Path:
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown family": ({"model_type": "nonsense"}, "'nonsense'.*allowed: bert, distilbert"),
     "architectures": ({"architectures": 5}, "architectures that are not a list"),
+    "a long architecture": ({"architectures": ["B" * 101]}, "architectures that are not a list"),
+    "an architecture with NUL": ({"architectures": ["Bert\0"]}, "architectures that are not a list"),
+    "half a character": ({"architectures": ["Bert\ud800"]}, "architectures that are not a list"),
     "no layers": ({"num_hidden_layers": True}, "no num_hidden_layers"),
     "endless layers": ({"num_hidden_layers": 10**9}, "1,000,000,000 layers; at most 1,000"),
     "label keys": ({"id2label": {"x": "gui"}}, "keys are no numbers: x"),
