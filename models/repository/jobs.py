@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, insert, null, or_, select, update
@@ -93,13 +94,13 @@ def submit(
     return _once(session, idempotency_key, request_hash, lambda: _create(session, values, "The job is in the queue."))
 
 
-def get(session: Session, job_id: str) -> Job:
-    """The job as the database has it now.
+def get(session: Session, job_id: str, *, locked: bool = False) -> Job:
+    """The job as the database has it now; ``locked``: as it stays until the transaction ends.
 
     Raises:
         NotFound: there is none of this id.
     """
-    job = session.get(Job, job_id, populate_existing=True)
+    job = session.get(Job, job_id, populate_existing=True, with_for_update=True if locked else None)
     if job is None:
         raise NotFound(f"There is no job {job_id!r}.")
     return job
@@ -216,15 +217,14 @@ def delete(session: Session, job_id: str, *, keep_models: bool = False) -> list[
     Raises:
         NotFound, Conflict: the job has not ended, or a job that has not ended learns from one of its models.
     """
-    job = get(session, job_id)
-    # Held until the commit, so that nobody resumes it meanwhile.
-    session.refresh(job, with_for_update=True)
+    job = get(session, job_id, locked=True)  # so that nobody resumes it meanwhile
     if not job.status.terminal:
         raise _refusal(job, "delete", _ENDED)
     keys = checkpoint_keys(job.checkpoint)
     if not keep_models:
         for model in models_of_job(session, job_id):
-            keys += delete_model(session, model.id)
+            with suppress(NotFound):  # somebody has deleted it in this moment
+                keys += delete_model(session, model.id)
     session.delete(job)
     session.flush()
     return keys

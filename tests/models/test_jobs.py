@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -127,6 +128,29 @@ def test_a_job_that_is_just_being_resumed_is_not_deleted(migrated_postgres: Data
             deleting.result(timeout=30)
     with database.reading() as session:
         assert jobs.get(session, job.id).status is S.QUEUED
+
+
+def test_of_those_who_delete_a_job_at_once_one_does_and_the_others_do_not_find_it(database: Database) -> None:
+    """Guards against a 500, and against a sweep (`limbeck gc`) that ends as somebody else was faster."""
+    job = submit_to(database)
+    set_status(database, job.id, S.SUCCEEDED)
+    with database.session() as session:
+        model = catalogue.add_model(session, kind=ModelKind.STUDENT, name="s", files=[], job_id=job.id).id
+    gate = threading.Barrier(4)
+
+    def delete(what: Callable[[Session, str], object], which: str) -> str:
+        gate.wait(10)
+        try:
+            with database.session() as session:
+                what(session, which)
+        except NotFound:
+            return "not found"
+        return "deleted"
+
+    with ThreadPoolExecutor(4) as pool:
+        deleting = [pool.submit(delete, jobs.delete, job.id) for _ in range(3)]
+        pool.submit(delete, catalogue.delete_model, model).result(timeout=30)
+        assert sorted(one.result(timeout=30) for one in deleting) == ["deleted", "not found", "not found"]
 
 
 def test_a_failed_job_whose_teacher_was_deleted_is_not_resumed(database: Database, submit: Submit) -> None:
