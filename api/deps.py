@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
@@ -14,10 +16,13 @@ from api.downloads import Downloads
 from api.inference import Students
 from api.places import Places
 from api.streams import Streams
+from limbeck.errors import LimbeckError
 from models.db import Database
 from models.settings import Settings
 from models.storage import Storage
 from worker.queue import Bell
+
+log = structlog.get_logger("limbeck.api")
 
 #: Uploads that are unpacked, read and stored at one time; each may need a core and its data in memory.
 _INTAKES = 2
@@ -50,6 +55,14 @@ class Services:
     def scratch(self) -> Path:
         assert self.settings.scratch_dir is not None  # Settings fills it in
         return self.settings.scratch_dir
+
+    def discard(self, keys: Iterable[str]) -> None:
+        """Delete from the storage what no row names any more. What is left of it, while the storage is away, goes with
+        `limbeck gc`: for callers it is gone."""
+        try:
+            self.storage.delete(keys)
+        except (LimbeckError, OSError) as error:
+            log.warning("the storage keeps what was deleted until `limbeck gc`", error=str(error))
 
     def forget_model(self, model_id: str) -> None:
         """Drop what this process holds of a model that was deleted."""

@@ -122,7 +122,7 @@ def delete_dataset(house: House, dataset_id: str) -> None:
     """409 while a job that has not ended needs it."""
     with house.database.session() as session:
         keys = catalogue.delete_dataset(session, dataset_id)
-    house.storage.delete(keys)
+    house.discard(keys)
 
 
 def _take_in(house: Services, received: Upload) -> DatasetView:
@@ -145,7 +145,7 @@ def _take_in(house: Services, received: Upload) -> DatasetView:
     except Unavailable:  # perhaps after the row was written: what no row names goes with `limbeck gc`
         raise
     except BaseException:
-        house.storage.delete([split["key"] for split in splits.values()])
+        house.discard([split["key"] for split in splits.values()])
         raise
 
 

@@ -148,7 +148,7 @@ def delete_job(
     with house.database.session() as session:
         models = [] if keep_models else [model.id for model in catalogue.models_of_job(session, job_id)]
         keys = jobs.delete(session, job_id, keep_models=keep_models)
-    house.storage.delete(keys)
+    house.discard(keys)
     for model_id in models:
         house.forget_model(model_id)
 

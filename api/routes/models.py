@@ -97,7 +97,7 @@ def delete_model(house: House, model_id: str) -> None:
     """409 while a job that has not ended has it as its teacher."""
     with house.database.session() as session:
         keys = catalogue.delete_model(session, model_id)
-    house.storage.delete(keys)
+    house.discard(keys)
     house.forget_model(model_id)
 
 
@@ -125,7 +125,7 @@ def _take_in(house: Services, received: Upload) -> ModelView:
     except Unavailable:  # perhaps after the row was written: what no row names goes with `limbeck gc`
         raise
     except BaseException:
-        house.storage.delete([one.key for one in stored])
+        house.discard([one.key for one in stored])
         raise
     return _view(model, [FileView(path=one.path, bytes=one.bytes, sha256=one.sha256) for one in stored], None)
 
