@@ -55,6 +55,8 @@ LOGIT_TOLERANCE = 1e-3
 LABEL_AGREEMENT = 0.999
 #: Of the main metric, as a share of 1.
 LOSS: Mapping[Format, float] = {"onnx-int8": 0.02, "onnx-int8-static": 0.02, "onnx-fp16": 0.005}
+#: Of the spread of answers that are numbers, what those of a form may be off, as the root of the mean square.
+ASTRAY = 0.2
 #: Training examples that fixed scales are measured on.
 CALIBRATED_EXAMPLES = 128
 #: A protobuf file cannot be larger.
@@ -363,4 +365,8 @@ def _require_quality(
         raise ExportFailed(
             f"The student loses {100 * lost:.1f} points of {metric} as {name} (at least {100 * surely:.1f} with 97.5 % "
             f"certainty; allowed: {100 * LOSS[name]:g}), and only {agreement:.1%} of its answers stay the same."
+        )
+    if (astray := task.astray(answers["torch"], answers["export"])) > ASTRAY:
+        raise ExportFailed(
+            f"The student's answers as {name} are off by {astray:.1%} of their spread (allowed: {ASTRAY:.0%})."
         )

@@ -178,6 +178,11 @@ class Task(Spec, ABC):
 
         return float((np.asarray(one) == np.asarray(other)).mean())
 
+    def astray(self, one: Any, other: Any) -> float:
+        """The share of the spread of a model's predictions by which another's are off, where they are numbers: a metric
+        of their order alone does not see that all are too high."""
+        return 0.0
+
     def write_beside(self, folder: Path, config: PreTrainedConfig, max_length: int) -> None:
         """Write what else a saved model's folder needs for this task."""
 

@@ -87,3 +87,9 @@ class Regression(Task):
 
         near = np.abs(np.asarray(one) - np.asarray(other)) <= 0.01 * np.std(one)
         return float(near.mean())
+
+    def astray(self, one: Any, other: Any) -> float:
+        import numpy as np
+
+        ours, theirs = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+        return float(np.sqrt(np.mean((ours - theirs) ** 2)) / max(float(np.std(ours)), 1e-12))

@@ -20,6 +20,7 @@ from limbeck.graph import fuse_attention, write_graph
 from limbeck.runtime.encoding import Row, pad
 from limbeck.runtime.session import Session
 from limbeck.scorecard import ExportCard
+from limbeck.tasks.regression import Regression
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.tasks.token_classification import TokenClassification
 from tests.exported import encoded, export_student, write_student
@@ -208,6 +209,20 @@ def test_a_form_is_chosen_where_its_figures_are_not_from(there: int, here: int, 
         return
     card = compare("onnx-int8", tmp_path / "file", logits_of(LABELS, here), right, DATA, TASK, 1, judged)
     assert card.metrics["accuracy"].value == pytest.approx(1 - here / 1000)
+
+
+@pytest.mark.parametrize(("off", "refused"), [(0.1, False), (0.5, True)])
+def test_numbers_that_are_in_order_and_off_are_refused(off: float, refused: bool, tmp_path: Path) -> None:
+    """Guards a regression, whose metric is of the order of its answers: half precision has years 1 apart."""
+    (tmp_path / "file").write_bytes(b"x")
+    right = np.random.default_rng(0).normal(2000, 3, (1000, 1)).astype(np.float32)
+    data = encoded([Row([1], [0])] * 1000, right[:, 0].tolist())
+    given = right + np.float32(3 * off)
+    if refused:
+        with pytest.raises(ExportFailed, match=r"off by 5\d\.\d% of their spread \(allowed: 20%\)"):
+            compare("onnx-fp16", tmp_path / "file", given, right, data, Regression(), 1)
+    else:
+        compare("onnx-fp16", tmp_path / "file", given, right, data, Regression(), 1)
 
 
 @pytest.mark.parametrize("where", ["test", "validation"])
