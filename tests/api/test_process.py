@@ -264,14 +264,16 @@ def test_a_thousand_streams_fit_under_the_usual_limit_of_open_files(tmp_path: Pa
 
 def test_logs_are_one_short_line_a_request_and_carry_no_bodies(served: Served) -> None:
     body = {**SMALLEST, "metadata": {"token": "s3cr3t"}}
-    answer = httpx.post(f"{served.url}/v1/jobs?x=s3cr3t", json=body, headers={"X-Request-Id": "find-me"})
-    assert answer.status_code == 202
-    deadline = time.monotonic() + 10  # the line is written once the answer is out
-    while not (lines := [line for line in served.log.read_text().splitlines() if "find-me" in line]):
+    answer = httpx.post(f"{served.url}/v1/jobs", json=body, headers={"X-Request-Id": "find-me"})
+    asked = httpx.get(f"{served.url}/v1/jobs?label=s3cr3t%3Dx&x=s3cr3t", headers={"X-Request-Id": "find-me-too"})
+    assert (answer.status_code, asked.status_code) == (202, 422)
+    deadline = time.monotonic() + 10  # the lines are written once the answers are out
+    while len(lines := [line for line in served.log.read_text().splitlines() if "find-me" in line]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert len(lines) == 1
+    assert len(lines) == 2
     assert "POST /v1/jobs 202" in lines[0]
+    assert "GET /v1/jobs 422" in lines[1]
     assert "s3cr3t" not in served.log.read_text()
 
 
