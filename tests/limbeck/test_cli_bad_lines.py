@@ -11,7 +11,7 @@ import pytest
 from limbeck.runtime import Predictor
 from tests.exported import texts
 from tests.limbeck.scripted_api import Api
-from tests.limbeck.scripted_cli import run
+from tests.limbeck.scripted_cli import refusing, run
 
 BAD = [
     ("no json", "no json", "is not JSON"),
@@ -21,19 +21,6 @@ BAD = [
     ("[" * 100_000, "[" * 100_000, "is not JSON"),
     ('{"text": "\\ud800"}', {"text": "\ud800"}, "holds half of a surrogate pair"),
 ]
-
-
-def refusing(body: bytes) -> tuple[int, Any]:
-    """Answers as the API does: it names every pair, as a student of single texts cannot read one."""
-    inputs = json.loads(body)["inputs"]
-    errors = [
-        {"pointer": f"/inputs/{place}/text_pair", "detail": "leave text_pair out"}
-        for place, one in enumerate(inputs)
-        if "text_pair" in one
-    ]
-    if errors:
-        return 422, {"code": "invalid_input", "detail": "The inputs cannot be read", "errors": errors}
-    return 200, [{"label": one, "score": 1.0} for one in inputs]
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["remote", "local"])

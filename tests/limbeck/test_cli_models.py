@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.limbeck.scripted_api import SUCCEEDED, Api
-from tests.limbeck.scripted_cli import run
+from tests.limbeck.scripted_cli import refusing, run
 
 
 def test_download_resolves_a_job_to_its_student(api: Api, tmp_path: Path) -> None:
@@ -153,19 +153,7 @@ def test_a_bad_line_of_jsonl_is_named(api: Api, tmp_path: Path, line: str, messa
 
 def test_a_line_that_the_student_refuses_is_named(api: Api, exported_student: Path, tmp_path: Path) -> None:
     """Guards against a place in a batch that nobody finds in a file; and those in front of it are answered."""
-
-    def label(body: bytes) -> tuple[int, Any]:
-        inputs = json.loads(body)["inputs"]
-        errors = [
-            {"pointer": f"/inputs/{place}/text_pair", "detail": "leave text_pair out"}
-            for place, one in enumerate(inputs)
-            if "text_pair" in one
-        ]
-        if errors:
-            return 422, {"code": "invalid_input", "detail": "The inputs cannot be read", "errors": errors}
-        return 200, [{"label": "good", "score": 1.0} for _ in inputs]
-
-    api.routes["POST /v1/models/mdl_9/predict"] = label
+    api.routes["POST /v1/models/mdl_9/predict"] = refusing
     bad = [{"text": "a", "text_pair": "b"}] * 2
     given = [*(f"text {number}" for number in range(300)), *bad, "text"]
     file = tmp_path / "in.jsonl"

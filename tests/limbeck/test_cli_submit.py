@@ -71,15 +71,20 @@ def test_submit_uploads_unlabelled_texts_as_texts_alone(api: Api, tmp_path: Path
     assert sent == {"type": "unlabelled", "source": "dataset:ds_7"}
 
 
-def test_submit_uploads_further_teachers_that_are_here(api: Api, tmp_path: Path) -> None:
-    """Guards against sending the server a second teacher's path, which it refuses."""
-    teacher = tmp_path / "second"
-    teacher.mkdir()
-    (teacher / "config.json").write_text("{}")
-    (teacher / "model.safetensors").write_bytes(b"x")
+def model_to_upload(api: Api, folder: Path) -> Path:
+    """A model's folder that the server takes as ``mdl_2``, and then a job."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"x")
     row = {"name": "n", "created_at": "2026-01-01T00:00:00Z"}
     api.answer("POST /v1/models", row | {"id": "mdl_2", "kind": "teacher"}, status=201)
     api.answer("POST /v1/jobs", JOB, status=202)
+    return folder
+
+
+def test_submit_uploads_further_teachers_that_are_here(api: Api, tmp_path: Path) -> None:
+    """Guards against sending the server a second teacher's path, which it refuses."""
+    teacher = model_to_upload(api, tmp_path / "second")
     more = json.dumps(["org/hub", {"source": str(teacher), "finetune": True}])
     settings = ("--set", f"teacher.more={more}", "--set", "teacher.combine=confidence")
     result = run(api, "submit", "--teacher", "org/first", "--dataset", "org/data", *settings, "--json")
@@ -93,13 +98,7 @@ def test_submit_uploads_further_teachers_that_are_here(api: Api, tmp_path: Path)
 
 def test_submit_uploads_every_model_that_is_here(api: Api, tmp_path: Path) -> None:
     """Guards a further teacher that is not in a list, and another model as the student."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"x")
-    row = {"name": "n", "created_at": "2026-01-01T00:00:00Z"}
-    api.answer("POST /v1/models", row | {"id": "mdl_2", "kind": "teacher"}, status=201)
-    api.answer("POST /v1/jobs", JOB, status=202)
+    folder = model_to_upload(api, tmp_path / "small")
     settings = ("--set", f"teacher.more={folder}", "--set", f"student.source={folder}")
     result = run(api, "submit", "--teacher", "org/first", "--dataset", "org/data", *settings, "--json")
     assert result.exit_code == 0, result.stderr
