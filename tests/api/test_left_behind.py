@@ -75,7 +75,7 @@ def test_a_job_whose_worker_dies_later_does_not_keep_its_watchers_waiting(
 ) -> None:
     """Guards against a watcher who waits for ever, where the lease ran out after everything was asked."""
     job = submit()["id"]
-    hold(house, job, JobStatus(held), 0.3, attempt=attempt)
+    hold(house, job, JobStatus(held), 1.5, attempt=attempt)  # long enough to be asked before it is over
     assert client.get(f"/v1/jobs/{job}").json()["status"] == held
     deadline = time.monotonic() + 10
     while (status := client.get(f"/v1/jobs/{job}").json()["status"]) == held and time.monotonic() < deadline:
