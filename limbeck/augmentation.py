@@ -1,8 +1,9 @@
 """More training texts than the data set has: the choices of ``training.augmentation`` that make copies of its own.
 
-(The third, ``unlabelled``, names another source of texts and stands in ``limbeck/config.py``.) Copies are made once,
-while a job prepares, by the training seed, so that the teacher's kept answers serve every epoch. They carry the label
-of the text that they are made from, come from the training split alone, and none that is a held-out text stays in.
+(The third, ``unlabelled``, names another source of texts and stands in ``limbeck/dataset_spec.py``.) Copies are made
+once, while a job prepares, by the training seed, so that the teacher's kept answers serve every epoch. They carry the
+label of the text that they are made from, come from the training split alone, and none that is a held-out text stays
+in.
 
 Imports no torch: the API process reads these options.
 """
