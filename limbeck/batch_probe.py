@@ -28,8 +28,8 @@ from limbeck.scorecard import BatchProbe, BatchTry
 
 if TYPE_CHECKING:
     from limbeck.batches import Collator
-    from limbeck.loop import Phase
     from limbeck.methods.base import Objective
+    from limbeck.phase import Phase
     from limbeck.run import Run
 
 #: Where the run's facts keep what was found, by phase and part of its method.

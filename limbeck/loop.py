@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,14 +13,16 @@ from torch import Tensor, nn
 
 from limbeck import evaluate
 from limbeck.batch_probe import accumulation_of
-from limbeck.batches import Collator, Encoded
+from limbeck.batches import Collator
 from limbeck.cache import predict
 from limbeck.criterion import Criterion
 from limbeck.device import random_state, restore_random_state, seed_everything
 from limbeck.errors import Diverged, Interrupted
 from limbeck.families import pad_id_of
 from limbeck.gradients import Cut, backward, trainable
-from limbeck.methods.base import Method, Models, Objective, Part
+from limbeck.methods.base import Models, Objective, Part
+from limbeck.phase import Phase, Position
+from limbeck.resuming import load, restore, stage
 from limbeck.run import Run
 from limbeck.size_card import shape_of
 from limbeck.students import has_words
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from limbeck.ensemble import Ensemble, Panel
-    from limbeck.soft_loss import SoftLoss
-    from limbeck.tasks.base import Task
     from limbeck.weighting import SampleWeighting
 
 #: Gradients longer than this are scaled down to it (BERT's own setting).
@@ -41,113 +38,6 @@ _GRADIENT_NORM = 1.0
 #: Losses are brought to the CPU and checked every so many steps on a GPU, where each look stops the pipeline.
 _GPU_CHECK = 16
 _POINTS = 200  # of a metrics series, about
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """One training: who learns what from which data, and how."""
-
-    name: str  #: ``teacher``, ``distilling`` or ``baseline``: the prefix of its metrics and its item of the plan
-    method: Method
-    task: Task
-    models: Models
-    train: Encoded
-    validation: Encoded
-    teacher_logits: Tensor | None  # (training rows, or their tokens, classes)
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    gradient_accumulation: int | Literal["auto"]
-    warmup_ratio: float
-    weight_decay: float
-    seed: int
-    loss: SoftLoss | None = None  #: how the student is compared with the teacher's logits
-    weighting: SampleWeighting | None = None  #: which examples count more
-    labelled: int | None = None  #: the first so many training examples have a label; None: all
-    ensemble: Ensemble | None = None  #: of several teachers, whose logits stand side by side
-    token_budget: int | None = None  #: of what a device computes at once, padding included
-    teacher_states: Tensor | None = None  #: (training rows, places, width): as ``Method.teacher_places`` names them
-    panel: Callable[[], Panel] | None = None  #: loads these teachers, where they are asked in every step instead
-    cut: int | None = None  #: the steps after which it ends, within its last epoch; None: at that one's end
-    about: str = ""  #: of a trial what it tries, for people
-
-    def __post_init__(self) -> None:
-        if self.cut is not None and math.ceil(self.cut / self.steps_per_epoch) != self.epochs:
-            raise ValueError(f"step {self.cut} is not in epoch {self.epochs} of {self.steps_per_epoch} steps each")
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch if self.cut is None else self.cut
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.train.groups / self.batch_size)
-
-    @property
-    def title(self) -> str:
-        """For people: ``teacher-2`` is the second of several teachers."""
-        if self.name.startswith("teacher"):
-            return self.name.replace("-", " ").capitalize()
-        return {"distilling": "Student", "baseline": "Baseline"}.get(self.name) or f"Trial of {self.about}"
-
-    def part_steps(self) -> list[int]:
-        """How the steps are shared among the method's parts."""
-        return share_steps(self.method, self.steps)
-
-    def steps_done(self, position: Position) -> int:
-        """Of all parts. A part goes on in the data where the one before it ended: one that began anew with them would
-        leave the end of a short training's data to nobody."""
-        return sum(self.part_steps()[: position.part]) + position.step
-
-    def epoch_at(self, position: Position) -> int:
-        """From 1."""
-        return math.ceil(self.steps_done(position) / self.steps_per_epoch)
-
-    def place(self, part: Part, position: Position) -> str:
-        """For people. The epoch in which one part ends and the next begins is looked at in both."""
-        parts, done = len(self.method.parts()), self.steps_done(position)
-        within = "within " * (done % self.steps_per_epoch > 0 and done < self.steps)
-        named = f", part {position.part + 1} of {parts} ({part.name})" if parts > 1 else ""
-        return f"{self.title}{named}, {within}epoch {self.epoch_at(position)} of {self.epochs}"
-
-    def kept(self, part: Part, position: Position) -> str:
-        """Which weights ``part`` ends with, for people."""
-        if not part.selects:
-            return "as its last step left it"
-        within = f" of part {part.name!r}" * (len(self.method.parts()) > 1)
-        return f"epoch {position.best_epoch}{within} kept"
-
-
-def share_steps(method: Method, steps: int) -> list[int]:
-    """How many of ``steps`` each part of the method gets: by its share, and one at least; where there are fewer steps
-    than parts, the last ones get them."""
-    shares = np.cumsum([part.share for part in method.parts()])
-    ends = [0]
-    for number, share in enumerate(shares, start=1):
-        end = max(round(steps * float(share / shares[-1])), ends[-1] + 1)
-        ends.append(max(0, min(end, steps - len(shares) + number)))
-    return [end - start for start, end in itertools.pairwise(ends)]
-
-
-@dataclass(slots=True)
-class Position:
-    """Where a training is: with the tensors, all that a resumed run needs to go on as if nothing had happened."""
-
-    part: int = 0
-    step: int = 0  #: within the part
-    validated: int = 0  #: the last step after which the student was validated
-    best_score: float = -2.0  #: under every metric
-    best_epoch: int = 0
-    variants: dict[str, float] = field(default_factory=dict)  #: scores of :meth:`Objective.variants`
-    history: list[dict[str, float]] = field(default_factory=list)
-    window: dict[str, float] = field(default_factory=dict)  #: sums of the losses since the last metrics point
-    window_steps: int = 0
-    weighed: int = 0  #: steps so far that learned what examples are weighed in: their answers, or labels
-
-    def weighing(self, phase: Phase) -> float:
-        """The share that is done of the steps that examples are weighed in, over all parts: a part that compares what
-        is inside is no part of a curriculum, and those that learn answers share one."""
-        return self.weighed / (self.weighed + phase.steps - phase.steps_done(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +51,6 @@ class Fitted:
     history: list[dict[str, float]]
 
 
-#: The tensors of an interrupted training, and its generators' states.
-_Saved = tuple[dict[str, Tensor], dict[str, Any]]
-
-
 def train(phase: Phase, run: Run) -> Fitted:
     """Train, keeping the best validated weights.
 
@@ -173,7 +59,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         Interrupted: the position is staged in the run's state.
     """
     run.meter.begin(phase.name)
-    position, saved = _restore(phase, run)
+    position, saved = restore(phase, run)
     if saved is None:
         seed_everything(phase.seed)
     best = run.store.read_tensors(f"{phase.name}-best")[0] if run.store.has(f"{phase.name}-best") else None
@@ -191,7 +77,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         objective.module.to(run.device.torch)
         optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
         if saved is not None:
-            _load(saved, objective, optimizer)
+            load(saved, objective, optimizer)
             saved = None
         run.ranks.share(objective.module)  # what was drawn for it is rank 0's
         losses: list[tuple[int, dict[str, Tensor]]] = []
@@ -213,7 +99,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                 run.poll()
                 if run.save_due():
                     _check(losses, position, phase, run)
-                    _stage(objective, optimizer, position, phase, run)
+                    stage(objective, optimizer, position, phase, run)
                     run.commit()
                 if place == 0 or not batches:
                     batches = phase.train.batches(phase.batch_size, seed=phase.seed, epoch=epoch)
@@ -236,7 +122,7 @@ def train(phase: Phase, run: Run) -> Fitted:
                     _check(losses, position, phase, run)
         except Interrupted:
             _check(losses, position, phase, run)
-            _stage(objective, optimizer, position, phase, run)
+            stage(objective, optimizer, position, phase, run)
             raise
         if best is not None:
             objective.student.load_state_dict(best)
@@ -407,52 +293,3 @@ def _check(losses: list[tuple[int, dict[str, Tensor]]], position: Position, phas
 def _advance(phase: Phase, rows: NDArray[np.int64], run: Run) -> None:
     share = float(phase.train.lengths_of(rows).sum() / phase.train.starts[-1]) * phase.steps_per_epoch / phase.steps
     run.meter.advance(share, examples=len(rows), steps=1)
-
-
-def _stage(objective: Objective, optimizer: torch.optim.Optimizer, position: Position, phase: Phase, run: Run) -> None:
-    """Put the whole training into the run's store: weights, optimizer, position, random state."""
-    tensors, random = random_state()
-    twins = _twins(objective.module)
-    state = objective.module.state_dict()
-    tensors |= {f"model.{name}": value for name, value in state.items() if name not in twins}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    facts = {"position": _as_json(position), "random": random}
-    run.store.write_tensors(f"{phase.name}-training", tensors, facts)
-
-
-def _twins(module: nn.Module) -> dict[str, str]:
-    """Names of weights that are others under another name, as a masked-LM head's word table, and of those others."""
-    first: dict[tuple[int, torch.Size], str] = {}
-    state = {name: value for name, value in module.state_dict().items() if value.numel()}
-    names = {name: first.setdefault((value.data_ptr(), value.shape), name) for name, value in state.items()}
-    return {name: other for name, other in names.items() if name != other}
-
-
-def _as_json(position: Position) -> dict[str, Any]:
-    return {name: getattr(position, name) for name in Position.__dataclass_fields__}
-
-
-def _restore(phase: Phase, run: Run) -> tuple[Position, _Saved | None]:
-    role = f"{phase.name}-training"
-    if not run.store.has(role):
-        return Position(), None
-    tensors, facts = run.store.read_tensors(role)
-    known = facts["position"]
-    # An earlier version's has no ``weighed``; its curriculum went by the steps of the part.
-    return Position(**{"weighed": known["step"], **known}), (tensors, facts["random"])
-
-
-def _load(saved: _Saved, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
-    tensors, random = saved
-    inside = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    inside |= {name: inside[first] for name, first in _twins(objective.module).items()}
-    objective.module.load_state_dict(inside)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, kind = name.split(".")
-            state.setdefault(int(number), {})[kind] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    # Last: building the objective may have drawn.
-    restore_random_state(tensors, random)

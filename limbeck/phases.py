@@ -19,8 +19,8 @@ from limbeck.config import DistillConfig
 from limbeck.device import seed_everything
 from limbeck.ensemble import Ensemble, Panel
 from limbeck.families import depth_of, width_of
-from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models
+from limbeck.phase import Phase
 from limbeck.preparation import Prepared, special_tokens
 from limbeck.progress import TRAINING, Item, forward_work
 from limbeck.pruning import PARTS, importance_of, kept_parts

@@ -14,10 +14,11 @@ from limbeck.cache import predict
 from limbeck.config import FineTune
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, InvalidModel, Problem, TeacherUnfit
-from limbeck.loop import Phase, train
+from limbeck.loop import train
 from limbeck.losses import require_finite
 from limbeck.methods.base import Models
 from limbeck.methods.none import FineTuning
+from limbeck.phase import Phase
 from limbeck.phases import Teachers, Weights, ensemble_of, keep, panel_of, phase_of
 from limbeck.preparation import Prepared
 from limbeck.run import Run

@@ -18,9 +18,9 @@ from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.data.corpus import Split
 from limbeck.device import seed_everything
-from limbeck.loop import Phase
 from limbeck.methods.base import Method, Models, SpecialTokens
 from limbeck.methods.none import FineTuning
+from limbeck.phase import Phase
 from limbeck.progress import Item
 from limbeck.pruning import Part, head_importance, neuron_importance
 from limbeck.run import Run

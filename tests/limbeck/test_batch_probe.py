@@ -16,7 +16,7 @@ from limbeck.config import DistillConfig, Training
 from limbeck.criterion import Criterion
 from limbeck.engine import distill
 from limbeck.errors import Interrupted, InvalidConfig, OutOfMemory
-from limbeck.loop import Fitted, Phase, train
+from limbeck.loop import Fitted, train
 from limbeck.memory import Memory
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Models, Objective, Part, Term
@@ -29,6 +29,7 @@ from limbeck.methods.none import FineTuning
 from limbeck.methods.patient import Patient
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
+from limbeck.phase import Phase
 from limbeck.ranks import Ranks
 from limbeck.run import Run
 from limbeck.scorecard import BatchTry, Scorecard

@@ -24,10 +24,10 @@ from limbeck.engine import DistillResult, distill
 from limbeck.errors import InvalidInput, InvalidModel
 from limbeck.exit_card import Answers, calibrate
 from limbeck.exit_graph import _Folded, write_exit_graphs
-from limbeck.loop import share_steps
 from limbeck.methods.base import Models
 from limbeck.methods.fastbert import FastBert
 from limbeck.modelcard import model_card
+from limbeck.phase import share_steps
 from limbeck.preflight import check
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty

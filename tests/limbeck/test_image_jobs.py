@@ -24,8 +24,9 @@ from limbeck.data import load
 from limbeck.device import seed_everything
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted, InvalidConfig
-from limbeck.loop import Phase, train
+from limbeck.loop import train
 from limbeck.methods.base import Method, Models
+from limbeck.phase import Phase
 from limbeck.pictures import Pictures
 from limbeck.preflight import check, serves
 from limbeck.progress import Item, forward_work

@@ -29,9 +29,10 @@ from limbeck.criterion import Criterion
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted
 from limbeck.gradients import Cut, backward
-from limbeck.loop import Phase, train
+from limbeck.loop import train
 from limbeck.methods.patient import Patient
 from limbeck.offer import Part
+from limbeck.phase import Phase
 from limbeck.phases import states_wanted
 from limbeck.progress import Item
 from limbeck.run import Run
