@@ -19,8 +19,8 @@ from limbeck import preflight, sources
 from limbeck.config import DistillConfig, Teacher
 from limbeck.data import stored
 from limbeck.errors import InvalidConfig, InvalidModel, NotFound, Problem
+from limbeck.model_folder import ModelFacts, config_facts, model_facts
 from limbeck.source_names import TASKS_OF_BUILTINS
-from limbeck.sources import ModelFacts
 from models.repository import catalogue
 
 #: How long the hub may take: somebody waits.
@@ -132,7 +132,7 @@ def _model(house: Services, source: str) -> ModelFacts | None:
         model = catalogue.get_model(session, source.removeprefix(_MODEL))
         file = catalogue.model_file(session, model.id, "config.json")
     config = json.loads(b"".join(house.storage.open(file.key)))
-    return sources.config_facts(config, parameters=model.parameters or 0, bytes=model.bytes)
+    return config_facts(config, parameters=model.parameters or 0, bytes=model.bytes)
 
 
 def _data(house: Services, source: str) -> _Known:
@@ -147,7 +147,7 @@ def _data(house: Services, source: str) -> _Known:
 
 @lru_cache
 def _builtin(source: str) -> ModelFacts:
-    return sources.model_facts(sources.teacher_folder(Teacher(source=source), {}).path)
+    return model_facts(sources.teacher_folder(Teacher(source=source), {}).path)
 
 
 def _ask_hub(pointer: str, source: str, revision: str | None) -> tuple[ModelFacts | None, str | None]:
@@ -167,7 +167,7 @@ def _ask_hub(pointer: str, source: str, revision: str | None) -> tuple[ModelFact
             detail = f"found {source!r}; the hub has no config.json of it{at}, or keeps it private"
             _raise([Problem(pointer, detail)])
         config = answer.raise_for_status().json()
-        return sources.config_facts(config, parameters=0, bytes=0), None
+        return config_facts(config, parameters=0, bytes=0), None
     except (httpx.HTTPError, ValueError) as error:
         return None, f"The hub could not be asked for {source!r} ({type(error).__name__}); the job asks again."
     except InvalidModel as error:

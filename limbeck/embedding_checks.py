@@ -10,7 +10,7 @@ from limbeck.errors import Problem
 
 if TYPE_CHECKING:
     from limbeck.config import DistillConfig
-    from limbeck.sources import ModelFacts
+    from limbeck.model_folder import ModelFacts
     from limbeck.tasks.embeddings import Embeddings
 
 

@@ -10,7 +10,7 @@ from limbeck.families import FAMILIES
 
 if TYPE_CHECKING:
     from limbeck.config import DistillConfig
-    from limbeck.sources import ModelFacts
+    from limbeck.model_folder import ModelFacts
 
 #: Fields of ``student`` that only texts have a meaning for, and why.
 _OF_TEXTS = {

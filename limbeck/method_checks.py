@@ -22,7 +22,7 @@ from limbeck.methods.theseus import Theseus
 if TYPE_CHECKING:
     from limbeck.config import DistillConfig
     from limbeck.methods.base import Method
-    from limbeck.sources import ModelFacts
+    from limbeck.model_folder import ModelFacts
     from limbeck.student_spec import Student
     from limbeck.tasks.base import Task
 

@@ -13,7 +13,7 @@ from limbeck.errors import Problem
 from limbeck.families import families_for
 from limbeck.label_names import matched
 from limbeck.methods.base import Method
-from limbeck.sources import ModelFacts
+from limbeck.model_folder import ModelFacts
 from limbeck.tasks.base import Task
 from limbeck.tasks.embeddings import Embeddings
 from limbeck.tasks.masked_lm import MaskedLM

@@ -19,6 +19,7 @@ from limbeck.checkpoint import mapped_tensors
 from limbeck.config import TASKS
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.methods.base import SpecialTokens
+from limbeck.model_folder import model_facts
 from limbeck.pictures import Pictures
 from limbeck.provenance import require_same, say_provenance
 from limbeck.reading import SPLITS, read_data, require_fit
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.config import FineTune
-    from limbeck.sources import LocalModel, ModelFacts
+    from limbeck.model_folder import ModelFacts
+    from limbeck.sources import LocalModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     teachers = find_teachers(run, given)
     teacher = teachers[0]
     source = _student_source(run, given)
-    about = None if source is None else sources.model_facts(source.path)
+    about = None if source is None else model_facts(source.path)
     require_fit(run, teachers, about)
     if not run.store.has("data"):
         read_data(run, teachers, given, source, about)

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from limbeck.batches import Encoded
     from limbeck.copies import Enlarged
     from limbeck.data import Corpus
+    from limbeck.model_folder import ModelFacts
     from limbeck.scorecard import DatasetCard
-    from limbeck.sources import LocalModel, ModelFacts
+    from limbeck.sources import LocalModel
     from limbeck.teachers import TeacherFolder
 
 SPLITS = ("train", "validation", "test")

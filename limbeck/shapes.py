@@ -15,7 +15,7 @@ from limbeck.stages import blocks_of, missing_firsts
 
 if TYPE_CHECKING:
     from limbeck.config import Student
-    from limbeck.sources import ModelFacts
+    from limbeck.model_folder import ModelFacts
 
 #: What a method may need of a student (``limbeck.method_checks.needs_of``), in words for people.
 OFFERS = {

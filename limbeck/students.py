@@ -17,14 +17,14 @@ from limbeck.errors import InvalidModel
 from limbeck.exact import make_exact
 from limbeck.families import FAMILIES, depth_of, family_of, require_plain
 from limbeck.label_names import matched
+from limbeck.model_folder import config_facts, safetensors_header
 from limbeck.shapes import student_layers
-from limbeck.sources import config_facts, safetensors_header
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from limbeck.sources import ModelFacts
+    from limbeck.model_folder import ModelFacts
     from limbeck.tasks.base import Task
     from limbeck.vocabulary import Vocabulary
 

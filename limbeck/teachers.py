@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from limbeck import sources
 from limbeck.config import FineTune
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
+from limbeck.model_folder import model_facts
 from limbeck.students import label_order, read_config
 from limbeck.teacher_spec import FROM_SCRATCH
 
 if TYPE_CHECKING:
     from limbeck.config import TeacherModel
+    from limbeck.model_folder import ModelFacts
     from limbeck.run import Run
-    from limbeck.sources import LocalModel, ModelFacts
+    from limbeck.sources import LocalModel
     from limbeck.tasks.base import Task
 
 
@@ -80,7 +82,7 @@ def find_teachers(run: Run, given: Mapping[str, Path]) -> list[TeacherFolder]:
             spec = spec.model_copy(update={"revision": known[place]})
         try:
             model = sources.teacher_folder(spec, given, run.poll)
-            found.append(TeacherFolder(spec, pointer, model, sources.model_facts(model.path)))
+            found.append(TeacherFolder(spec, pointer, model, model_facts(model.path)))
         except InvalidModel as error:
             if place == 0:
                 raise

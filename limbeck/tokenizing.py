@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import InvalidConfig, InvalidModel, Problem
-from limbeck.sources import sentencepiece_alone
+from limbeck.model_folder import sentencepiece_alone
 from limbeck.students import read_config
 from limbeck.tasks.base import Task
 

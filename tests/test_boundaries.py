@@ -24,6 +24,7 @@ LIGHT = (
     "limbeck.demo",
     "limbeck.errors",
     "limbeck.evaluate",
+    "limbeck.model_folder",
     "limbeck.preflight",
     "limbeck.recipes",
     "limbeck.runtime",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.sources import model_facts
+from limbeck.model_folder import model_facts
 from models.base import new_id
 from models.model import ModelKind
 from models.repository.catalogue import StoredFile

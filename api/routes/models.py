@@ -16,7 +16,7 @@ from api.openapi import answers, file_part, multipart, text_part
 from api.schemas import FileView, Listing, ModelSummary, ModelView
 from api.uploads import Upload
 from limbeck.errors import Unavailable
-from limbeck.sources import ModelFacts, check_model_folder
+from limbeck.model_folder import ModelFacts, check_model_folder
 from models.base import new_id
 from models.model import Model, ModelKind
 from models.repository import catalogue, jobs

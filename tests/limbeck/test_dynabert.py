@@ -27,10 +27,10 @@ from limbeck.gradients import Cut, backward
 from limbeck.loop import train
 from limbeck.methods.base import Models
 from limbeck.methods.dynabert import DynaBERT
+from limbeck.model_folder import model_facts
 from limbeck.pruning import Part, most_important, neuron_importance
 from limbeck.runtime import Predictor
 from limbeck.shapes import resolve
-from limbeck.sources import model_facts
 from limbeck.sub_networks import SubNetworks
 from tests.families import LABELS as NAMES
 from tests.families import LENGTH, write_tiny

@@ -23,9 +23,10 @@ from limbeck.data.ingest import ingest
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Diverged, Interrupted, InvalidDataset, InvalidInput
 from limbeck.losses import cosine_losses, vector_losses
+from limbeck.model_folder import model_facts
 from limbeck.pruning import neuron_importance
 from limbeck.runtime import Predictor
-from limbeck.sources import builtin_minilm, model_facts
+from limbeck.sources import builtin_minilm
 from limbeck.students import Blueprint
 from limbeck.tasks._pooling import PooledEncoder, sentence_vectors
 from limbeck.tasks.embeddings import Embeddings, TextEmbeddings

@@ -26,13 +26,13 @@ from limbeck.exit_card import Answers, calibrate
 from limbeck.exit_graph import _Folded, write_exit_graphs
 from limbeck.methods.base import Models
 from limbeck.methods.fastbert import FastBert
+from limbeck.model_folder import ModelFacts
 from limbeck.modelcard import model_card
 from limbeck.phase import share_steps
 from limbeck.preflight import check
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty
 from limbeck.runtime.session import Session
-from limbeck.sources import ModelFacts
 from tests.exported import texts
 from tests.limbeck.bench import TASK, Bench
 from tests.tiny import write_tiny_bert, write_tiny_dataset

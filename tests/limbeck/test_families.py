@@ -23,9 +23,9 @@ from limbeck.export import export_onnx, onnx_runner, rows_of
 from limbeck.families import family_of
 from limbeck.loop import train
 from limbeck.methods.base import Method
+from limbeck.model_folder import model_facts
 from limbeck.runtime.encoding import Encoder, pad
 from limbeck.runtime.student import StudentFacts
-from limbeck.sources import model_facts
 from limbeck.students import Blueprint, read_config
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.tasks.token_classification import TokenClassification

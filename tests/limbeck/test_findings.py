@@ -9,7 +9,8 @@ import pytest
 from limbeck import preflight
 from limbeck.config import DistillConfig, Teacher
 from limbeck.errors import InvalidConfig, InvalidModel
-from limbeck.sources import config_facts, model_facts, teacher_folder
+from limbeck.model_folder import config_facts, model_facts
+from limbeck.sources import teacher_folder
 
 NEEDED = {"teacher": "builtin:minilm-l6", "dataset": "org/data"}
 _TWO = ["/student/layers", "/training/max_length"]

@@ -56,6 +56,7 @@ def test_a_hub_name_gives_the_folder_and_records_the_commit(tiny: Path, tmp_path
     found = _offline(
         tmp_path,
         "from limbeck.sources import *; from limbeck.config import Teacher\n"
+        "from limbeck.model_folder import model_facts\n"
         "one = teacher_folder(Teacher(source='someone/tiny-bert'))\n"
         "print(one.revision, model_facts(one.path).layers)",
     )

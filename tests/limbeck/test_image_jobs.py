@@ -26,6 +26,7 @@ from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted, InvalidConfig
 from limbeck.loop import train
 from limbeck.methods.base import Method, Models
+from limbeck.model_folder import check_model_folder, model_facts
 from limbeck.phase import Phase
 from limbeck.pictures import Pictures
 from limbeck.preflight import check, serves
@@ -34,7 +35,6 @@ from limbeck.run import Run
 from limbeck.runtime import Predictor, images, stream
 from limbeck.runtime.images import Preparation
 from limbeck.runtime.picture_inputs import MOST_IMAGES
-from limbeck.sources import check_model_folder, model_facts
 from limbeck.student_plan import StudentPlan
 from limbeck.students import Blueprint
 from limbeck.tasks.image_classification import ImageClassification

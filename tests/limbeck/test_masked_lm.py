@@ -28,9 +28,10 @@ from limbeck.families import family_of
 from limbeck.losses import soft_losses
 from limbeck.methods.base import Models
 from limbeck.methods.distilbert import DistilBERT
+from limbeck.model_folder import model_facts
 from limbeck.runtime import Predictor
 from limbeck.soft_loss import DecoupledDistillation
-from limbeck.sources import builtin_minilm, model_facts
+from limbeck.sources import builtin_minilm
 from limbeck.students import Blueprint, read_config
 from limbeck.tasks._cloze import hide, shown
 from limbeck.tasks.masked_lm import MaskedLM

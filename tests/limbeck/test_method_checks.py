@@ -11,9 +11,9 @@ from limbeck import preflight
 from limbeck.config import DistillConfig, Student
 from limbeck.method_checks import unread
 from limbeck.methods.auto import Auto
+from limbeck.model_folder import ModelFacts, config_facts
 from limbeck.preflight import serves
 from limbeck.shapes import offers
-from limbeck.sources import ModelFacts, config_facts
 from limbeck.tasks.base import Task
 from limbeck.tasks.embeddings import Embeddings, TextEmbeddings
 from limbeck.tasks.masked_lm import MaskedLM

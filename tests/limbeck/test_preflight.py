@@ -11,8 +11,9 @@ import pytest
 from limbeck import preflight
 from limbeck.config import DistillConfig, Teacher
 from limbeck.methods.kd import KnowledgeDistillation
+from limbeck.model_folder import model_facts
 from limbeck.soft_loss import JensenShannon, KullbackLeibler
-from limbeck.sources import model_facts, teacher_folder
+from limbeck.sources import teacher_folder
 from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.weighting import Focal
 from tests.tiny import write_tiny_bert

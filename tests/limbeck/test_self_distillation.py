@@ -13,7 +13,7 @@ from limbeck import preflight
 from limbeck.config import DistillConfig, Student
 from limbeck.engine import distill
 from limbeck.methods.self_distillation import SelfDistillation
-from limbeck.sources import model_facts
+from limbeck.model_folder import model_facts
 from limbeck.students import student_layers
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 

@@ -12,7 +12,8 @@ import pytest
 
 from limbeck.config import Teacher
 from limbeck.errors import InvalidModel
-from limbeck.sources import check_model_folder, config_facts, model_facts, safetensors_header, teacher_folder
+from limbeck.model_folder import check_model_folder, config_facts, model_facts, safetensors_header
+from limbeck.sources import teacher_folder
 from tests.tiny import write_tiny_bert
 
 

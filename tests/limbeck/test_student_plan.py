@@ -23,9 +23,9 @@ from limbeck.config import Student
 from limbeck.errors import InvalidConfig
 from limbeck.export import export_onnx, rows_of
 from limbeck.families import family_of
+from limbeck.model_folder import ModelFacts, config_facts, model_facts
 from limbeck.pruning import most_important, neuron_importance
 from limbeck.shapes import FACTORISED, PRESETS, Shape, problems, resolve
-from limbeck.sources import ModelFacts, config_facts, model_facts
 from limbeck.student_plan import StudentPlan
 from limbeck.students import Blueprint, read_config
 from limbeck.tasks.sequence_classification import SequenceClassification

@@ -22,8 +22,9 @@ from limbeck.loop import train
 from limbeck.methods.base import Models, Part
 from limbeck.methods.none import FineTuning
 from limbeck.methods.theseus import Replacing, Theseus
+from limbeck.model_folder import model_facts
 from limbeck.replacing import Hybrid, draw
-from limbeck.sources import model_facts, teacher_folder
+from limbeck.sources import teacher_folder
 from limbeck.students import student_layers
 from tests.limbeck.bench import LABELS, TASK, Bench, Recorder
 
