@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,20 +12,17 @@ from urllib.parse import quote
 
 import httpx
 
-from limbeck.client import packing
+from limbeck.client import packing, uploads
 from limbeck.client.connection import Connection
 from limbeck.client.downloads import Download, OnBytes
 from limbeck.client.events import read_events
 from limbeck.client.records import Alias, Attempt, Dataset, Event, Job, Listing, Model, ModelFile
 from limbeck.config import Columns, DistillConfig
 from limbeck.errors import InvalidInput, Unavailable
-from limbeck.image_files import image_splits
 from limbeck.scorecard import HARD_SAMPLES, Scorecard
 
 #: The server sends a comment every 15 s while nothing happens.
 _SILENT_STREAM = 45.0
-#: Reading, checking and storing an upload is part of its request.
-_UPLOAD = 900.0
 
 
 class Client:
@@ -267,21 +262,7 @@ class Client:
         Raises:
             InvalidDataset: the message names row and column.
         """
-        pictures = {} if isinstance(source, Mapping) else image_splits(Path(source))
-        with ExitStack() as stack:
-            if pictures:
-                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="limbeck-upload-")))
-                files, name = packing.pack_images(pictures, scratch), name or Path(str(source)).resolve().name
-            else:
-                files = packing.split_files(source)
-            parts = {split: (path.name, stack.enter_context(path.open("rb"))) for split, path in files.items()}
-            data = {"name": name or packing.stem(files["train"])}
-            data |= columns.model_dump(exclude_none=True) if columns else {}
-            data |= {"task": task} if task else {}
-            answer = self._connection.json(
-                "POST", "/v1/datasets", repeatable=False, files=parts, data=data, timeout=_UPLOAD
-            )
-        return Dataset.model_validate(answer)
+        return uploads.upload_dataset(self._connection, source, name, columns, task)
 
     def dataset(self, dataset_id: str) -> Dataset:
         return Dataset.model_validate(self._connection.json("GET", f"/v1/datasets/{dataset_id}"))
@@ -292,24 +273,7 @@ class Client:
 
     def upload_model(self, source: Path | str, *, name: str | None = None) -> Model:
         """Upload a teacher: a Hugging Face folder with safetensors, or a ``.tar.gz`` or ``.zip`` of one."""
-        path = Path(source)
-        if not path.exists():
-            raise InvalidInput(f"There is no file or folder {path}.")
-        with tempfile.TemporaryDirectory(prefix="limbeck-upload-") as folder:
-            archive = path
-            if path.is_dir():
-                archive = Path(folder) / f"{path.resolve().name}.tar.gz"
-                packing.pack_model(path, archive)
-            with archive.open("rb") as file:
-                answer = self._connection.json(
-                    "POST",
-                    "/v1/models",
-                    repeatable=False,
-                    files={"file": (archive.name, file)},
-                    data={"name": name or packing.stem(archive)},
-                    timeout=_UPLOAD,
-                )
-        return Model.model_validate(answer)
+        return uploads.upload_model(self._connection, source, name)
 
     def model(self, model_id: str) -> Model:
         return Model.model_validate(self._connection.json("GET", f"/v1/models/{model_id}"))
