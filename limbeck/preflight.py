@@ -46,9 +46,7 @@ def check(
     Returns:
         One problem for each thing that cannot work, with the JSON pointer of the field to change.
     """
-    chosen: Task | None = config.task or (TASKS[task]() if task in TASKS else None)
-    if chosen is not None and pair is not None:
-        chosen = chosen.for_data(pair=pair)
+    chosen = _chosen(config, task, pair)
     mismatched = () if config.task is None or task is None else tuple(_task(config.task, task, labels))
     if mismatched:
         labels = None  # those of another task
@@ -82,20 +80,32 @@ def check(
             classes = (chosen or TASKS["sequence_classification"]()).outputs(labels)
             count = shapes.depth(config.student, origin.layers, origin.stages)
             found += config.method.problems(classes=classes, teacher_layers=teacher.layers, student_layers=count)
-    members = zip(config.teacher.models, config.teacher.pointers, (teacher, *more), strict=False)
-    for spec, pointer, facts in members:
-        if facts is not None:
-            found += _teacher(config, spec, pointer, facts, chosen, labels)
+    found += _teachers(config, (teacher, *more), chosen, labels)
     return tuple(dict.fromkeys(found))
 
 
 def notes(config: DistillConfig, task: str | None, pair: bool | None) -> tuple[str, ...]:
     """What the user has written and the job will not look at, as sentences; ``task`` and ``pair`` are as for
     :func:`check`."""
+    chosen = _chosen(config, task, pair)
+    return tuple(method_checks.unread(config, chosen, written=True))
+
+
+def _chosen(config: DistillConfig, task: str | None, pair: bool | None) -> Task | None:
+    """The task that the user names, else the data's, as far as it is known."""
     chosen: Task | None = config.task or (TASKS[task]() if task in TASKS else None)
     if chosen is not None and pair is not None:
         chosen = chosen.for_data(pair=pair)
-    return tuple(method_checks.unread(config, chosen, written=True))
+    return chosen
+
+
+def _teachers(
+    config: DistillConfig, known: Sequence[ModelFacts | None], task: Task | None, labels: Sequence[str] | None
+) -> Iterator[Problem]:
+    """What forbids each teacher by itself; the facts are in the teachers' order."""
+    for spec, pointer, facts in zip(config.teacher.models, config.teacher.pointers, known, strict=False):
+        if facts is not None:
+            yield from _teacher(config, spec, pointer, facts, task, labels)
 
 
 def _teacher(

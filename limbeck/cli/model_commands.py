@@ -104,13 +104,18 @@ def predict(
             binary = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
             _print_lines(answering, binary, skip=skip)
             return
-        inputs: list[Any] = [text if pair is None else {"text": text, "text_pair": pair} for text in texts]
-        if pair is None and context is None:
-            inputs = [_image(text) or text for text in texts]
-        if context is not None:
-            inputs = [{"question": text, "context": context} for text in texts]
+        inputs = [_input(text, pair, context) for text in texts]
         for text, (_, answer) in zip(texts, answering(inputs), strict=True):
             _show(text, answer, as_json=as_json, alone=len(texts) == 1)
+
+
+def _input(text: str, pair: str | None, context: str | None) -> Any:
+    """What a student is asked of an argument: a question, a pair, an image where it names a file of one, or a text."""
+    if context is not None:
+        return {"question": text, "context": context}
+    if pair is not None:
+        return {"text": text, "text_pair": pair}
+    return _image(text) or text
 
 
 def _print_lines(answering: Answering, binary: BinaryIO, *, skip: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -70,20 +70,27 @@ def stream(
                         raise broken
                     return
                 window, answers = waiting.popleft()
-                try:
-                    found = answers.result()
-                except InvalidInput as error:
-                    fault = first_fault(error)
-                    if fault is None:
-                        raise
-                    if before := window[: fault.place]:
-                        yield from zip(before, ask(before), strict=True)
-                    raise _placed(fault, done) from error
-                yield from zip(window, found, strict=True)
+                yield from _answered(window, answers, ask, done)
                 done += len(window)
         finally:
             for _, answers in waiting:
                 answers.cancel()
+
+
+def _answered(
+    window: Sequence[Any], answers: Future[Any], ask: Callable[[Sequence[Any]], Any], done: int
+) -> Iterator[tuple[Any, Any]]:
+    """A window's inputs with their answers; where one cannot be read, those in front of it, and then its error."""
+    try:
+        found = answers.result()
+    except InvalidInput as error:
+        fault = first_fault(error)
+        if fault is None:
+            raise
+        if before := window[: fault.place]:
+            yield from zip(before, ask(before), strict=True)
+        raise _placed(fault, done) from error
+    yield from zip(window, found, strict=True)
 
 
 def _placed(fault: Fault, done: int) -> InvalidInput:
