@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,14 +115,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     run.meter.enter(Stage.PREPARING)
     teachers = find_teachers(run, given)
     teacher = teachers[0]
-    source = _student_source(run, given)
-    about = None if source is None else model_facts(source.path)
-    require_fit(run, teachers, about)
-    if not run.store.has("data"):
-        read_data(run, teachers, given, source, about)
-        run.facts["teacher_revisions"] = [one.model.revision for one in teachers]
-        run.facts["student_revision"] = None if source is None else source.revision
-        run.commit()
+    source, about = _read_once(run, teachers, given)
     tensors, stored = mapped_tensors(run.store.path("data"))
     card = DatasetCard.model_validate(stored["card"])
     chosen: Task = run.config.task or TASKS[stored["task"]]()
@@ -132,10 +125,7 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     others = tensors.get("student_vocabulary")
     plan = _student_plan(run, blueprint, card.labels, source, about, None if others is None else others.numpy())
     digests = {one.pointer.strip("/"): one.sha256() for one in teachers}
-    extra = stored.get("unlabelled", {})
-    extra_digests = {part: one["sha256"] for part, one in extra.items()}
-    require_same(expected, {"dataset": card.sha256, **digests, **extra_digests})
-    say_provenance(run, card, stored["revision"], teachers, list(digests.values()), extra)
+    _hold_digests(run, card, stored, teachers, digests, expected)
     kind = Pictures if task.reads == "image" else Encoded
     train, validation, test = _read_splits(kind, tensors)
     prepared = Prepared(
@@ -157,6 +147,36 @@ def prepare(run: Run, given: Mapping[str, Path], expected: Mapping[str, str] = M
     )
     further = [_further(prepared, one, digests[one.pointer.strip("/")], tensors) for one in teachers[1:]]
     return replace(prepared, more=tuple(further))
+
+
+def _read_once(
+    run: Run, teachers: list[TeacherFolder], given: Mapping[str, Path]
+) -> tuple[LocalModel | None, ModelFacts | None]:
+    """Leave the encoded data in the state, unless an earlier attempt did; the student's own model, where it has one."""
+    source = _student_source(run, given)
+    about = None if source is None else model_facts(source.path)
+    require_fit(run, teachers, about)
+    if not run.store.has("data"):
+        read_data(run, teachers, given, source, about)
+        run.facts["teacher_revisions"] = [one.model.revision for one in teachers]
+        run.facts["student_revision"] = None if source is None else source.revision
+        run.commit()
+    return source, about
+
+
+def _hold_digests(
+    run: Run,
+    card: DatasetCard,
+    stored: Mapping[str, Any],
+    teachers: list[TeacherFolder],
+    digests: Mapping[str, str],
+    expected: Mapping[str, str],
+) -> None:
+    """Hold what was found against what is to be repeated, and say where all of it comes from."""
+    extra = stored.get("unlabelled", {})
+    extra_digests = {part: one["sha256"] for part, one in extra.items()}
+    require_same(expected, {"dataset": card.sha256, **digests, **extra_digests})
+    say_provenance(run, card, stored["revision"], teachers, list(digests.values()), extra)
 
 
 def _further(job: Prepared, teacher: TeacherFolder, sha256: str, tensors: Mapping[str, Tensor]) -> Prepared:

@@ -122,18 +122,22 @@ def _read_texts(
     tensors |= _split_tensors(whole, vocabulary)
     added = {"copies": enlarged.labelled - enlarged.originals, "unlabelled": len(enlarged.train) - enlarged.labelled}
     card = card.model_copy(update=added)
-    stored = {
-        "card": card.model_dump(mode="json"),
-        "pair": corpus.train.pairs is not None,
-        "revision": corpus.revision,
-        "task": corpus.task,
-        "unlabelled": enlarged.sources,
-    }
-    run.store.write_tensors("data", tensors, stored)
+    run.store.write_tensors("data", tensors, _stored(corpus, card, enlarged.sources))
     _say_loaded(run, card, cut, whole["train"], len(vocabulary))
     say_notes(run, card)
     if run.config.training.augmentation:
         _say_enlarged(run, enlarged)
+
+
+def _stored(corpus: Corpus, card: DatasetCard, unlabelled: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
+    """What stands beside the tensors of ``data``."""
+    return {
+        "card": card.model_dump(mode="json"),
+        "pair": corpus.train.pairs is not None,
+        "revision": corpus.revision,
+        "task": corpus.task,
+        "unlabelled": unlabelled,
+    }
 
 
 def _vocabulary(whole: Mapping[str, Encoded], tokenizer: Any, full_size: int, offset: bool) -> Vocabulary:

@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.config import Columns
 from limbeck.data.columns import Chosen, choose_columns
 from limbeck.data.corpus import ONE_LABEL, Corpus, Split, content_hash
-from limbeck.data.forms import FORMS, Form, unlabelled, with_task
+from limbeck.data.forms import FORMS, Form, Named, unlabelled, with_task
 from limbeck.data.splits import cut
 from limbeck.data.table import Table, fault, listed
 
@@ -35,15 +35,7 @@ def assemble(
     chosen = with_task(tables["train"], choose_columns(tables["train"], columns, "train", at=columns_at, task=task))
     form = FORMS[chosen.task or ONE_LABEL]
     notes = [note for table in tables.values() for note in table.notes]
-    named = {"train": form.read(tables["train"], chosen, "train")}
-    for where in ("validation", "test"):
-        if where not in tables:
-            continue
-        _require_columns(tables[where], chosen, where)
-        if unlabelled(tables[where], chosen) and "-1" not in named["train"].labels:
-            notes.append(f"The {where} split has no labels and is left out.")
-        else:
-            named[where] = form.read(tables[where], chosen, where)
+    named = _read(tables, chosen, form, notes)
     labels = form.order(named, tables["train"].names.get(chosen.label))
     splits = {where: form.coded(split, labels) for where, split in named.items()}
     if "test" not in splits and "validation" in splits:
@@ -60,6 +52,20 @@ def assemble(
     digest = content_hash(labels, *parts, task=form.task)
     corpus = Corpus(*parts, labels, source, digest, revision, tuple(dict.fromkeys(notes)), form.task)
     return corpus, chosen
+
+
+def _read(tables: Mapping[str, Table], chosen: Chosen, form: Form, notes: list[str]) -> dict[str, Named]:
+    """The splits that have labels, by name."""
+    named = {"train": form.read(tables["train"], chosen, "train")}
+    for where in ("validation", "test"):
+        if where not in tables:
+            continue
+        _require_columns(tables[where], chosen, where)
+        if unlabelled(tables[where], chosen) and "-1" not in named["train"].labels:
+            notes.append(f"The {where} split has no labels and is left out.")
+        else:
+            named[where] = form.read(tables[where], chosen, where)
+    return named
 
 
 def _require_columns(table: Table, chosen: Chosen, where: str) -> None:

@@ -85,36 +85,41 @@ def choose_columns(
         if getattr(wanted, field) is not None and field not in fields:
             own = ", ".join(one for one in fields if one is not None)
             raise _fault(at, field, f"found {getattr(wanted, field)!r}; the columns of {task or 'texts'} are {own}")
-    match task:
-        case "token_classification":
-            tokens = wanted.tokens or _guess("tokens", _TOKENS, table, where, at, taken=())
-            tags = wanted.tags or _guess("tags", _TAGS, table, where, at, taken=(tokens,))
-            chosen = Chosen(tokens, None, tags, task)
-        case "question_answering":
-            question, context, answers = (
-                getattr(wanted, field) or _guess(field, (field,), table, where, at, taken=())
-                for field in ("question", "context", "answers")
-            )
-            chosen = Chosen(question, context, answers, task)
-        case "image_classification":
-            image = wanted.image or _guess("image", _IMAGES, table, where, at, taken=())
-            label = wanted.label or _guess("label", _LABELS, table, where, at, taken=(image,))
-            chosen = Chosen(image, None, label, task)
-        case "embeddings":
-            chosen = _texts_to_embed(table, wanted, where, at)
-        case "masked_lm":
-            if wanted.label is not None or wanted.text_pair is not None:
-                field = "label" if wanted.label is not None else "text_pair"
-                raise _fault(at, field, f"found {getattr(wanted, field)!r}; masked_lm learns from the text alone")
-            text, _ = choose_texts(table, wanted.text, None, where, at=at)
-            chosen = Chosen(text, None, "", task)
-        case _:
-            chosen = _texts(table, wanted, where, at, task)
+    chosen = _of_task(table, wanted, where, at, task)
     if len(set(chosen.all)) < len(chosen.all):
         *others, last = (field for field in fields if field is not None)
         detail = f"{', '.join(others)} and {last} have to be different columns"
         raise InvalidDataset(detail, [Problem(at, detail)])
     return chosen
+
+
+def _of_task(table: Table, wanted: Columns, where: str, at: str, task: str | None) -> Chosen:
+    """The columns that such a task has."""
+    match task:
+        case "token_classification":
+            tokens = wanted.tokens or _guess("tokens", _TOKENS, table, where, at, taken=())
+            tags = wanted.tags or _guess("tags", _TAGS, table, where, at, taken=(tokens,))
+            return Chosen(tokens, None, tags, task)
+        case "question_answering":
+            question, context, answers = (
+                getattr(wanted, field) or _guess(field, (field,), table, where, at, taken=())
+                for field in ("question", "context", "answers")
+            )
+            return Chosen(question, context, answers, task)
+        case "image_classification":
+            image = wanted.image or _guess("image", _IMAGES, table, where, at, taken=())
+            label = wanted.label or _guess("label", _LABELS, table, where, at, taken=(image,))
+            return Chosen(image, None, label, task)
+        case "embeddings":
+            return _texts_to_embed(table, wanted, where, at)
+        case "masked_lm":
+            if wanted.label is not None or wanted.text_pair is not None:
+                field = "label" if wanted.label is not None else "text_pair"
+                raise _fault(at, field, f"found {getattr(wanted, field)!r}; masked_lm learns from the text alone")
+            text, _ = choose_texts(table, wanted.text, None, where, at=at)
+            return Chosen(text, None, "", task)
+        case _:
+            return _texts(table, wanted, where, at, task)
 
 
 def _task_of(table: Table, wanted: Columns) -> str | None:
