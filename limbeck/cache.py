@@ -150,19 +150,26 @@ def teacher_logits(
         run.commit()
         _say_used(run, known, len(data))
     elif not work.whole:
-        hits, before = work.examples, work.seconds
-        work.fill(load())
-        for name, found in work.answers.items():
-            require_finite(found, f"the teacher's {name}")
-        work.stage()
-        run.commit()
-        _say_built(run, role, work.answers, len(data), hits, work.seconds - before)
-        _say_helped(run, work.help)
-        # For jobs that learn from the logits alone, too; first, as the folder may have room for nothing more.
-        for one, answers in {key: {LOGITS: work.answers[LOGITS]}, work.key: work.answers}.items():
-            _keep(run, one, answers, work.seconds)
+        _compute(work, load, key, run, role, len(data))
     run.meter.finish(role)
     return work.answers[LOGITS]
+
+
+def _compute(
+    work: TeacherPass, load: Callable[[], PreTrainedModel], key: str, run: Run, role: str, examples: int
+) -> None:
+    """Ask the teacher what is not known yet, and keep it for this job and for later ones."""
+    hits, before = work.examples, work.seconds
+    work.fill(load())
+    for name, found in work.answers.items():
+        require_finite(found, f"the teacher's {name}")
+    work.stage()
+    run.commit()
+    _say_built(run, role, work.answers, examples, hits, work.seconds - before)
+    _say_helped(run, work.help)
+    # For jobs that learn from the logits alone, too; first, as the folder may have room for nothing more.
+    for one, answers in {key: {LOGITS: work.answers[LOGITS]}, work.key: work.answers}.items():
+        _keep(run, one, answers, work.seconds)
 
 
 def _find(run: Run, key: str, shapes: Shapes) -> Known | None:

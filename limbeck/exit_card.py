@@ -130,18 +130,22 @@ def measure_exits(
         plain_latency=plain,
         curve=tuple(_point(one, test, job, model, timed.get(one, ()), run.config.training.seed) for one in speeds),
     )
-    chosen = next(point for point in card.curve if point.speed == speed)
+    _say_exits(run, card, metric)
+    return card
+
+
+def _say_exits(run: Run, card: ExitsCard, metric: str) -> None:
+    chosen = next(point for point in card.curve if point.speed == card.speed)
     shown = [f"{100 * point.metric.value:.1f} %" for point in (chosen, card.curve[0])]
     run.event(
         "student.exits",
-        f"Early exit at speed {speed:g}: {chosen.mean_layers:.2f} of {card.layers} layers on the test split, "
+        f"Early exit at speed {card.speed:g}: {chosen.mean_layers:.2f} of {card.layers} layers on the test split, "
         f"{metric.replace('_', ' ')} {shown[0]} (all layers: {shown[1]})"
-        + ("" if card.kept else f"; no speed keeps {100 * floor:.1f} % on validation"),
-        speed=speed,
+        + ("" if card.kept else f"; no speed keeps {100 * card.floor:.1f} % on validation"),
+        speed=card.speed,
         kept=card.kept,
         layers=chosen.mean_layers,
     )
-    return card
 
 
 def _note(folder: Path, layers: int, speed: float) -> None:

@@ -86,6 +86,11 @@ def measure(
             column[torch.from_numpy(rows)] = example_means(values, owners, len(rows)).cpu()
         done(len(rows))
     begun.finish(len(batches))
+    return _by_example(found, data, examples, count)
+
+
+def _by_example(found: Measured, data: Encoded, examples: int, count: int) -> Measured:
+    """From columns over the first ``count`` rows to columns over the examples that these are of."""
     if data.owners is not None:
         owners = torch.tensor(data.owners[:count])  # mapped, and torch takes no read-only memory
         found = {name: example_means(column, owners, examples) for name, column in found.items()}
@@ -220,20 +225,13 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
         return
     run.meter.begin("difficulty")
     student = run.device.place(job.build("student", weights["student"]))
-    first, ensemble = next(iter(job.members)), ensemble_of(run.config)
-
+    first = next(iter(job.members))
     panel = panel_of(run, job, weights)
 
     def teacher() -> Any:
         return run.device.place(job.build(first, weights[first])) if panel is None else panel()
 
-    answers, trained = None, kept_logits(run, tuple(job.members))
-    if ensemble is not None and panel is None:
-        assert trained is not None  # kept because hard samples are measured
-        answers, trained = panel_answers(run, job, weights), ensemble.over(job.task, trained, job.train)
-    elif job.teachers is not None:
-        # The teacher reads other tokens than the batches that the student answers.
-        answers = torch.from_numpy(predict(teacher(), job.for_teacher.validation, job.task, run))
+    trained, answers = _known_answers(run, job, weights, teacher, panelled=panel is not None)
     splits = {
         "train": (job.train, job.card.train, trained),
         "validation": (job.validation, job.validation.examples, answers),
@@ -260,3 +258,18 @@ def measure_difficulty(run: Run, job: Prepared, weights: Mapping[str, Weights]) 
         run.store.drop(cache_role(member))
     run.meter.finish("difficulty")
     run.commit()
+
+
+def _known_answers(
+    run: Run, job: Prepared, weights: Mapping[str, Weights], teacher: Callable[[], Any], *, panelled: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The teacher's logits over the training and the validation split; None where it is asked batch by batch."""
+    ensemble = ensemble_of(run.config)
+    answers, trained = None, kept_logits(run, tuple(job.members))
+    if ensemble is not None and not panelled:
+        assert trained is not None  # kept because hard samples are measured
+        answers, trained = panel_answers(run, job, weights), ensemble.over(job.task, trained, job.train)
+    elif job.teachers is not None:
+        # The teacher reads other tokens than the batches that the student answers.
+        answers = torch.from_numpy(predict(teacher(), job.for_teacher.validation, job.task, run))
+    return trained, answers

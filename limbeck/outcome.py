@@ -152,11 +152,7 @@ def scorecard_of(
         dataset=job.card,
         hardware=run.device.hardware(),
         teacher=cards["teacher"],
-        teachers=tuple(
-            cards[name].model_copy(update={"name": spec.source})
-            for name, spec in zip(job.members, run.config.teacher.models, strict=True)
-            if job.more
-        ),
+        teachers=_each_teacher(run, job, cards),
         student=cards["student"],
         baseline=cards.get("baseline"),
         retention=retention,
@@ -172,6 +168,15 @@ def scorecard_of(
         batch_probes=tuple(BatchProbe.model_validate(one) for one in run.facts.get(PROBES, {}).values()),
         minutes={stage: round(seconds / 60, 3) for stage, seconds in run.meter.state()["seconds"].items()},
         verdict=_verdict(run.config.gate, retention, unfit, latency["student"]),
+    )
+
+
+def _each_teacher(run: Run, job: Prepared, cards: Mapping[str, ModelCard]) -> tuple[ModelCard, ...]:
+    """Of several, in their order, by the names that the user gave them."""
+    return tuple(
+        cards[name].model_copy(update={"name": spec.source})
+        for name, spec in zip(job.members, run.config.teacher.models, strict=True)
+        if job.more
     )
 
 

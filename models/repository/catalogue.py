@@ -130,13 +130,17 @@ def add_model(
         "bytes": sum(file.bytes for file in files),
     }
     model = session.scalars(insert(Model).values(values).returning(Model)).one()
+    _add_files(session, model.id, files)
+    return model
+
+
+def _add_files(session: Session, model_id: str, files: Sequence[StoredFile]) -> None:
     rows = [
-        {"model_id": model.id, "path": file.path, "key": file.key, "bytes": file.bytes, "sha256": file.sha256}
+        {"model_id": model_id, "path": file.path, "key": file.key, "bytes": file.bytes, "sha256": file.sha256}
         for file in files
     ]
     if rows:
         session.execute(insert(ModelFile), rows)
-    return model
 
 
 def get_model(session: Session, model_id: str) -> Model:
