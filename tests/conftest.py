@@ -25,9 +25,9 @@ _SERVERS = {"redis_server", "own_redis", "postgres_server", "own_postgres"}
 _STARTING = {"api", "models", "worker", "e2e"}
 #: Files of theirs that start none and have no deadlines to miss, as the library's.
 _QUIET = {
-    *(f"api/test_{name}.py" for name in ("aliases", "archives", "datasets", "errors", "image_files", "jobs", "models")),
-    *(f"api/test_{name}.py" for name in ("openapi", "transfer", "waiting")),
-    *(f"models/test_{name}.py" for name in ("backup", "catalogue", "crew", "jobs", "retention", "storage")),
+    *(f"api/test_{name}.py" for name in ("aliases", "archives", "datasets", "errors", "image_files", "job_lists")),
+    *(f"api/test_{name}.py" for name in ("job_verbs", "jobs", "models", "openapi", "transfer", "waiting")),
+    *(f"models/test_{name}.py" for name in ("backup", "catalogue", "crew", "jobs", "reruns", "retention", "storage")),
     "models/test_telemetry.py",
 }
 

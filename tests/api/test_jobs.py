@@ -1,4 +1,4 @@
-"""Jobs over HTTP: what a submit promises, what lists leave out, and which state allows what."""
+"""Jobs over HTTP: what a submit promises, and what a job tells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from api.deps import Services
 from models.attempt import Attempt
 from models.job import JobStatus
 from models.repository import jobs
-from tests.api.conftest import SMALLEST, add_model, become, connect
+from tests.api.conftest import SMALLEST, become, connect
 
 Submit = Callable[..., dict[str, Any]]
 
@@ -155,23 +155,6 @@ def test_a_full_queue_says_so_and_takes_nothing(client: TestClient, house: Servi
     assert len(client.get("/v1/jobs").json()["data"]) == 2
 
 
-def test_a_resume_keeps_to_the_queues_bound_and_loses_nothing(
-    client: TestClient, house: Services, submit: Submit
-) -> None:
-    """Guards against a queue without an end, by jobs that are paused while others are submitted."""
-    object.__setattr__(house, "settings", house.settings.model_copy(update={"max_queued_jobs": 1}))
-    job = submit()["id"]
-    client.post(f"/v1/jobs/{job}/pause")
-    other = submit()["id"]
-    answer = client.post(f"/v1/jobs/{job}/resume")
-    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
-    assert int(answer.headers["retry-after"]) > 0
-    assert client.get(f"/v1/jobs/{job}").json()["status"] == "paused"
-    client.post(f"/v1/jobs/{other}/cancel")
-    for _ in range(2):
-        assert client.post(f"/v1/jobs/{job}/resume").status_code == 202
-
-
 def test_validate_answers_with_the_resolved_config_and_stores_nothing(client: TestClient) -> None:
     answer = client.post("/v1/jobs:validate", json=SMALLEST)
     assert answer.status_code == 200
@@ -236,26 +219,6 @@ def test_the_etag_changes_with_the_estimate(client: TestClient, house: Services,
     assert etag_after(10, 10) != etag_after(20, 30)
 
 
-def test_pages_give_every_job_once_newest_first(client: TestClient, submit: Submit) -> None:
-    made = [submit()["id"] for _ in range(7)]
-    seen: list[str] = []
-    cursor: str | None = None
-    for _ in range(3):
-        page = client.get("/v1/jobs", params={"limit": 3} | ({"cursor": cursor} if cursor else {})).json()
-        seen += [job["id"] for job in page["data"]]
-        cursor = page["next_cursor"]
-        assert page["has_more"] == (cursor is not None)
-    assert cursor is None
-    assert seen == made[::-1]
-
-
-def test_lists_tell_the_same_place_in_the_queue_as_the_jobs_themselves(client: TestClient, submit: Submit) -> None:
-    for priority, owner in ((0, "a"), (5, "a"), (0, "b"), (5, "b")):
-        submit(priority=priority, owner=owner)
-    for job in client.get("/v1/jobs").json()["data"]:
-        assert client.get(f"/v1/jobs/{job['id']}").json()["queue_position"] == job["queue_position"]
-
-
 def test_a_waiting_job_says_when_it_is_likely_to_start(client: TestClient, house: Services, submit: Submit) -> None:
     connect(house)
     waiting = submit()
@@ -286,127 +249,3 @@ def test_a_job_asks_for_a_gpu_and_for_no_more_than_a_job_can_use(client: TestCli
             (problem,) = refused.json()["errors"]
             assert problem["pointer"] == "/resources/gpus"
             assert problem["detail"].startswith(f"found {gpus}; training.devices is {allowed}")
-
-
-def test_filters_leave_only_what_matches(client: TestClient, house: Services, submit: Submit) -> None:
-    plain = submit()["id"]
-    tagged = submit(metadata={"team": "a", "run": "1"}, method="none")["id"]
-    become(house, plain, JobStatus.RUNNING)
-
-    def ids(**params: str) -> list[str]:
-        return [job["id"] for job in client.get("/v1/jobs", params=params).json()["data"]]
-
-    assert ids(status="running") == [plain]
-    assert ids(method="none") == [tagged]
-    assert ids(**{"metadata[team]": "a", "metadata[run]": "1"}) == [tagged]
-    assert ids(**{"metadata[team]": "a", "metadata[run]": "2"}) == []
-    assert ids(status="paused") == []
-
-
-@pytest.mark.parametrize(
-    ("query", "pointer"),
-    [
-        ("state=running", "/state"),
-        ("status=runing", "/status"),
-        ("limit=0", "/limit"),
-        ("limit=101", "/limit"),
-        ("cursor=nonsense", "/cursor"),
-        ("metadata[a]=1&metadata[a]=2", "/metadata[a]"),
-    ],
-)
-def test_a_filter_that_is_not_understood_is_refused_and_not_passed_over(
-    client: TestClient, query: str, pointer: str
-) -> None:
-    answer = client.get(f"/v1/jobs?{query}")
-    assert answer.status_code == 422
-    assert pointers(answer) == [pointer]
-
-
-def test_cancel_pause_and_resume_answer_by_the_state_they_lead_to(
-    client: TestClient, house: Services, submit: Submit
-) -> None:
-    def post(job_id: str, verb: str) -> tuple[int, str]:
-        answer = client.post(f"/v1/jobs/{job_id}/{verb}")
-        return answer.status_code, answer.json()["status"]
-
-    job = submit()["id"]
-    assert post(job, "pause") == (200, "paused")
-    assert post(job, "pause") == (200, "paused")
-    assert post(job, "resume") == (202, "queued")
-    become(house, job, JobStatus.RUNNING)
-    assert post(job, "pause") == (202, "pausing")
-    assert post(job, "cancel") == (202, "cancelling")
-    assert post(job, "cancel") == (202, "cancelling")
-    become(house, job, JobStatus.CANCELLED)
-    assert post(job, "cancel") == (200, "cancelled")
-    waiting = submit()["id"]
-    assert post(waiting, "cancel") == (200, "cancelled")
-    failed = submit()["id"]
-    error = {"code": "storage_full", "message": "The disk took no more bytes.", "retryable": True}
-    become(house, failed, JobStatus.FAILED, error=error, checkpoint={"step": 3, "files": {}})
-    assert post(failed, "resume") == (202, "queued")
-    assert client.get(f"/v1/jobs/{failed}").json()["error"] is None
-
-
-@pytest.mark.parametrize("verb", ["cancel", "pause", "resume"])
-def test_a_wrong_state_is_named(client: TestClient, house: Services, submit: Submit, verb: str) -> None:
-    job = submit()["id"]
-    become(house, job, JobStatus.SUCCEEDED)
-    answer = client.post(f"/v1/jobs/{job}/{verb}")
-    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-    assert "succeeded" in answer.json()["detail"]
-
-
-def test_rerun_makes_a_new_job_and_says_where_it_is(client: TestClient, house: Services, submit: Submit) -> None:
-    job = submit(training={"seed": 7})
-    assert client.post(f"/v1/jobs/{job['id']}/rerun").status_code == 409
-    become(house, job["id"], JobStatus.FAILED)
-    answer = client.post(f"/v1/jobs/{job['id']}/rerun")
-    again = answer.json()
-    assert answer.status_code == 202
-    assert again["id"] != job["id"]
-    assert answer.headers["location"] == f"/v1/jobs/{again['id']}"
-    assert again["config"]["training"]["seed"] == 7
-
-
-def test_a_rerun_keeps_to_the_queues_bound_and_to_its_key(client: TestClient, house: Services, submit: Submit) -> None:
-    """Guards against a queue that reruns fill without end, and against a second one after an answer that was lost."""
-    object.__setattr__(house, "settings", house.settings.model_copy(update={"max_queued_jobs": 1}))
-    job = submit()["id"]
-    become(house, job, JobStatus.FAILED)
-    first, again = (client.post(f"/v1/jobs/{job}/rerun", headers={"Idempotency-Key": "k"}) for _ in range(2))
-    assert (first.status_code, again.status_code) == (202, 202)
-    assert first.json()["id"] == again.json()["id"]
-    assert again.headers["idempotency-replayed"] == "true"
-    answer = client.post(f"/v1/jobs/{job}/rerun")
-    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
-    assert len(client.get("/v1/jobs").json()["data"]) == 2
-
-
-def test_deleting_a_job_takes_its_models_and_their_files_along(
-    client: TestClient, house: Services, submit: Submit
-) -> None:
-    job = submit()["id"]
-    assert client.delete(f"/v1/jobs/{job}").status_code == 409
-    become(house, job, JobStatus.SUCCEEDED, finished_at=datetime.now(UTC))
-    model = add_model(house, {"config.json": b"{}"}, job_id=job)
-    assert client.delete(f"/v1/jobs/{job}").status_code == 204
-    assert client.get(f"/v1/jobs/{job}").status_code == 404
-    assert client.get(f"/v1/models/{model}").status_code == 404
-    assert list(house.storage.list("models")) == []
-
-
-def test_models_outlive_their_job_where_that_is_asked_for(client: TestClient, house: Services, submit: Submit) -> None:
-    job = submit()["id"]
-    become(house, job, JobStatus.SUCCEEDED)
-    model = add_model(house, {"config.json": b"{}"}, job_id=job)
-    assert client.delete(f"/v1/jobs/{job}?keep_models=true").status_code == 204
-    kept = client.get(f"/v1/models/{model}").json()
-    assert kept["job_id"] is None
-    assert client.get(f"/v1/models/{model}/files/config.json").content == b"{}"
-
-
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_a_job_that_is_not_there_is_404(client: TestClient, method: str) -> None:
-    answer = client.request(method, "/v1/jobs/job_none")
-    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
