@@ -148,3 +148,9 @@ class Bench:
 def _split(path: Path) -> Split:
     table = pyarrow.parquet.read_table(path).to_pydict()
     return Split(texts=table["text"], pairs=None, labels=[LABELS.index(label) for label in table["label"]])
+
+
+def assert_equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
