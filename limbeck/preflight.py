@@ -229,8 +229,8 @@ def _labels(
     if matched(teacher.labels, labels) is None:
         yield Problem(
             f"{pointer}/source",
-            f"the teacher answers with {_shown(teacher.labels)}; the data set has {_shown(labels)}; "
-            "set teacher.finetune to train a new head",
+            f"the teacher answers with {_shown(teacher.labels)}; the data set has {_shown(labels)}; name them alike, in "
+            "the data or in id2label of the teacher's config.json, or set teacher.finetune to train a new head",
         )
 
 

@@ -14,6 +14,7 @@ from limbeck.cache import predict
 from limbeck.config import FineTune
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, InvalidModel, Problem, TeacherUnfit
+from limbeck.label_names import placed
 from limbeck.loop import train
 from limbeck.losses import require_finite
 from limbeck.methods.base import Models
@@ -22,6 +23,7 @@ from limbeck.phase import Phase
 from limbeck.phases import Teachers, Weights, ensemble_of, keep, panel_of, phase_of
 from limbeck.preparation import Prepared
 from limbeck.run import Run
+from limbeck.students import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _JUDGE = "judge"
 #: Where the state keeps what several teachers answer together to validation.
 _PANEL = "panel"
+_NAME_THEM = "write their names as the data set has them into id2label of its config.json."
 
 
 def ready_teachers(run: Run, job: Prepared) -> Teachers:
@@ -64,6 +67,14 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
     run.meter.begin(name)
     seed_everything(run.config.training.seed)
     model = run.device.place(_loaded(run, job, name))
+    taken = _taken_by_place(job)
+    if taken:
+        run.event(
+            "teacher.placed",
+            f"The names of the {name.replace('-', ' ')}'s labels do not say which of the data set's they are; its "
+            f"outputs are taken in order: {taken}",
+            teacher=name,
+        )
     if not job.keep_head:
         layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
         job.task.begin_head(layer, job.train)
@@ -209,10 +220,19 @@ def _teacher_phase(run: Run, job: Prepared, name: str, tune: FineTune, model: Pr
     return phase_of(run, job, name, FineTuning(), Models(model, lambda: model), None, tune.epochs, tune.learning_rate)
 
 
+def _taken_by_place(job: Prepared) -> str | None:
+    """Which output of a head that is kept was taken for which label, where their order alone says so."""
+    if not job.keep_head or not job.task.named or job.task.headless:
+        return None
+    config: Any = read_config(job.blueprint.folder)
+    return placed([config.id2label[place] for place in range(config.num_labels)], job.card.labels)
+
+
 def _require_fit(job: Prepared, score: float, name: str) -> None:
     metric, truth, who = job.task.main_metric, job.task.truth(job.validation), name.replace("-", " ")
     guessing = evaluate.score(metric, job.task.guess(truth), truth)
     if score <= guessing:
+        taken = _taken_by_place(job)
         raise TeacherUnfit(
             f"The {who}'s {metric} on validation is {evaluate.shown(metric, score)}, and always giving the most "
             f"common answer has {evaluate.shown(metric, guessing)}: there is nothing to learn from it. "
@@ -221,4 +241,5 @@ def _require_fit(job: Prepared, score: float, name: str) -> None:
                 if job.finetune
                 else "Let the job fine-tune it: teacher.finetune = true."
             )
+            + (f" Its outputs were taken in order ({taken}): if they mean others, " + _NAME_THEM if taken else "")
         )

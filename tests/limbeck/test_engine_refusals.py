@@ -16,6 +16,7 @@ from limbeck.errors import (
     OutOfMemory,
     TeacherUnfit,
 )
+from tests.limbeck.bench import Recorder
 from tests.limbeck.place import LABELS, Place
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 
@@ -44,6 +45,18 @@ def test_a_teacher_that_only_guesses_is_unfit(place: Place, tmp_path: Path) -> N
     save_file(weights, teacher / "model.safetensors", {"format": "pt"})
     with pytest.raises(TeacherUnfit, match=r"50.0 %.*most common answer.*teacher\.finetune"):
         distill(place.config(teacher=f"path:{teacher}"), tmp_path / "work")
+
+
+def test_outputs_without_names_are_said_to_be_taken_in_order(place: Place, tmp_path: Path) -> None:
+    """Guards against "nothing to learn" of a good teacher whose LABEL_0 means what the data set has second."""
+    teacher, said = write_tiny_bert(tmp_path / "teacher", labels=("LABEL_0", "LABEL_1")), Recorder()
+    weights = load_file(teacher / "model.safetensors")
+    weights["classifier.weight"].zero_()
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TeacherUnfit, match=r"\('LABEL_0' is 'gui', 'LABEL_1' is 'networking'\).*id2label"):
+        distill(place.config(teacher=f"path:{teacher}"), tmp_path / "work", callbacks=said)
+    told = [message for kind, message, _ in said.events if kind == "teacher.placed"]
+    assert [message.partition("order: ")[2] for message in told] == ["'LABEL_0' is 'gui', 'LABEL_1' is 'networking'"]
 
 
 def test_a_teacher_of_nan_is_refused_before_anything_learns_from_it(place: Place, tmp_path: Path) -> None:

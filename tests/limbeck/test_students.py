@@ -124,6 +124,17 @@ def test_a_new_head_is_not_that_of_other_labels(tmp_path: Path) -> None:
 
 def test_labels_without_names_are_taken_in_their_order() -> None:
     assert label_order(["LABEL_0", "LABEL_1"], ["negative", "positive"]) == [0, 1]
+    assert label_order(["negative", "positive"], ["0", "1"]) == [0, 1]
+
+
+def test_names_count_before_the_order_of_what_names_nothing() -> None:
+    """Guards against a teacher whose outputs 1, 0 are read as 0, 1: every answer wrong, and no error."""
+    assert label_order(["1", "0"], ["0", "1"]) == [1, 0]
+    assert label_order(["LABEL_1", "LABEL_0"], ["LABEL_0", "LABEL_1"]) == [1, 0]
+    with pytest.raises(InvalidModel):
+        label_order(["1", "2"], ["0", "1"])
+    with pytest.raises(InvalidModel):
+        label_order(["negative", "positive"], ["1", "2"])
 
 
 def test_labels_that_differ_by_case_alone_stay_two() -> None:
