@@ -71,7 +71,8 @@ def examine(house: Services, config: DistillConfig) -> tuple[dict[str, Any] | No
     facts = models["/teacher/source"]
     if not config.dataset.source.startswith((_DATASET, _BUILTIN)):
         notes.append("The data set is read when the job runs.")
-    notes += preflight.notes(config, data[_DATA].task, data[_DATA].pair)
+    known, teachers = data[_DATA], [models[f"{pointer}/source"] for pointer in config.teacher.pointers]
+    notes += preflight.notes(config, known.task, known.pair, teachers=teachers, labels=known.labels)
     return (None if facts is None else asdict(facts)), notes
 
 

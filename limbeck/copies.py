@@ -96,7 +96,7 @@ def _unlabelled(
     seed = run.config.training.seed
     found = load_unlabelled(spec, pair=pair, at=at, seed=seed, sources=given, poll=run.poll)
     if found.notes:
-        run.event("data.noted", " ".join(found.notes))
+        run.event("data.noted", f"Of {spec.source}, whose texts of {spec.split} are read: {' '.join(found.notes)}")
     return encode(tokenizer, found.texts, run.config.training.max_length, run.poll), found.provenance()
 
 

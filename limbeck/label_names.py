@@ -34,3 +34,8 @@ def placed(found: Sequence[str], wanted: Sequence[str]) -> str | None:
         return None
     pairs = [f"{theirs!r} is {ours!r}" for theirs, ours in zip(found, wanted, strict=True)]
     return ", ".join(pairs[:8]) + (f" and {len(pairs) - 8} more" if len(pairs) > 8 else "")
+
+
+def said_of_placed(who: str, taken: str) -> str:
+    """A sentence about what :func:`placed` found of a teacher."""
+    return f"The labels of {who} are those of the data set by their order alone, as no names say which: {taken}."

@@ -11,7 +11,7 @@ from limbeck.config import Method as AnyMethod
 from limbeck.data.cells import NUMBER
 from limbeck.errors import Problem
 from limbeck.families import families_for
-from limbeck.label_names import matched
+from limbeck.label_names import matched, placed, said_of_placed
 from limbeck.methods.base import Method
 from limbeck.model_folder import ModelFacts
 from limbeck.tasks.base import Task
@@ -84,11 +84,34 @@ def check(
     return tuple(dict.fromkeys(found))
 
 
-def notes(config: DistillConfig, task: str | None, pair: bool | None) -> tuple[str, ...]:
-    """What the user has written and the job will not look at, as sentences; ``task`` and ``pair`` are as for
-    :func:`check`."""
+def notes(
+    config: DistillConfig,
+    task: str | None,
+    pair: bool | None,
+    *,
+    teachers: Sequence[ModelFacts | None] = (),
+    labels: Sequence[str] | None = None,
+) -> tuple[str, ...]:
+    """What the user has written and the job will not look at, and what it takes for granted, as sentences.
+
+    Args:
+        teachers: the facts of all of them, in their order.
+        task, pair, labels: as for :func:`check`.
+    """
     chosen = _chosen(config, task, pair)
-    return tuple(method_checks.unread(config, chosen, written=True))
+    unread = method_checks.unread(config, chosen, written=True)
+    return (*unread, *_placed(config, chosen or TASKS["sequence_classification"](), teachers, labels or ()))
+
+
+def _placed(
+    config: DistillConfig, task: Task, teachers: Sequence[ModelFacts | None], labels: Sequence[str]
+) -> Iterator[str]:
+    """Of heads that are used as they are: whose outputs mean the data set's labels by their order alone."""
+    for spec, facts in zip(config.teacher.models, teachers, strict=False):
+        if spec.finetune or facts is None or facts.labels is None or not facts.has_head_for(task) or task.headless:
+            continue
+        if task.named and (taken := placed(facts.labels, labels)):
+            yield said_of_placed(spec.source, taken)
 
 
 def _chosen(config: DistillConfig, task: str | None, pair: bool | None) -> Task | None:
@@ -229,8 +252,8 @@ def _labels(
     if matched(teacher.labels, labels) is None:
         yield Problem(
             f"{pointer}/source",
-            f"the teacher answers with {_shown(teacher.labels)}; the data set has {_shown(labels)}; name them alike, in "
-            "the data or in id2label of the teacher's config.json, or set teacher.finetune to train a new head",
+            f"the teacher answers with {_shown(teacher.labels)}; the data set has {_shown(labels)}; name them alike, "
+            "in the data or in id2label of the teacher's config.json, or set teacher.finetune to train a new head",
         )
 
 

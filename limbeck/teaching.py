@@ -14,7 +14,7 @@ from limbeck.cache import predict
 from limbeck.config import FineTune
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, InvalidModel, Problem, TeacherUnfit
-from limbeck.label_names import placed
+from limbeck.label_names import placed, said_of_placed
 from limbeck.loop import train
 from limbeck.losses import require_finite
 from limbeck.methods.base import Models
@@ -71,8 +71,7 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
     if taken:
         run.event(
             "teacher.placed",
-            f"The names of the {name.replace('-', ' ')}'s labels do not say which of the data set's they are; its "
-            f"outputs are taken in order: {taken}",
+            said_of_placed(f"the {name.replace('-', ' ')}", taken),
             teacher=name,
         )
     if not job.keep_head:

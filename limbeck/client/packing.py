@@ -44,7 +44,7 @@ def pack_model(folder: Path, archive: Path) -> None:
         InvalidModel: the folder has no ``config.json`` or no safetensors.
     """
     if not (folder / "config.json").is_file():
-        raise InvalidModel(f"{folder} is not a Hugging Face model folder: it has no config.json.")
+        raise InvalidModel(f"{folder} is not a Hugging Face model folder: it has no config.json.{_inside(folder)}")
     files = sorted({path for pattern in _WANTED for path in folder.glob(pattern) if path.is_file()})
     if not any(path.suffix == ".safetensors" for path in files):
         raise InvalidModel(
@@ -55,6 +55,12 @@ def pack_model(folder: Path, archive: Path) -> None:
     with tarfile.open(archive, "w:gz", compresslevel=1) as out:
         for path in files:
             out.add(path.resolve(), arcname=path.relative_to(folder).as_posix(), recursive=False)
+
+
+def _inside(folder: Path) -> str:
+    """Where the model is, of a folder of the hub's cache."""
+    found = sorted(folder.glob("snapshots/*/config.json"))
+    return f" It is one of the hub's cache; the model lies in {found[0].parent}." if found else ""
 
 
 def unpack_model(archive: Path, folder: Path) -> None:

@@ -12,6 +12,21 @@ from limbeck.data.table import Foreign, fault
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
+#: Names, or their numbers.
+_LIST = re.compile(r'\s*\[\s*(".*|(\d+\s*(,\s*\d+\s*)*)?\]\s*)', re.DOTALL)
+
+
+def is_list(cell: str) -> bool:
+    """Whether a text is the JSON of a list of names or of their numbers, or begins like one."""
+    return _LIST.fullmatch(cell) is not None
+
+
+def is_foreign_list(cell: str) -> bool:
+    """Whether it is a list as Python or numpy write it, ``['a', 'b']`` or ``[0 2]``, which is no JSON."""
+    bare = cell.strip()
+    return bare.startswith("[") and bare.endswith("]") and not is_list(bare)
+
+
 def text_cell(value: Any, row: int, column: str, where: str) -> str:
     if not isinstance(value, str):
         raise fault(where, f"row {row}, column {column!r}: expected text, found {kind(value)}")
@@ -76,4 +91,5 @@ def _json(value: str, row: int, column: str, where: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise fault(where, f"row {row}, column {column!r}: this looks like JSON and is none: {error}") from None
+        python = "; this is how Python writes it: json.dumps writes JSON" if value.lstrip()[1:2] == "'" else ""
+        raise fault(where, f"row {row}, column {column!r}: this looks like JSON and is none: {error}{python}") from None

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from limbeck.data.cells import NUMBER, kind, list_cell, number_cell, object_cell, require_whole, text_cell
+import numpy as np
+
+from limbeck.data.cells import (
+    NUMBER,
+    is_foreign_list,
+    is_list,
+    kind,
+    list_cell,
+    number_cell,
+    object_cell,
+    require_whole,
+    text_cell,
+)
 from limbeck.data.columns import Chosen
 from limbeck.data.corpus import IMAGES, ONE_LABEL, PLAIN, Split
 from limbeck.data.image_cells import image_cell
@@ -17,6 +30,9 @@ from limbeck.data.labelling import label_cell, label_order, natural, require_kno
 from limbeck.data.table import Table, fault
 
 _TAG = re.compile(r"O|[BIES]-.+")
+_AS_JSON = "a list that is no JSON; json.dumps writes one as such, and JSON Lines and Parquet need none of this"
+#: Share of the numbers' spread that the steps between a model's answers may have: what an export may be off by.
+_COARSE = 0.01
 _ANSWERS = 'an object such as {"text": ["…"], "answer_start": [17]}'
 
 
@@ -172,6 +188,7 @@ class Number(Form):
         if len(set(named["train"].labels)) < 2:
             only = named["train"].labels[0]
             raise fault("train", f"every row has the number {only}; at least two different numbers are needed")
+        _require_steps(named["train"].labels)
         return ()
 
 
@@ -300,7 +317,13 @@ def with_task(table: Table, chosen: Chosen) -> Chosen:
     if table.task is not None and table.task in (OneLabel.task, SeveralLabels.task, Number.task):
         return replace(chosen, task=table.task)
     cells = [cell for cell in table.columns[chosen.label] if cell not in (None, "")]
-    lists = any(isinstance(cell, list) or (isinstance(cell, str) and _is_list(cell)) for cell in cells)
+    lists = any(isinstance(cell, list) or (isinstance(cell, str) and is_list(cell)) for cell in cells)
+    if cells and all(isinstance(cell, str) and is_foreign_list(cell) for cell in cells):
+        raise fault(
+            "train",
+            f"column {chosen.label!r} begins with {reprlib.repr(cells[0])}, {_AS_JSON}; for names that look like "
+            "that, name the task",
+        )
     if lists or (chosen.label not in table.names and _are_barred(cells)):
         return replace(chosen, task=SeveralLabels.task)
     if cells and all(_is_number(cell) for cell in cells) and not all(float(cell).is_integer() for cell in cells):
@@ -313,12 +336,23 @@ def unlabelled(table: Table, chosen: Chosen) -> bool:
     return bool(chosen.label) and all(value in (None, -1, "-1", "") for value in table.columns.get(chosen.label, []))
 
 
+def _require_steps(numbers: Sequence[float]) -> None:
+    """
+    Raises:
+        InvalidDataset: single precision, in which a model answers, cannot tell such numbers apart.
+    """
+    highest = max(map(abs, numbers))
+    step, spread = float(np.spacing(np.float32(highest))), float(np.std(numbers))
+    if step > _COARSE * spread:
+        raise fault(
+            "train",
+            f"the numbers reach from {min(numbers):,.10g} to {max(numbers):,.10g}, and a model's answers go in steps "
+            f"of {step:,.3g} there; subtract a number that all of them have in common",
+        )
+
+
 def _texts(table: Table, column: str, where: str) -> list[str]:
     return [text_cell(value, row, column, where) for row, value in enumerate(table.columns[column], start=1)]
-
-
-def _is_list(cell: str) -> bool:
-    return cell.lstrip().startswith('["') or cell.strip() == "[]"
 
 
 def _is_number(cell: Any) -> bool:
@@ -337,7 +371,9 @@ def _are_barred(cells: Sequence[Any]) -> bool:
 
 
 def _several(cell: Any, row: int, chosen: Chosen, where: str) -> Iterable[Any]:
-    if isinstance(cell, str) and not _is_list(cell):
+    if isinstance(cell, str) and is_foreign_list(cell):
+        raise fault(where, f"row {row}, column {chosen.label!r}: found {reprlib.repr(cell)}, {_AS_JSON}")
+    if isinstance(cell, str) and not is_list(cell):
         return [part for part in cell.split("|") if part.strip()] if cell.strip() else []
     if isinstance(cell, int) and not isinstance(cell, bool):
         return [cell]

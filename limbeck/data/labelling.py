@@ -16,6 +16,7 @@ _DIGITS = re.compile(r"(\d+)")
 _MOST_DIGITS = 4_000
 #: A label column with more different values than this share of its rows names things; it does not class them.
 _TOO_MANY_CLASSES = 0.5
+_NO_NUMBERS = "; for numbers that are no classes, name the task: regression"
 _NO_CLASS = "labels are names or whole numbers; for regression every label has to be a number"
 
 
@@ -84,7 +85,7 @@ def label_order(
         raise fault(
             where,
             f"{len(counts):,} different labels in {rows:,} rows: this column does not look like a class; "
-            f"it begins with {listed(list(counts)[:3])}",
+            f"it begins with {listed(list(counts)[:3])}" + _NO_NUMBERS * all(map(NUMBER.fullmatch, counts)),
         )
     return names if names and counts.keys() <= set(names) else tuple(sorted(counts, key=natural))
 
@@ -111,4 +112,8 @@ def require_known_labels(rows: Sequence[Iterable[str]], known: Sequence[str], wh
     if strangers:
         name, row = min(strangers.items(), key=lambda one: one[1])
         more = f" ({len(strangers)} such labels: {listed(sorted(strangers))})" if len(strangers) > 1 else ""
-        raise fault(where, f"row {row}: the label {name!r} does not stand in train{more}; train has {listed(known)}")
+        raise fault(
+            where,
+            f"row {row}: the label {name!r} does not stand in train{more}; train has {listed(known)}"
+            + _NO_NUMBERS * all(map(NUMBER.fullmatch, (*known, *strangers))),
+        )

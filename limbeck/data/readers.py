@@ -153,6 +153,7 @@ def _read_delimited(
             names = _header(header, where)
             cells: list[list[str]] = [[] for _ in names]
             most = CELLS_LIMIT // len(names)
+            begun = reader.line_num + 1
             for number, record in enumerate(filter(None, reader), start=1):
                 if number > most:
                     raise too_many_cells(where)
@@ -164,9 +165,17 @@ def _read_delimited(
                     )
                 for column, value in zip(cells, record, strict=True):
                     column.append(value)
+                begun = reader.line_num + 1
         except csv.Error as error:
-            raise fault(where, f"line {reader.line_num} cannot be read: {error}") from error
+            raise fault(where, f"line {reader.line_num} cannot be read: {error}{_begun(reader, begun)}") from error
     return _filled(dict(zip(names, cells, strict=True)), where)
+
+
+def _begun(reader: Any, begun: int) -> str:
+    """Where the record began that goes on to a line far behind, as one does whose quotation mark is never closed."""
+    return f"; its row begins in line {begun}, with a quotation mark that is not closed there" * (
+        reader.line_num > begun
+    )
 
 
 def _header(header: list[str], where: str) -> list[str]:
@@ -174,7 +183,8 @@ def _header(header: list[str], where: str) -> list[str]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise fault(where, f"the header names a column twice: {listed(twice)}")
     if "" in names:
-        raise fault(where, f"column {names.index('') + 1} of the header has no name")
+        index = "; pandas writes its index like that: to_csv(…, index=False)" if not names[0] else ""
+        raise fault(where, f"column {names.index('') + 1} of the header has no name{index}")
     other = next((sign for sign in (";", "\t", "|", ",") if len(names) == 1 and sign in names[0]), None)
     if other is not None:
         raise fault(

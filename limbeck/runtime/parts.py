@@ -56,9 +56,9 @@ def joined(parts: Sequence[Question], answers: Sequence[Any]) -> Any:
 
 
 def similarities(vectors: Sequence[Sequence[float]]) -> list[float]:
-    """Cosines of the first vector and each of the others; all have length 1."""
+    """Cosines of the first vector and each of the others; all have length 1, but for what float32 rounds."""
     found = np.asarray(vectors, dtype=np.float64)
-    cosines: list[float] = (found[1:] @ found[0]).tolist()
+    cosines: list[float] = np.clip(found[1:] @ found[0], -1, 1).tolist()
     return cosines
 
 

@@ -237,6 +237,17 @@ def test_a_repeat_expects_the_texts_without_labels_as_they_were(place: Path, tmp
             assert caught.value.problems[0].pointer == f"/{part}/source"
 
 
+def test_what_is_said_of_texts_without_labels_names_them(place: Path, tmp_path: Path) -> None:
+    """Guards against "the test split is cut from train" of a job whose own data were not cut."""
+    lines = "".join(f"{text.splitlines()[0]}\tx\n" for text in docstrings("testing")[:40])
+    (tmp_path / "more.tsv").write_text(f'text\tlabel\n"Late\tx\n{lines}')
+    source, said = f"path:{tmp_path}", Recorder()
+    config = job(place, {"type": "unlabelled", "source": source, "split": "more"})
+    prepare(Run(config, tmp_path / "work", said, 60), {})
+    (noted,) = (message for kind, message, _ in said.events if kind == "data.noted")
+    assert noted.startswith(f"Of {source}, whose texts of more are read: ")
+
+
 def test_neurons_are_judged_by_texts_with_a_label(place: Path, tmp_path: Path) -> None:
     """Guards against a job that fails after its teacher's fine-tuning, and against importance by labels of -1."""
     pyarrow.parquet.write_table(pyarrow.table({"text": docstrings("testing")[:40]}), tmp_path / "more.parquet")

@@ -352,6 +352,16 @@ def test_a_model_folder_is_packed_without_its_pickles(tmp_path: Path) -> None:
         assert sorted(archive.getnames()) == ["config.json", "model.safetensors", "vocab.txt"]
 
 
+def test_a_folder_of_the_hubs_cache_is_told_where_its_model_lies(tmp_path: Path) -> None:
+    """Guards against "no model folder" of the one folder that ``huggingface-cli download`` left."""
+    inner = tmp_path / "snapshots" / "0123"
+    inner.mkdir(parents=True)
+    (inner / "config.json").write_text("{}")
+    limbeck, _ = client(httpx.Response(201))
+    with pytest.raises(errors.InvalidModel, match=f"no config.json. It is one of the hub's cache.*{inner}"):
+        limbeck.upload_model(tmp_path)
+
+
 def test_a_model_folder_of_pickles_alone_is_refused_at_home(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")

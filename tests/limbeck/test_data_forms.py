@@ -83,6 +83,44 @@ def test_names_between_bars_are_several_labels_where_they_recur(tmp_path: Path) 
         assert (found["task"], found["labels"]) == (task, labels)
 
 
+def test_numbers_of_labels_in_a_list_are_several_labels(tmp_path: Path) -> None:
+    """Guards GoEmotions as pandas writes it: ``[0, 27]`` is JSON, and was one label of that name."""
+    rows = [
+        {"text": text, "label": ["[27]", "[0, 27]", "[]"][row % 3]} for row, text in enumerate(docstrings("gui")[:60])
+    ]
+    profile = taken_in(tmp_path, jsonl(tmp_path / "train.jsonl", rows)).profile
+    assert (profile["task"], profile["labels"]) == ("multi_label", ["0", "27"])
+
+
+@pytest.mark.parametrize("cells", [["['a', 'b']", "['a']"], ["['a', 'b']", "[]"], ["[0 27]", "[3 4]"]])
+def test_a_list_as_python_writes_it_is_no_label(tmp_path: Path, cells: list[str]) -> None:
+    """Guards a CSV by pandas against classes that are called ``['a', 'b']`` and ``['a']``: nothing was said."""
+    rows = [{"text": text, "label": cells[row % 2]} for row, text in enumerate(docstrings("gui")[:60])]
+    path = jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(InvalidDataset, match=r"column 'label'.*\[.*a list that is no JSON"):
+        taken_in(tmp_path, path)
+    with pytest.raises(InvalidDataset, match=r"row 1, column 'label': found .*a list that is no JSON"):
+        taken_in(tmp_path, path, task="multi_label")
+
+
+def test_names_in_brackets_are_names_where_the_task_says_so(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": ["[a]", "[b]"][row % 2]} for row, text in enumerate(docstrings("gui")[:60])]
+    profile = taken_in(tmp_path, jsonl(tmp_path / "train.jsonl", rows), task="sequence_classification").profile
+    assert profile["labels"] == ["[a]", "[b]"]
+
+
+def test_numbers_that_a_model_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    """Guards Unix times of one day: in single precision they are a few numbers, and every figure would be of those."""
+    texts = docstrings("gui")[:60]
+    rows = [{"text": text, "label": 1.7e9 + 90 * row} for row, text in enumerate(texts)]
+    with pytest.raises(
+        InvalidDataset, match=r"from 1,700,000,000 to 1,700,005,310, and .* in steps of 128 there; subtract"
+    ):
+        taken_in(tmp_path, jsonl(tmp_path / "train.jsonl", rows), task="regression")
+    rows = [{"text": text, "label": 2000 + row / 60} for row, text in enumerate(texts)]
+    assert taken_in(tmp_path, jsonl(tmp_path / "train.jsonl", rows)).profile["task"] == "regression"
+
+
 def test_whole_numbers_are_classes_unless_they_are_said_to_be_numbers(tmp_path: Path) -> None:
     """Guards stars from 1 to 5: the choice is kept with the data, and a stored class can still be read as a number."""
     rows = [{"text": text, "label": 1 + row % 5} for row, text in enumerate(docstrings("gui")[:60])]
@@ -129,6 +167,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "a word for a number": ({"text": "x", "label": "much"}, "regression", "found str 'much'; expected a number"),
     "no number": ({"text": "x", "label": None}, "regression", "row 3, column 'label': the number is missing"),
     "infinite": ({"text": "x", "label": 1e300}, "regression", "found 1e[+]300; expected a number within"),
+    "a list as Python writes it": (TOKENS | {"tokens": "['a', 'b']"}, None, "is how Python writes it: json.dumps"),
     "a list in a list": ({"text": "x", "label": [["a"]]}, "multi_label", "found list .*; one label for each"),
 }
 

@@ -14,7 +14,7 @@ import pytest
 from limbeck.config import Columns, Dataset
 from limbeck.data import Split, ingest, load
 from limbeck.data.columns import choose_columns
-from limbeck.data.labelling import natural
+from limbeck.data.labelling import natural, require_known_labels
 from limbeck.data.splits import cut
 from limbeck.data.table import Table
 from limbeck.errors import InvalidDataset
@@ -68,6 +68,20 @@ def _ingest(folder: Path, labels: list[str], name: str = "a.jsonl", texts: list[
     (folder / name).write_text("\n".join(rows))
     found: list[str] = ingest({"train": (folder / name, name)}, folder).profile["labels"]
     return found
+
+
+def test_whole_numbers_that_are_no_classes_are_told_of_regression(tmp_path: Path) -> None:
+    """Guards the way out: prices without cents look like classes, of which validation has some that train has not."""
+    with pytest.raises(
+        InvalidDataset, match=r"40 different labels.*for numbers that are no classes, name the task: re"
+    ):
+        _ingest(tmp_path, [str(100 * min(row, 39)) for row in range(60)])
+    with pytest.raises(
+        InvalidDataset, match="'7' does not stand in train; train has '0', '1'; for numbers that are no"
+    ):
+        require_known_labels([["0"], ["7"]], ["0", "1"], "validation")
+    with pytest.raises(InvalidDataset, match=r"train has 'a', '1'$"):
+        require_known_labels([["7"]], ["a", "1"], "validation")
 
 
 def test_fractions_in_a_text_file_are_not_taken_for_classes(tmp_path: Path) -> None:

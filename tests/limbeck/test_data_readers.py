@@ -72,6 +72,16 @@ BROKEN = {
     "two of a name": ("a.csv", b"text,text\na,b\n", "names a column twice: 'text'"),
     "no name": ("a.csv", b"text,\na,b\n", "column 2 of the header has no name"),
     "open quote": ("a.csv", b'text,label\n"never closed,x\n', "cannot be read"),
+    "quote open to the end": (
+        "a.csv",
+        b'text,label\n\nfine,x\n"never closed,x\nmore,y\n',
+        "its row begins in line 4, with a quotation mark that is not closed there",
+    ),
+    "pandas' index": (
+        "a.csv",
+        b",text\n0,b\n",
+        "column 1 of the header has no name; pandas writes its index like that",
+    ),
     "not utf-8": (
         "a.csv",
         "text,label\ngut,x\nüber,y\n".encode("latin-1"),

@@ -24,6 +24,7 @@ from limbeck.errors import Diverged, InvalidDataset
 from limbeck.losses import cosine_losses, vector_losses
 from limbeck.model_folder import model_facts
 from limbeck.pruning import neuron_importance
+from limbeck.runtime.parts import similarities
 from limbeck.sources import builtin_minilm
 from limbeck.students import Blueprint
 from limbeck.tasks._pooling import sentence_vectors
@@ -237,3 +238,9 @@ def test_scores_become_shares_of_their_range(tmp_path: Path) -> None:
     assert Embeddings().truth(found).tolist() == pytest.approx([0, 0.4, 1])
     constant = replace(split, labels=[2.0, 2.0, 2.0])
     assert Embeddings().encode(tokenizer, constant, (), LENGTH, lambda: None).labels.tolist() == [0] * 6
+
+
+def test_no_cosine_is_beyond_one() -> None:
+    """Guards ``acos`` and thresholds at 1 of clients: a text beside itself had 1.0000004."""
+    vector = [0.6000001, 0.8000002]
+    assert similarities([vector, vector, [-one for one in vector]]) == [1.0, -1.0]

@@ -56,7 +56,7 @@ def test_outputs_without_names_are_said_to_be_taken_in_order(place: Place, tmp_p
     with pytest.raises(TeacherUnfit, match=r"\('LABEL_0' is 'gui', 'LABEL_1' is 'networking'\).*id2label"):
         distill(place.config(teacher=f"path:{teacher}"), tmp_path / "work", callbacks=said)
     told = [message for kind, message, _ in said.events if kind == "teacher.placed"]
-    assert [message.partition("order: ")[2] for message in told] == ["'LABEL_0' is 'gui', 'LABEL_1' is 'networking'"]
+    assert [message.partition("which: ")[2] for message in told] == ["'LABEL_0' is 'gui', 'LABEL_1' is 'networking'."]
 
 
 def test_a_teacher_of_nan_is_refused_before_anything_learns_from_it(place: Place, tmp_path: Path) -> None:

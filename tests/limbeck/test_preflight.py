@@ -50,6 +50,24 @@ def test_a_task_that_built_in_data_are_not_of_is_refused() -> None:
         assert not preflight.check(config, teacher=None, labels=None, task="sequence_classification")
 
 
+def test_labels_that_only_their_order_tells_are_noted(tiny: Path) -> None:
+    """Guards a teacher whose LABEL_0 is the data's second label: after hours it would be "nothing to learn from"."""
+    facts = model_facts(tiny)
+    config = DistillConfig.parse({"teacher": "org/a", "dataset": "someone/data"})
+
+    def noted(names: tuple[str, ...], labels: list[str], **changes: Any) -> list[str]:
+        teachers = [replace(facts, labels=names)]
+        chosen = config.model_copy(update=changes)
+        return list(preflight.notes(chosen, "sequence_classification", False, teachers=teachers, labels=labels))
+
+    (note,) = noted(("LABEL_0", "LABEL_1"), ["bad", "good"])
+    assert note.startswith("The labels of org/a are")
+    assert note.endswith("'LABEL_0' is 'bad', 'LABEL_1' is 'good'.")
+    assert noted(("bad", "good"), ["0", "1"])[0].endswith("'bad' is '0', 'good' is '1'.")
+    assert noted(("good", "bad"), ["bad", "good"]) == noted(("cat", "dog"), ["bad", "good"]) == []
+    assert noted(("LABEL_0", "LABEL_1"), ["bad", "good"], teacher=Teacher(source="org/a", finetune=True)) == []
+
+
 class NeedsLayers(KnowledgeDistillation):
     needs: ClassVar[frozenset[str]] = frozenset({"layers", "teacher_layers"})
 
