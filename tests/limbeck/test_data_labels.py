@@ -72,9 +72,7 @@ def _ingest(folder: Path, labels: list[str], name: str = "a.jsonl", texts: list[
 
 def test_whole_numbers_that_are_no_classes_are_told_of_regression(tmp_path: Path) -> None:
     """Guards the way out: prices without cents look like classes, of which validation has some that train has not."""
-    with pytest.raises(
-        InvalidDataset, match=r"40 different labels.*for numbers that are no classes, name the task: re"
-    ):
+    with pytest.raises(InvalidDataset, match=r"40 different labels.*for numbers that are no classes, name the"):
         _ingest(tmp_path, [str(100 * min(row, 39)) for row in range(60)])
     with pytest.raises(
         InvalidDataset, match="'7' does not stand in train; train has '0', '1'; for numbers that are no"
