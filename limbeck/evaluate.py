@@ -220,10 +220,11 @@ def gap_recovery(
     start = drawn.value(metric, "baseline")
     gap = drawn.value(metric, "teacher") - start
     if gap <= SMALLEST_GAP:
+        side, least = "above" if gap >= 0 else "below", _points(metric, SMALLEST_GAP)
         return GapRecovery(
             None,
-            f"The teacher's {metric} is {100 * gap:+.1f} points from that of the baseline, the same student trained"
-            f" without a teacher; with no more than {100 * SMALLEST_GAP:.1f} points there is no gap to recover.",
+            f"The teacher's {metric} is {_points(metric, abs(gap))} {side} that of the baseline, the same student "
+            f"trained without a teacher; with no more than {least} above it there is no gap to recover.",
         )
     each = drawn.values(metric, answers)
     gaps = each["teacher"] - each["baseline"]
@@ -232,8 +233,9 @@ def gap_recovery(
     note = None
     if low <= 0:
         note = (
-            f"Read with care: the gap between teacher and baseline is {100 * gap:.1f} points, but its 95 % interval"
-            f" ({100 * low:+.1f} to {100 * high:+.1f}) includes 0, so that the quotient may be anything."
+            f"Read with care: the gap between teacher and baseline is {_points(metric, gap)}, but its 95 % interval"
+            f" ({_points(metric, low, '+')} to {_points(metric, high, '+')}) includes 0, so that the quotient may be "
+            "anything."
         )
     return GapRecovery(_estimate((drawn.value(metric, "student") - start) / gap, recovered), note)
 
@@ -247,6 +249,11 @@ def majority(labels: ArrayLike) -> float:
 def shown(metric: str, value: float) -> str:
     """A figure as people read it: shares in per cent, correlations and errors as they are."""
     return f"{value:.3f}" if metric in NO_SHARES else f"{100 * value:.1f} %"
+
+
+def _points(metric: str, difference: float, sign: str = "") -> str:
+    """Between two figures as :func:`shown` has them."""
+    return f"{difference:{sign}.3f}" if metric in NO_SHARES else f"{100 * difference:{sign}.1f} points"
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_no_gap_recovery_where_the_teacher_is_no_better_than_the_baseline() -> N
     assert found.estimate is None
     assert found.note is not None
     assert "no gap to recover" in found.note
+    assert re.match(r"The teacher's accuracy is \d+\.\d points below that of the baseline", found.note)
+
+
+def test_a_gap_is_told_in_the_unit_of_its_figures() -> None:
+    """Guards "9.8 points" under a table whose figures are 0.192 and 0.095."""
+    truth, draw = np.arange(60.0), np.random.default_rng(0)
+    worse, middling, good = (truth + draw.normal(0, spread, 60) for spread in (90, 30, 25))
+    notes = [
+        evaluate.gap_recovery("spearman", student=good, teacher=teacher, baseline=baseline, labels=truth, seed=1).note
+        for teacher, baseline in ((worse, good), (good, middling))
+    ]
+    assert re.match(r"The teacher's spearman is 0\.\d{3} below that of .* no more than 0\.005 above it", str(notes[0]))
+    assert re.match(r"Read with care: .* is 0\.\d{3}, but its 95 % interval \(-0\.\d{3} to \+0\.\d{3}\)", str(notes[1]))
 
 
 def test_an_uncertain_gap_is_said() -> None:
