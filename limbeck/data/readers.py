@@ -167,15 +167,15 @@ def _read_delimited(
                     column.append(value)
                 begun = reader.line_num + 1
         except csv.Error as error:
-            raise fault(where, f"line {reader.line_num} cannot be read: {error}{_begun(reader, begun)}") from error
+            raise fault(
+                where, f"line {reader.line_num} cannot be read: {error}{_begun(reader.line_num, begun)}"
+            ) from error
     return _filled(dict(zip(names, cells, strict=True)), where)
 
 
-def _begun(reader: Any, begun: int) -> str:
+def _begun(line: int, begun: int) -> str:
     """Where the record began that goes on to a line far behind, as one does whose quotation mark is never closed."""
-    return f"; its row begins in line {begun}, with a quotation mark that is not closed there" * (
-        reader.line_num > begun
-    )
+    return f"; its row begins in line {begun}, with a quotation mark that is not closed there" * (line > begun)
 
 
 def _header(header: list[str], where: str) -> list[str]:
