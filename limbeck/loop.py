@@ -22,6 +22,7 @@ from limbeck.families import pad_id_of
 from limbeck.gradients import Cut, backward, trainable
 from limbeck.methods.base import Models, Objective, Part
 from limbeck.phase import Phase, Position
+from limbeck.recurrent import MODEL_TYPE as RECURRENT
 from limbeck.resuming import load, restore, stage
 from limbeck.run import Run
 from limbeck.size_card import shape_of
@@ -75,7 +76,7 @@ def train(phase: Phase, run: Run) -> Fitted:
         criterion = _criterion(phase, part, run)
         objective = _build(phase, index, part, models, criterion)
         objective.module.to(run.device.torch)
-        optimizer = _adamw(objective.module, objective.student, phase.weight_decay)
+        optimizer = _adamw(objective, phase, position)
         if saved is not None:
             load(saved, objective, optimizer)
             saved = None
@@ -190,7 +191,10 @@ def _soft_labels(phase: Phase) -> Tensor | None:
 def _update(objective: Objective, optimizer: torch.optim.Optimizer, rate: float) -> Tensor:
     """One optimizer step along the gradient that has been added up; its norm before it was clipped."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["spread"]
+        if group["spread"] != 1:
+            for parameter in group["params"]:
+                parameter.grad.mul_(group["spread"])
     norm = nn.utils.clip_grad_norm_(trainable(objective.module), _GRADIENT_NORM)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -205,14 +209,38 @@ def schedule(step: int, steps: int, warmup_ratio: float) -> float:
     return (steps - step) / (steps - warmup)
 
 
-def _adamw(module: nn.Module, student: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
+def _adamw(objective: Objective, phase: Phase, position: Position) -> torch.optim.AdamW:
     """Biases and norms do not decay, as usual, and the embedding table does not either: rows that the data never uses
-    would shrink, and could then not be left out of the step (``limbeck/vocabulary.py``)."""
+    would shrink, and could then not be left out of the step (``limbeck/vocabulary.py``).
+
+    AdamW's steps are as long whatever a gradient's length, so that a head which answers with numbers would stand still
+    beside prices and be all noise beside shares. It steps as one that answers in units of the labels' spread does:
+    gradient and learning rate times the spread, decay divided by it.
+    """
+    learned, student = trainable(objective.module), objective.student
     table = student.get_input_embeddings().weight if has_words(student) else None
-    free = [p for p in trainable(module) if p.dim() < 2 or p is table]
-    decaying = [p for p in trainable(module) if p.dim() >= 2 and p is not table]
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    spread = math.sqrt(phase.task.loss_unit(phase.train)) if position.scaled else 1.0
+    head = _head(objective, phase) if spread != 1 else []
+    of_head = {id(p) for p in head}
+    rest = [p for p in learned if id(p) not in of_head]
+    groups = []
+    for parameters, unit in ((rest, 1.0), (head, spread)):
+        free = [p for p in parameters if p.dim() < 2 or p is table]
+        decaying = [p for p in parameters if p.dim() >= 2 and p is not table]
+        groups += [
+            {"params": decaying, "weight_decay": phase.weight_decay / unit, "spread": unit},
+            {"params": free, "weight_decay": 0.0, "spread": unit},
+        ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+
+
+def _head(objective: Objective, phase: Phase) -> list[nn.Parameter]:
+    """Of what learns, weight and bias of the last linear layer, wherever the student is inside of the module."""
+    kind = objective.student.config.model_type
+    layer = "classifier" if kind == RECURRENT else phase.task.output_layer(kind)
+    ends = tuple(f".{layer}.{name}" for name in ("weight", "bias"))
+    named = objective.module.named_parameters()
+    return [p for name, p in named if p.requires_grad and f".{name}".endswith(ends)]
 
 
 def _score(model: PreTrainedModel, phase: Phase, position: Position, run: Run) -> float:

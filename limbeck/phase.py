@@ -121,6 +121,7 @@ class Position:
     window: dict[str, float] = field(default_factory=dict)  #: sums of the losses since the last metrics point
     window_steps: int = 0
     weighed: int = 0  #: steps so far that learned what examples are weighed in: their answers, or labels
+    scaled: bool = True  #: whether a head of numbers steps in units of the labels' spread
 
     def weighing(self, phase: Phase) -> float:
         """The share that is done of the steps that examples are weighed in, over all parts: a part that compares what

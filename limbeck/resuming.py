@@ -47,8 +47,8 @@ def restore(phase: Phase, run: Run) -> tuple[Position, Saved | None]:
         return Position(), None
     tensors, facts = run.store.read_tensors(role)
     known = facts["position"]
-    # An earlier version's has no ``weighed``; its curriculum went by the steps of the part.
-    return Position(**{"weighed": known["step"], **known}), (tensors, facts["random"])
+    # Earlier versions' have no ``weighed``, as their curriculum went by the steps of the part, and no ``scaled``.
+    return Position(**{"weighed": known["step"], "scaled": False, **known}), (tensors, facts["random"])
 
 
 def load(saved: Saved, objective: Objective, optimizer: torch.optim.Optimizer) -> None:

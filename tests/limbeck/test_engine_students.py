@@ -355,6 +355,38 @@ def test_losses_of_numbers_do_not_hang_on_their_unit(tmp_path: Path) -> None:
     assert first == pytest.approx([1, 1], abs=0.2)
 
 
+@pytest.mark.parametrize(
+    ("factor", "student"),
+    [(2.0**-10, {"layers": 1}), (2.0**12, {"architecture": "bigru", "hidden_size": 16})],
+)
+def test_a_student_of_numbers_does_not_hang_on_their_unit(
+    tmp_path: Path, factor: float, student: dict[str, Any]
+) -> None:
+    """Guards against a head that AdamW's steps, which are as long in every unit, never move beside prices and throw
+    about beside shares. By a power of two, so that nothing rounds otherwise; weight decay and clipping included."""
+    teacher, cards = write_tiny_bert(tmp_path / "teacher"), []
+    for name, unit in (("one", 1.0), ("other", factor)):
+        data = write("regression", tmp_path / name)
+        for path in data.iterdir():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            path.write_text("".join(json.dumps(row | {"label": row["label"] * unit}) + "\n" for row in rows))
+        document = {
+            "teacher": {"source": f"path:{teacher}", "finetune": {"epochs": 12, "learning_rate": 5e-3}},
+            "dataset": f"path:{data}",
+            "task": "regression",
+            "student": student,
+            "method": "kd",
+            "training": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3, "max_length": 32, "weight_decay": 0.1},
+            "export": [],
+        }
+        cards.append(distill(DistillConfig.parse(document), tmp_path / f"{name}-job").scorecard)
+    for ours, theirs in zip(*([card.teacher, card.student, card.baseline] for card in cards), strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert theirs.validation["spearman"] == pytest.approx(ours.validation["spearman"], abs=1e-6)
+        assert theirs.metrics["rmse"].value == pytest.approx(ours.metrics["rmse"].value * factor, rel=1e-5)
+
+
 @pytest.mark.parametrize("task", ["multi_label", "regression", "token_classification"])
 def test_whole_texts_of_every_task_may_be_read_as_other_tokens(tmp_path: Path, task: str) -> None:
     """Guards against logits of tokens that are held against those of other tokens. Regression's texts are pairs."""
