@@ -56,6 +56,24 @@ def test_nothing_counts_before_the_commit(store: CheckpointStore) -> None:
     assert again.has("training")
 
 
+def test_what_was_dropped_is_gone_with_the_commit(store: CheckpointStore) -> None:
+    """Guards a resumed run, which takes what it finds for its own: an answer of before, or a step that is over."""
+    store.drop("training")
+    store.commit(8)
+    again = reopened(store)
+    assert (again.has("training"), again.has("journal"), again.step) == (False, True, 8)
+    assert {name.split(".")[0] for name in again.committed} == {"journal", "manifest"}
+
+
+def test_the_state_of_another_version_is_not_used(store: CheckpointStore) -> None:
+    """Guards against tensors that meant something else when they were written."""
+    path = store.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    again = reopened(store)
+    assert again.damage == "it has the version 2, this Limbeck writes 1"
+    assert (again.has("journal"), again.step, again.committed) == (False, 0, [])
+
+
 def test_files_of_the_last_manifest_outlive_the_next_one(store: CheckpointStore) -> None:
     """Guards a reader that copies the state while a new one is committed."""
     before = set(json.loads((store.folder / "manifest.json").read_text())["files"])
