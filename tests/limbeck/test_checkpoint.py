@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.checkpoint import CheckpointStore
+from limbeck.checkpoint import CheckpointStore, mapped_tensors
 
 
 @pytest.fixture
@@ -34,6 +34,17 @@ def test_what_was_committed_is_read_back(store: CheckpointStore) -> None:
     assert tensors["weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert facts == {"step": 7}
     assert again.read_json("journal") == {"phase": "teacher"}
+
+
+def test_tensors_are_read_into_memory_of_their_own(tmp_path: Path) -> None:
+    """Guards a resumption: where a mapped file puts a tensor, kernels may round otherwise than they did before it."""
+    store = CheckpointStore(tmp_path / "state")
+    store.write_tensors("training", {f"{n}": torch.arange(float(n)) for n in (3, 5, 7, 9)}, {})
+    store.commit(1)
+    mapped, _ = mapped_tensors(store.path("training"))
+    assert any(tensor.data_ptr() % 64 for tensor in mapped.values()), "or this test shows nothing"
+    tensors, _ = reopened(store).read_tensors("training")
+    assert not any(tensor.data_ptr() % 64 for tensor in tensors.values())
 
 
 def test_the_manifest_names_every_file_with_its_hash(store: CheckpointStore) -> None:
