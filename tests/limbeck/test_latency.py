@@ -7,9 +7,8 @@ import time
 import pytest
 
 from limbeck.errors import Interrupted, InvalidInput
-from limbeck.latency import measure_latency, one_after_the_other
+from limbeck.latency import measure_latency
 from limbeck.runtime.encoding import Feeds, Row
-from limbeck.scorecard import Latency
 from limbeck.timing import SECONDS_VARIABLE, timed_seconds
 
 
@@ -60,17 +59,6 @@ def test_the_time_is_bounded() -> None:
     measure_latency({"slow": slow}, ROWS, pad_id=0, seconds=0.05)
     assert [sum(rows == size for rows, _ in slow.seen) for size in (1, 32)] == [5 + 5, 1 + 3]
     assert time.perf_counter() - start < 5
-
-
-def test_models_that_answer_in_turn_take_the_sum_of_their_times() -> None:
-    """Guards a panel of teachers that is as quick as one of them: two of 10 and 40 texts a second do 8."""
-    first, second = (
-        [Latency(batch_size=n, p50_ms=p50 * n, p95_ms=2 * p50 * n, examples_per_second=speed) for n in (1, 32)]
-        for p50, speed in ((100.0, 10.0), (25.0, 40.0))
-    )
-    one, many = one_after_the_other([first, second])
-    assert (one.batch_size, one.p50_ms, one.p95_ms, one.examples_per_second) == (1, 125, 250, pytest.approx(8))
-    assert (many.batch_size, many.p50_ms) == (32, 125 * 32)
 
 
 def test_it_can_be_stopped() -> None:

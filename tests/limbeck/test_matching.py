@@ -338,6 +338,8 @@ def test_patient_refuses_a_student_of_one_layer_and_a_map_that_does_not_fit() ->
 
     assert found(Patient(), 3) == []
     assert found(Patient(), 1) == ["/method"]
+    assert found(Patient(layer_map=(0,)), 2) == []
+    assert found(Patient(layer_map=(1, 6)), 3) == ["/method/layer_map"]
     assert found(Patient(layer_map=(1, 9)), 3) == ["/method/layer_map"]
     assert found(Patient(layer_map=(1,)), 3) == ["/method/layer_map"]
 

@@ -35,9 +35,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench.make(tmp_path_factory.mktemp("bench"), rows=16)
 
 
-def terms_of(bench: Bench, method: Method, number: int) -> tuple[Mapping[str, Term], Batch, Any, Any]:
+def terms_of(
+    bench: Bench, method: Method, number: int, student: Any = None
+) -> tuple[Mapping[str, Term], Batch, Any, Any]:
     """Of a part, with the student and the teacher that they are made of, both without dropout."""
-    student, teacher = bench.student().eval(), bench.teacher().eval()
+    student, teacher = (student or bench.student()).eval(), bench.teacher().eval()
     given = Models(student, lambda: teacher, (1, 3), lambda: TOKENS)
     objective = method.build(method.parts()[number], given, Criterion(TASK))
     logits = 3 * torch.randn(len(bench.train), 3, generator=torch.Generator().manual_seed(0))
@@ -87,6 +89,18 @@ def test_patient_matches_the_first_token_behind_the_layers_of_its_map(bench: Ben
     torch.testing.assert_close(terms["state_loss"].value.detach(), expected)
     assert expected > 1e-4
     assert terms["state_loss"].weight == 7
+
+
+def test_patients_layers_count_alike(bench: Bench) -> None:
+    """Guards a mean that is a sum: a deeper student's states would weigh more beside its answers."""
+    deep = bench.teacher()
+    with torch.no_grad():
+        for number, parameter in enumerate(deep.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    terms, batch, student, teacher = terms_of(bench, Patient(), 0, deep)
+    ours, theirs = states(student, batch), states(teacher, batch)
+    expected = [normalised_distance(ours[place][:, 0], theirs[place][:, 0]) for place in (1, 2, 3)]
+    torch.testing.assert_close(terms["state_loss"].value.detach(), torch.stack(expected).mean())
 
 
 @pytest.mark.parametrize("method", [TinyBERT(), Auto()], ids=lambda method: method.type)
