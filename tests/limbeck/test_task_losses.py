@@ -47,7 +47,7 @@ def test_each_row_has_the_mean_of_its_own_values() -> None:
     logits, targets = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     by_hand = [(math.log(2) + math.log(4)) / 2, (math.log(4 / 3) + math.log(2)) / 2]
     assert binary_hard_losses(logits, targets).tolist() == pytest.approx(by_hand)
-    teacher = torch.tensor([[4 * math.log(3), 0.0], [0.0, 0.0]])
+    teacher = torch.tensor([[0.0, 4 * math.log(3)], [0.0, 0.0]])
     soft = binary_soft_losses(torch.zeros(2, 2), teacher, 4.0)
     assert soft.tolist() == pytest.approx([16 * 0.130812 / 2, 0], abs=1e-5)
     assert squared_losses(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.zeros(2, 2)).tolist() == [5.0, 0.0]
