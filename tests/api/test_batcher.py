@@ -220,6 +220,20 @@ def test_more_than_may_wait_is_refused_with_a_time_to_come_back() -> None:
         run(script(made))
 
 
+def test_the_time_to_come_back_is_that_of_what_waits_at_the_rate_of_late() -> None:
+    """Guards Retry-After, which clients obey: a rate of all time, or of the windows instead of their texts, sends them
+    away for a minute, or back at once."""
+    with batcher(limit=1) as made:
+        assert made._retry_after(100) == 1, "nothing is known yet"
+        now = time.monotonic()
+        made._finished.extend([(now - 60, 100_000), (now - 2, 15), (now - 1, 5)])  # 20 in the last ten seconds
+        assert made._retry_after(20) == 10
+        assert made._retry_after(1) == 1
+        assert made._retry_after(10_000) == 60
+        made._finished.extend([(time.monotonic() - 2, 1)] * 1_000)  # as many as are kept, in two seconds
+        assert 2 * 3 <= made._retry_after(3_000) <= 2 * 3 + 3
+
+
 def test_a_hot_student_leaves_room_for_others() -> None:
     """Guards against one student whose callers take every place in which a question could wait: fair turns are of no
     use to a student whose questions are all refused."""

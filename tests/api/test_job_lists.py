@@ -35,7 +35,9 @@ def test_pages_give_every_job_once_newest_first(client: TestClient, submit: Subm
 def test_lists_tell_the_same_place_in_the_queue_as_the_jobs_themselves(client: TestClient, submit: Submit) -> None:
     for priority, owner in ((0, "a"), (5, "a"), (0, "b"), (5, "b")):
         submit(priority=priority, owner=owner)
-    for job in client.get("/v1/jobs").json()["data"]:
+    listed = client.get("/v1/jobs").json()["data"]
+    assert sorted(job["queue_position"] for job in listed) == [1, 2, 3, 4]
+    for job in listed:
         assert client.get(f"/v1/jobs/{job['id']}").json()["queue_position"] == job["queue_position"]
 
 

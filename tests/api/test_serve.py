@@ -75,7 +75,7 @@ def test_an_alias_is_switched_under_load_without_a_failed_request(
         assert client.put("/v1/aliases/reviews", json={"model": new}).status_code == 200
         until(lambda: all(labels[-1].startswith("new ") for labels in askers.answered.values()))
         counts = [len(labels) for labels in askers.answered.values()]
-        until(lambda: all(len(now) > then + 5 for now, then in zip(askers.answered.values(), counts, strict=True)))
+        until(lambda: all(len(now) > then + 12 for now, then in zip(askers.answered.values(), counts, strict=True)))
     assert askers.failed == []
     for labels in askers.answered.values():
         switch = next(place for place, label in enumerate(labels) if label.startswith("new "))

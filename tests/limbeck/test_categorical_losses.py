@@ -180,10 +180,11 @@ def test_where_student_and_teacher_agree_there_is_no_loss_and_no_gradient(name: 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_each_gives_one_value_for_a_row_in_float32_and_pulls_towards_the_teacher(name: str) -> None:
-    student, teacher = _logits(6, 0).bfloat16().requires_grad_(), _logits(6, 1)
+    """Guards against a softmax in bfloat16 of either side, beside one row and one direction for each."""
+    student, teacher = _logits(6, 0).bfloat16().requires_grad_(), _logits(6, 1).bfloat16()
     loss = LOSSES[name](student, teacher)
     assert loss.shape == (6,)
-    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, LOSSES[name](student.float(), teacher.float()), rtol=0, atol=0)
     torch.autograd.backward(loss.mean())
     assert student.grad is not None
     nearer = student.detach().float() - 0.5 * student.grad.float()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.checkpoint import CheckpointStore
+from limbeck.checkpoint import CheckpointStore, mapped_tensors
 
 
 @pytest.fixture
@@ -36,6 +36,17 @@ def test_what_was_committed_is_read_back(store: CheckpointStore) -> None:
     assert again.read_json("journal") == {"phase": "teacher"}
 
 
+def test_tensors_are_read_into_memory_of_their_own(tmp_path: Path) -> None:
+    """Guards a resumption: where a mapped file puts a tensor, kernels may round otherwise than they did before it."""
+    store = CheckpointStore(tmp_path / "state")
+    store.write_tensors("training", {f"{n}": torch.arange(float(n)) for n in (3, 5, 7, 9)}, {})
+    store.commit(1)
+    mapped, _ = mapped_tensors(store.path("training"))
+    assert any(tensor.data_ptr() % 64 for tensor in mapped.values()), "or this test shows nothing"
+    tensors, _ = reopened(store).read_tensors("training")
+    assert not any(tensor.data_ptr() % 64 for tensor in tensors.values())
+
+
 def test_the_manifest_names_every_file_with_its_hash(store: CheckpointStore) -> None:
     """Guards the format that the worker copies by."""
     manifest = json.loads((store.folder / "manifest.json").read_text())
@@ -54,6 +65,24 @@ def test_nothing_counts_before_the_commit(store: CheckpointStore) -> None:
     again = reopened(store)
     assert again.read_json("journal") == {"phase": "teacher"}
     assert again.has("training")
+
+
+def test_what_was_dropped_is_gone_with_the_commit(store: CheckpointStore) -> None:
+    """Guards a resumed run, which takes what it finds for its own: an answer of before, or a step that is over."""
+    store.drop("training")
+    store.commit(8)
+    again = reopened(store)
+    assert (again.has("training"), again.has("journal"), again.step) == (False, True, 8)
+    assert {name.split(".")[0] for name in again.committed} == {"journal", "manifest"}
+
+
+def test_the_state_of_another_version_is_not_used(store: CheckpointStore) -> None:
+    """Guards against tensors that meant something else when they were written."""
+    path = store.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    again = reopened(store)
+    assert again.damage == "it has the version 2, this Limbeck writes 1"
+    assert (again.has("journal"), again.step, again.committed) == (False, 0, [])
 
 
 def test_files_of_the_last_manifest_outlive_the_next_one(store: CheckpointStore) -> None:

@@ -110,6 +110,10 @@ def test_the_scorecard_holds_together(finished: Finished) -> None:
     assert (card.teacher.layers, card.student.layers, card.baseline.layers) == (4, 2, 2)
     assert card.student.parameters == card.baseline.parameters < card.teacher.parameters
     assert [latency.batch_size for latency in card.student.latency] == [1, 32]
+    pairs = zip(card.teacher.latency, card.student.latency, strict=True)
+    assert card.speedup == {str(slow.batch_size): slow.p50_ms / fast.p50_ms for slow, fast in pairs}
+    assert card.compression == card.teacher.parameters / card.student.parameters
+    assert card.student.bytes == 4 * card.student.parameters
     assert [export.format for export in card.exports] == ["onnx"]
     assert card.exports[0].label_agreement == 1
     assert set(card.minutes) == {str(stage) for stage in Stage}

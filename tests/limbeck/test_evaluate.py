@@ -30,10 +30,11 @@ def test_metrics_are_those_of_scikit_learn(seed: int) -> None:
     """Guards against a macro F1 that counts classes which never occur, or forgets those that were only predicted."""
     labels = some_labels(40, 5, seed) * 2  # the odd classes have no example …
     predictions = answers(0.5, labels, 12, seed)  # … but some are predicted, and some are neither
-    assert evaluate.score("accuracy", predictions, labels) == pytest.approx(accuracy_score(labels, predictions))
-    assert evaluate.score("macro_f1", predictions, labels) == pytest.approx(
-        f1_score(labels, predictions, average="macro", zero_division=0), abs=1e-6
-    )
+    # Either way round: the highest class is one that is predicted only, or one that is never predicted.
+    for found, true in ((predictions, labels), (labels, predictions)):
+        assert evaluate.score("accuracy", found, true) == pytest.approx(accuracy_score(true, found))
+        expected = f1_score(true, found, average="macro", zero_division=0)
+        assert evaluate.score("macro_f1", found, true) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
@@ -54,6 +55,24 @@ def test_the_interval_is_that_of_resampling_examples_one_by_one(metric: str) -> 
     assert found.low < found.value < found.high
 
 
+@pytest.mark.parametrize("truth", [some_labels(150, 4), some_labels(150, 4) / 2])
+def test_every_resample_draws_as_many_examples_as_there_are(truth: Any) -> None:
+    """Guards intervals of fewer resamples, or of resamples that share out what belongs to another: both look like an
+    interval."""
+    drawn = evaluate.Resamples(truth, {"model": truth}, resamples=70, seed=1)
+    (counts,) = drawn._judge.draws(np.random.default_rng(1), 70)
+    assert counts.sum(axis=1).tolist() == [150] * 70
+    assert len({tuple(row) for row in counts.tolist()}) == 70
+    metric = "accuracy" if truth.dtype.kind == "i" else "rmse"
+    assert len(drawn.values(metric, ["model"])["model"]) == 70
+
+
+def test_many_examples_are_drawn_in_blocks_that_make_up_all_resamples() -> None:
+    """Guards large test splits, whose resamples do not fit into memory at one time."""
+    assert list(evaluate._blocks(1_000, 1 << 16)) == [256, 256, 256, 232]
+    assert list(evaluate._blocks(3, 1 << 25)) == [1, 1, 1]
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     """Guards against a scorecard that changes when the same job is run again."""
     labels = some_labels(200, 3)
@@ -69,6 +88,16 @@ def test_retention_shares_its_resamples() -> None:
     same = answers(0.8, labels, 3, 1)
     found = evaluate.retention("macro_f1", student=same, teacher=same, labels=labels, seed=1)
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_the_interval_of_a_retention_is_around_it() -> None:
+    """Guards against teacher / student, whose interval would lie on the other side of 1, and against one of 90 %."""
+    labels = some_labels(400, 3)
+    student, teacher = answers(0.5, labels, 3, 1), answers(0.9, labels, 3, 2)
+    found = evaluate.retention("accuracy", student=student, teacher=teacher, labels=labels, seed=1)
+    assert found is not None
+    assert 0.5 < found.low < found.value < found.high < 1
+    assert evaluate._interval(np.arange(1_001.0)) == pytest.approx((25, 975))
 
 
 def test_retention_needs_a_teacher_that_gets_something_right() -> None:
@@ -114,6 +143,15 @@ def test_a_gap_is_told_in_the_unit_of_its_figures() -> None:
     assert re.match(r"Read with care: .* is 0\.\d{3}, but its 95 % interval \(-0\.\d{3} to \+0\.\d{3}\)", str(notes[1]))
 
 
+@pytest.mark.parametrize(("better", "recovered"), [(4, False), (8, True)])
+def test_a_gap_is_one_from_half_a_point_on(better: int, recovered: bool) -> None:
+    """Guards the constant that says what is too small to divide by: a larger one hides figures, a smaller invents."""
+    labels, baseline, teacher = (np.zeros(1_000, dtype=np.int64) for _ in range(3))
+    baseline[:100], teacher[: 100 - better] = 1, 1
+    found = evaluate.gap_recovery("accuracy", student=labels, teacher=teacher, baseline=baseline, labels=labels, seed=1)
+    assert (found.estimate is not None) is recovered
+
+
 def test_an_uncertain_gap_is_said() -> None:
     """Guards against a quotient that is read as a finding although its denominator may as well be zero."""
     labels = some_labels(60, 2)
@@ -147,6 +185,8 @@ def test_lengths_have_to_agree() -> None:
         evaluate.score("accuracy", [1], [1, 0, 1])
     with pytest.raises(ValueError, match="N > 0"):
         evaluate.score("accuracy", [], [])
+    with pytest.raises(ValueError, match="same N"):
+        evaluate.score("teacher_cosine", [0.5], [1.0, 1.0, 1.0])
 
 
 def test_majority_is_what_guessing_gets() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from limbeck import exits
 from limbeck.batches import Batch, Collator
@@ -22,7 +23,7 @@ from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import InvalidInput, InvalidModel
-from limbeck.exit_card import Answers, calibrate
+from limbeck.exit_card import Answers, _work, calibrate
 from limbeck.exit_graph import _Folded, write_exit_graphs
 from limbeck.methods.base import Models
 from limbeck.methods.fastbert import FastBert
@@ -30,6 +31,7 @@ from limbeck.model_folder import ModelFacts
 from limbeck.modelcard import model_card
 from limbeck.phase import share_steps
 from limbeck.preflight import check
+from limbeck.progress import forward_work
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty
 from limbeck.runtime.session import Session
@@ -211,6 +213,18 @@ def test_the_floor_is_kept_on_the_way_to_the_speed() -> None:
     assert calibrate(found, labels, "accuracy", FastBert(max_loss=10))[0] == pytest.approx(0.30)
     assert calibrate(found, labels, "accuracy", FastBert(floor=0.6)) == (pytest.approx(0.35), 0.6)
     assert calibrate(found, labels, "accuracy", FastBert(floor=0.9)) == (0.0, 0.9)
+
+
+def test_operations_are_counted_of_the_layers_and_branches_that_a_text_passes() -> None:
+    """Guards the curve, which says what a speed saves: branches are not free, the last layer has none, and at speed 0
+    none is computed."""
+    model: Any = SimpleNamespace(config=BertConfig(hidden_size=16, num_hidden_layers=4, intermediate_size=32))
+    lengths, layers = np.array([3, 5]), np.array([1, 4])
+    of_layers = forward_work(model.config, 1, lengths) + 3 * forward_work(model.config, 1, lengths[1:])
+    # A branch: 16 numbers of each token to 128, four of its scores and means; then five matrices' rows of 128.
+    of_branches = 2 * 128 * (20 * (8 + 5 + 5) + 5 * 128 * (2 + 1 + 1))
+    assert _work(0.5, layers, lengths, model) == pytest.approx(of_layers + of_branches)
+    assert _work(0, np.array([4, 4]), lengths, model) == pytest.approx(forward_work(model.config, 4, lengths))
 
 
 def test_a_floor_that_no_speed_keeps_is_not_said_to_be_kept(job: Job) -> None:

@@ -144,6 +144,19 @@ def test_logits_that_were_kept_stand_for_the_teacher(tmp_path: Path) -> None:
     kept = measure(phase.models.student, pytest.fail, bench.train, len(bench.train), TASK, run, logits)
     for name, values in fresh.items():
         torch.testing.assert_close(kept[name], values, rtol=1e-4, atol=1e-5)
+    # By hand, also what the table says of the teacher: guards two models that have changed places.
+    own = torch.from_numpy(predict(phase.models.student, bench.train, TASK, run))
+    theirs, ours, labels = logits.log_softmax(1), own.log_softmax(1), torch.from_numpy(bench.train.labels)
+    by_hand = {
+        "loss": -ours.gather(1, labels[:, None])[:, 0],
+        "teacher_loss": -theirs.gather(1, labels[:, None])[:, 0],
+        "disagreement": (theirs.exp() * (theirs - ours)).sum(dim=1),
+        "entropy": -(theirs.exp() * theirs).sum(dim=1),
+        "teacher_right": (logits.argmax(dim=1) == labels).float(),
+        "student_right": (own.argmax(dim=1) == labels).float(),
+    }
+    for name, values in by_hand.items():
+        torch.testing.assert_close(kept[name], values, rtol=1e-4, atol=1e-5, msg=name)
     few = measure(phase.models.student, pytest.fail, bench.train, 5, TASK, run, logits)
     torch.testing.assert_close(few["loss"], kept["loss"][:5], rtol=1e-4, atol=1e-5)
 
@@ -151,16 +164,17 @@ def test_logits_that_were_kept_stand_for_the_teacher(tmp_path: Path) -> None:
 def test_classes_are_counted_by_hand() -> None:
     """Labels a a a b; the teacher misses the third, the student the first and the last, the baseline nothing."""
     columns = {
-        "loss": torch.tensor([0.1, 2.0]),
-        "teacher_loss": torch.tensor([0.2, 0.3]),
-        "teacher_right": torch.tensor([1.0, 1.0]),
-        "student_right": torch.tensor([1.0, 0.0]),
+        "loss": torch.tensor([0.1, 2.0, 0.05, 0.3]),
+        "teacher_loss": torch.tensor([0.2, 0.3, 0.9, 0.1]),
+        "teacher_right": torch.tensor([1.0, 1.0, 0.0, 1.0]),
+        "student_right": torch.tensor([1.0, 0.0, 1.0, 0.0]),
     }
-    texts = {"validation": [Shown("easy", None, "a"), Shown("hard " * 60, "pair", "b")]}
+    texts = {"validation": [Shown("easy", None, "a"), Shown("hard " * 60, "pair", "b"), *[Shown("x", None, "a")] * 2]}
     answers = {"teacher": [0, 0, 1, 1], "student": [1, 0, 0, 0], "baseline": [0, 0, 0, 1]}
     found = summary({"validation": columns}, texts, answers, np.array([0, 0, 0, 1]), ["a", "b", "unused"])
-    assert (found.lost, found.won) == ({"validation": 1}, {"validation": 0})
-    assert [sample.row for sample in found.hardest] == [2, 1]
+    assert (found.lost, found.won) == ({"validation": 2}, {"validation": 1})
+    assert [sample.row for sample in found.hardest] == [2, 4, 1, 3]
+    assert (found.hardest[0].loss, found.hardest[0].teacher_loss) == pytest.approx((2.0, 0.3))
     assert found.hardest[0].text.endswith("…")
     assert len(found.hardest[0].text) == 200
     first, second = found.classes

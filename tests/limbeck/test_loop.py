@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from limbeck.checkpoint import CheckpointStore
 from limbeck.criterion import Criterion
 from limbeck.errors import Conflict, Diverged, Interrupted
 from limbeck.gradients import Cut, backward
-from limbeck.loop import schedule, train
+from limbeck.loop import _adamw, _update, schedule, train
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Models, Objective, Part, Term
 from limbeck.methods.distilbert import DistilBERT
@@ -89,6 +90,41 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(bench: Bench, tmp_path: Path)
 def test_the_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
     factors = [schedule(step, 10, 0.2) for step in range(11)]
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
+
+
+def test_a_step_goes_along_the_gradient_at_the_rate_and_no_longer_than_1() -> None:
+    """Guards the clipping, without which a few steps still learn something: a gradient of length 5 counts as one of 1,
+    a shorter one as it is, and what is reported is the length that it had."""
+    for gradient, expected in (([3.0, 4.0], [-0.06, -0.08]), ([0.3, 0.4], [-0.03, -0.04])):
+        layer = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(layer.weight)
+        layer.weight.grad = torch.tensor([gradient])
+        objective: Any = SimpleNamespace(module=layer)
+        norm = _update(objective, torch.optim.SGD(layer.parameters(), lr=99.0), 0.1)
+        assert norm.item() == pytest.approx(math.hypot(*gradient))
+        assert layer.weight.tolist() == [pytest.approx(expected, rel=1e-4)]
+        assert layer.weight.grad is None, "or the next step goes along it once more"
+
+
+def test_matrices_decay_and_biases_norms_and_the_word_table_do_not(bench: Bench) -> None:
+    student = bench.student()
+    decaying, free = _adamw(student, student, 0.3).param_groups
+    assert (decaying["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    shrinking, staying = ({names[id(one)] for one in group["params"]} for group in (decaying, free))
+    assert shrinking | staying == set(names.values())
+    assert staying == {n for n in names.values() if n.endswith("bias") or "LayerNorm" in n or "word_embeddings" in n}
+
+
+class _Twice(FineTuning):
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(learning_rate=2.0),)
+
+
+def test_a_parts_learning_rate_is_a_factor_on_the_configured_one(bench: Bench, tmp_path: Path) -> None:
+    """Guards fastbert's branches and tinybert's first part, whose rates are their own: any rate trains something."""
+    once = weights(bench, tmp_path / "once", FineTuning(), learning_rate=1e-3, epochs=1)
+    assert_equal(weights(bench, tmp_path / "twice", _Twice(), learning_rate=5e-4, epochs=1), once)
 
 
 _RESUMED = [

@@ -65,6 +65,8 @@ def test_shapes_that_only_broadcast_are_refused() -> None:
         soft_losses(torch.zeros(4, 3), torch.zeros(1, 3), 1.0)
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(4, 1\)"):
         hard_losses(torch.zeros(4, 3), torch.zeros(4, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"\(2, 4, 3\)"):
+        soft_losses(torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), 1.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from limbeck.batches import Batch, Collator
 from limbeck.capture import captured
 from limbeck.criterion import Criterion
-from limbeck.errors import InvalidConfig
+from limbeck.errors import Diverged, InvalidConfig
 from limbeck.gradients import Cut, backward
 from limbeck.masked_words import MaskedWords
 from limbeck.matching import (
@@ -66,17 +66,37 @@ def test_patients_maps_are_those_of_the_paper() -> None:
 
 def test_normalised_distance_by_hand() -> None:
     """Right angles are 2 apart, whatever the lengths; the mean is over examples and not over the width."""
-    student = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
-    teacher = torch.tensor([[0.0, 7.0], [0.0, 1.0]])
-    assert normalised_distance(student, teacher).item() == pytest.approx((2 + 0) / 2)
+    student = torch.tensor([[3.0, 0.0], [0.0, 5.0], [3.0, 4.0]])
+    teacher = torch.tensor([[0.0, 7.0], [0.0, 1.0], [4.0, 3.0]])  # a cosine of 24/25 in the third
+    assert normalised_distance(student, teacher).item() == pytest.approx((2 + 0 + 2 / 25) / 3)
 
 
 def test_hidden_and_cosine_distance_by_hand_leave_padding_out() -> None:
-    student = torch.tensor([[[1.0, 0.0], [9.0, 9.0]]])
-    teacher = torch.tensor([[[0.0, 2.0], [0.0, 0.0]]])
+    student = torch.tensor([[[2.0, 1.0], [9.0, 9.0]]])
+    teacher = torch.tensor([[[1.0, 3.0], [0.0, 0.0]]])
     mask = torch.tensor([[1, 0]])
     assert hidden_distance(student, teacher, mask).item() == pytest.approx((1 + 4) / 2)
-    assert cosine_distance(student, teacher, mask).item() == pytest.approx(1.0)
+    assert cosine_distance(student, teacher, mask).item() == pytest.approx(1 - 5 / math.sqrt(5 * 10))
+
+
+@pytest.mark.parametrize("distance", [hidden_distance, cosine_distance, normalised_distance])
+def test_states_that_only_broadcast_are_refused(distance: Any) -> None:
+    """Guards against one text's states being matched with every text's."""
+    with pytest.raises(ValueError, match=r"same shape; found \(4, 3, 8\) and \(1, 3, 8\)"):
+        distance(
+            torch.zeros(4, 3, 8), torch.zeros(1, 3, 8), *[torch.ones(4, 3)] * (distance is not normalised_distance)
+        )
+
+
+def test_projections_that_do_not_fit_are_refused() -> None:
+    """Guards against one text's attention for every text's, heads that cut through a number of tokens, and NaN."""
+    four, one = torch.zeros(4, 3, 6), torch.zeros(1, 3, 6)
+    with pytest.raises(ValueError, match="same shape"):
+        attention_distance((four, four), (one, one), torch.ones(4, 3), 2)
+    with pytest.raises(ValueError, match="4 heads do not divide a width of 6"):
+        relation_divergence(torch.zeros(4, 4, 6), torch.zeros(4, 4, 6), torch.ones(4, 4), 4)
+    with pytest.raises(Diverged, match="captured states"):
+        relation_divergence(four, torch.full_like(four, math.nan), torch.ones(4, 3), 2)
 
 
 def test_attention_distance_by_hand() -> None:
@@ -86,6 +106,7 @@ def test_attention_distance_by_hand() -> None:
     zero = torch.zeros_like(queries)
     found = attention_distance((queries, keys), (zero, zero), torch.ones(1, 2), heads=1)
     assert found.item() == pytest.approx((1 + 0 + 0 + 1) / 4)
+    assert attention_distance((queries, keys), (queries, keys), torch.ones(1, 2), heads=1).item() == 0
 
 
 def test_relation_divergence_by_hand() -> None:
@@ -317,6 +338,8 @@ def test_patient_refuses_a_student_of_one_layer_and_a_map_that_does_not_fit() ->
 
     assert found(Patient(), 3) == []
     assert found(Patient(), 1) == ["/method"]
+    assert found(Patient(layer_map=(0,)), 2) == []
+    assert found(Patient(layer_map=(1, 6)), 3) == ["/method/layer_map"]
     assert found(Patient(layer_map=(1, 9)), 3) == ["/method/layer_map"]
     assert found(Patient(layer_map=(1,)), 3) == ["/method/layer_map"]
 

@@ -42,6 +42,29 @@ def test_binary_divergence_by_hand() -> None:
     assert math.isfinite(binary_soft_losses(-huge, huge, 1.0).item())
 
 
+def test_each_row_has_the_mean_of_its_own_values() -> None:
+    """Guards against a mean over the batch, a sum over the values, and T² that is 2T (which it is at T = 2)."""
+    logits, targets = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    by_hand = [(math.log(2) + math.log(4)) / 2, (math.log(4 / 3) + math.log(2)) / 2]
+    assert binary_hard_losses(logits, targets).tolist() == pytest.approx(by_hand)
+    teacher = torch.tensor([[0.0, 4 * math.log(3)], [0.0, 0.0]])
+    soft = binary_soft_losses(torch.zeros(2, 2), teacher, 4.0)
+    assert soft.tolist() == pytest.approx([16 * 0.130812 / 2, 0], abs=1e-5)
+    assert squared_losses(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.zeros(2, 2)).tolist() == [5.0, 0.0]
+
+
+def test_answers_in_half_precision_are_compared_in_float32() -> None:
+    """Guards against bfloat16, in which a year is off by eight and the last differences are rounded away."""
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(4, 3, generator=draw).bfloat16() for _ in range(2))
+    for found, whole in (
+        (binary_hard_losses(ours, theirs > 0), binary_hard_losses(ours.float(), (theirs > 0).float())),
+        (binary_soft_losses(ours, theirs, 3.0), binary_soft_losses(ours.float(), theirs.float(), 3.0)),
+        (squared_losses(ours, theirs), squared_losses(ours.float(), theirs.float())),
+    ):
+        torch.testing.assert_close(found, whole, rtol=0, atol=0)
+
+
 def test_squares_by_hand() -> None:
     assert squared_losses(torch.tensor([[1.0], [3.0]]), torch.tensor([[2.5], [3.0]])).tolist() == [2.25, 0.0]
 
@@ -50,6 +73,10 @@ def test_losses_refuse_broadcasting_and_nan() -> None:
     """Guards against (N, 1) against (N,), whose square is a matrix that trains to the mean."""
     with pytest.raises(ValueError, match="same shape"):
         squared_losses(torch.zeros(3, 1), torch.zeros(3))
+    with pytest.raises(ValueError, match="same shape"):
+        squared_losses(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match="same shape"):
+        binary_soft_losses(torch.zeros(2, 3), torch.zeros(2, 1), 1.0)
     with pytest.raises(ValueError, match="same shape"):
         binary_hard_losses(torch.zeros(2, 3), torch.zeros(2, 1))
     with pytest.raises(Diverged):

@@ -17,7 +17,7 @@ from torch import Tensor
 from limbeck.batches import Batch, Collator
 from limbeck.config import Training
 from limbeck.criterion import Criterion
-from limbeck.difficulty import entropies, ranks
+from limbeck.difficulty import entropies, example_means, ranks, right_rows
 from limbeck.errors import Interrupted
 from limbeck.gradients import Cut, backward
 from limbeck.loop import train
@@ -56,10 +56,12 @@ def test_focal_weights_are_those_worked_out_by_hand() -> None:
 
 
 def test_disagreement_weighs_by_the_divergence_from_the_teacher() -> None:
-    """The divergences are 0, 0.130812 and 0: the middle example has all the weight, 3."""
-    teacher = torch.tensor([[math.log(3.0), 0.0], [math.log(3.0), 0.0], [0.0, math.log(3.0)]])
+    """The divergences of (3/4, 1/4) from (1/2, 1/2), and of (1/2, 1/2) from (1/4, 3/4), are 0.130812 and 0.143841, the
+    other way round the other one: guards their direction, and T = 1."""
+    teacher = torch.tensor([[math.log(3.0), 0.0], [math.log(3.0), 0.0], [0.0, 0.0]])
     found = Criterion(TASK, weighting=Disagreement()).hard(LOGITS, _batch([0, 0, 0], teacher))
-    assert found.value.item() == pytest.approx(3 * math.log(2) / 3, abs=1e-4)
+    expected = (0.130812 * math.log(2) + 0.143841 * math.log(4)) / (0.130812 + 0.143841)
+    assert found.value.item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_entropy_weighs_by_how_unsure_the_teacher_is() -> None:
@@ -79,9 +81,38 @@ def test_entropies_are_those_worked_out_by_hand() -> None:
     class Yes(SequenceClassification):
         kind = "binary"
 
-    assert entropies(Yes(), torch.tensor([[0.0, math.log(3.0)]])).item() == pytest.approx(
-        (math.log(2) + 0.562335) / 2, abs=1e-6
-    )
+    found = entropies(Yes(), torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]]))
+    assert found.tolist() == pytest.approx([(math.log(2) + 0.562335) / 2, math.log(2)], abs=1e-6)
+
+
+def test_an_example_is_right_where_all_its_answers_are() -> None:
+    """Guards the tables of hard samples, and a number that is taken for a class: both would say something."""
+
+    class Yes(SequenceClassification):
+        kind = "binary"
+
+    class Number(SequenceClassification):
+        kind = "value"
+
+    assert right_rows(TASK, LOGITS, torch.tensor([0, 1, 1])).tolist() == [True, False, True]
+    decided = torch.tensor([[1.0, -1.0], [1.0, 1.0], [0.5, -0.5]])
+    assert right_rows(Yes(), decided, torch.tensor([[1.0, 0.0]] * 3)).tolist() == [True, False, True]
+    for refused in (lambda: right_rows(Number(), LOGITS, torch.zeros(3)), lambda: entropies(Number(), LOGITS)):
+        with pytest.raises(ValueError, match="is a number"):
+            refused()
+    # Of an example without rows, such as a text whose words are all cut off, nothing is known: 0, and not NaN.
+    assert example_means(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]), 2).tolist() == [2, 0]
+
+
+def test_a_curriculum_orders_by_what_it_was_told_to() -> None:
+    """Guards ``by``: entropy and loss disagree about the third example, which the teacher has wrong and is sure of."""
+    found = {
+        by: Curriculum(by=by).difficulties(TASK, None, LOGITS, torch.tensor([0, 0, 0])) for by in ("loss", "entropy")
+    }
+    assert found["loss"].tolist() == pytest.approx([math.log(4 / 3), math.log(2), math.log(4)])
+    assert found["entropy"].tolist() == pytest.approx([0.562335, math.log(2), 0.562335], abs=1e-6)
+    weights = Curriculum(start=0.2).weights(torch.tensor([0.1, 0.2, 0.25, 0.3]), 0.0)
+    assert weights.tolist() == pytest.approx([1, 1, math.exp(-1), math.exp(-2)])
 
 
 def test_a_batch_in_which_nothing_is_hard_has_equal_weights() -> None:
@@ -265,6 +296,8 @@ def test_the_root_pacing_is_the_papers() -> None:
     """c(t) = sqrt(t (1 - c0²) + c0²): at c0 = 0.2 and half way sqrt(0.52)."""
     assert Curriculum(start=0.2, until=1.0).competence(0.5) == pytest.approx(math.sqrt(0.52))
     assert Curriculum(start=0.2, until=1.0, pacing="linear").competence(0.5) == pytest.approx(0.6)
+    half = Curriculum(start=0.2, until=0.5, pacing="linear")
+    assert [half.competence(one) for one in (0.0, 0.25, 0.5, 0.9)] == pytest.approx([0.2, 0.6, 1, 1])
 
 
 def test_a_method_without_teacher_logits_is_weighted_by_them_all_the_same(bench: Bench, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from limbeck.batches import Collator
 from limbeck.data import Split
-from limbeck.runtime.windows import Span, Windows, merged
+from limbeck.runtime.windows import Span, Windows, best_spans, merged, named
 from limbeck.students import Blueprint, read_config
 from limbeck.tasks.question_answering import QuestionAnswering
 from limbeck.tokenizing import load_tokenizer
@@ -41,6 +41,32 @@ def test_a_context_of_which_nothing_is_read_breaks_no_training_off(tmp_path: Pat
 def test_the_spans_of_several_windows_are_each_named_once() -> None:
     spans = [Span(4, 9, 1.0), Span(0, 3, 2.0), Span(4, 9, 3.0), Span(1, 3, 2.0)]
     assert merged(spans, 2) == [Span(4, 9, 3.0), Span(0, 3, 2.0)]
+
+
+def test_the_best_spans_are_those_of_all_pairs_of_tokens() -> None:
+    """Guards what an answer may be: within one window's context, not longer than 30 tokens, its end not before its
+    start. Every pair is tried here; the answers of a shortcut would look like answers."""
+    draw, windows, every = np.random.default_rng(0), [], {}
+    for first in (0, 100):
+        logits = draw.normal(0, 3, (45, 2)).astype(np.float32)
+        logits[:4] = 50  # the question, whose tokens are no places
+        places = np.array([(-1, -1)] * 4 + [(first + 2 * n, first + 2 * n + 1) for n in range(41)], dtype=np.int32)
+        logits[6, 0] = logits[44, 1] = 40  # a likely start and a likely end that are too far from each other
+        windows.append((logits, places))
+        for start in range(4, 45):
+            for end in range(start, min(start + 30, 45)):
+                every[places[start, 0], places[end, 1]] = float(logits[start, 0] + logits[end, 1])
+    expected = sorted(every.items(), key=lambda one: -one[1])[:20]
+    found = best_spans(windows)
+    assert [(one.start, one.end) for one in found] == [place for place, _ in expected]
+    assert [one.score for one in found] == pytest.approx([score for _, score in expected])
+
+
+def test_the_scores_of_answers_are_shares_of_all_candidates() -> None:
+    """Guards scores that sum to 1 over those that are shown instead of all, or without the logarithm."""
+    spans = [Span(0, 4, 2.0 + np.log(3)), Span(5, 9, 2.0), Span(0, 9, -1e9)]
+    (best,) = named(spans, "open door", 1)
+    assert best == {"score": pytest.approx(0.75), "start": 0, "end": 4, "answer": "open"}
 
 
 @pytest.mark.parametrize("length", [8, 9, 12])

@@ -115,6 +115,7 @@ def test_an_expired_lease_is_claimed_again_and_the_ledger_says_why(either: Datab
     again = taken(either, holder=Holder("other:2", "other", 2))
     assert (again.job.id, again.job.attempt, again.lease.fence) == (held.job.id, 2, 2)
     assert again.job.checkpoint == CHECKPOINT
+    assert again.job.started_at == held.job.started_at, "when the first attempt did"
     with either.reading() as session:
         first, second = telemetry.attempts(session, held.job.id)
         kinds = [event.kind for event in telemetry.events_after(session, held.job.id, 0, 10)]
@@ -211,7 +212,9 @@ def test_success_writes_the_models_and_the_end_at_once(either: Database) -> None
     assert ended.progress is not None
     assert ended.progress["percent"] == 100.0
     with either.reading() as session:
-        assert catalogue.get_model(session, "mdl_1").job_id == job.id
+        model = catalogue.get_model(session, "mdl_1")
+        assert (model.job_id, model.kind, model.name) == (job.id, ModelKind.STUDENT, "a job")
+        assert (model.teacher, model.dataset, model.method) == ("builtin:minilm-l6", "builtin:stdlib-docstrings", "kd")
         assert [(one.outcome, one.last_step) for one in telemetry.attempts(session, job.id)] == [("succeeded", 9)]
 
 
@@ -246,12 +249,50 @@ def test_a_retryable_fault_goes_back_to_the_queue_until_the_attempts_are_used_up
     assert claim_one(either) is None
 
 
+def test_each_retry_waits_three_times_as_long_as_the_one_before(either: Database) -> None:
+    """Guards a machine in trouble against jobs that come back at once, all of them."""
+    job = submit(either, max_attempts=4)
+    waits = []
+    for _ in range(3):
+        held = taken(either)
+        with either.session() as session:
+            endings.fail(session, held.lease, FAULT, retry_seconds=100)
+            session.flush()
+            until = jobs.get(session, job.id).lease_expires_at
+            assert until is not None
+            waits.append(lease.seconds_until(session, until))
+        expire(either, job.id)
+    assert waits == pytest.approx([100, 300, 900], abs=20)
+
+
 def test_a_fault_that_will_not_pass_fails_the_job_at_once(either: Database) -> None:
+    """Guards its checkpoint, too: what is kept can be resumed, only to fail again, and lies in the storage until
+    then."""
     job = submit(either)
     held = taken(either)
     with either.session() as session:
+        lease.commit_checkpoint(session, held.lease, CHECKPOINT)
         assert endings.fail(session, held.lease, Fault("diverged", "NaN", False), retry_seconds=0) is JobStatus.FAILED
-    assert read(either, job.id).error == {"code": "diverged", "message": "NaN", "retryable": False}
+    ended = read(either, job.id)
+    assert ended.error == {"code": "diverged", "message": "NaN", "retryable": False}
+    assert ended.checkpoint is None
+
+
+@pytest.mark.parametrize(("retryable", "expected"), [(True, JobStatus.PAUSED), (False, JobStatus.FAILED)])
+def test_a_fault_on_the_way_to_a_pause_pauses_where_it_may_pass(
+    either: Database, retryable: bool, expected: JobStatus
+) -> None:
+    """Guards against a job that is queued again although its user wants it to stand still, and one that waits to be
+    resumed although it cannot go on."""
+    job = submit(either)
+    held = taken(either)
+    with either.session() as session:
+        lease.commit_checkpoint(session, held.lease, CHECKPOINT)
+        jobs.request_pause(session, job.id)
+    with either.session() as session:
+        assert endings.fail(session, held.lease, Fault("x", "y", retryable), retry_seconds=0) is expected
+    assert read(either, job.id).checkpoint == (CHECKPOINT if retryable else None)
+    assert claim_one(either) is None
 
 
 def test_handing_back_and_pausing_cost_no_attempt(either: Database) -> None:
