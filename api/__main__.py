@@ -16,11 +16,13 @@ from pydantic import ValidationError
 
 from api.app import create_app
 from api.limits import allow_many_connections, encode_in_one_thread, leave_lasting_objects_alone
+from api.listening import configured
 from api.logs import configure_logging
-from limbeck.errors import InvalidInput
+from limbeck.errors import InvalidInput, Unavailable
 from models.engine import database_address
+from models.scratch import make
 from models.settings import Settings, complaint, refuse, unknown_variables
-from models.storage import require_storage
+from models.storage import open_storage
 from worker.queue import require_broker
 
 #: Seconds that open requests get when the server is told to end.
@@ -49,12 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings()
         database_address(settings.database_url)
-        require_storage(settings)
         require_broker(settings)
+        open_storage(settings)
+        assert settings.scratch_dir is not None  # Settings fills it in
+        make(settings.scratch_dir)
     except ValidationError as error:
         return refuse(complaint(error))
     except InvalidInput as error:
         return refuse(error.message)
+    except Unavailable as error:
+        sys.stderr.write(f"limbeck: {error.message}\n")
+        return 1
     configure_logging(settings)
     for line in unknown_variables(os.environ):
         log.warning(line)
@@ -62,16 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     encode_in_one_thread()
     app = create_app(settings)
     leave_lasting_objects_alone()
-    config = uvicorn.Config(
-        app,
-        host=options.host,
-        port=options.port,
-        access_log=False,  # api/access.py writes a shorter one, with request ids
-        log_config=None,
-        timeout_graceful_shutdown=_GRACE,
-        server_header=False,
-    )
-    server = Server(config, app)
+    server = Server(configured(app, host=options.host, port=options.port, grace=_GRACE), app)
     # uvicorn raises the signal that ended it once more when all is closed; being told to end is no failure.
     for told in (signal.SIGTERM, signal.SIGINT):
         signal.signal(told, lambda *_: sys.exit(0))

@@ -63,8 +63,8 @@ def answers(probe: Callable[[], object]) -> Probe:
 
 
 def storage_probe(storage: Callable[[], Storage]) -> Probe:
-    """Whether the object is there does not matter, only that somebody answers."""
-    return answers(lambda: storage().exists("ready/probe"))
+    """A probe of the storage that there is when it is asked."""
+    return answers(lambda: storage().ping())
 
 
 def _check(probe: Probe) -> CheckView:

@@ -28,7 +28,7 @@ from models.engine import open_engine
 from models.repository import jobs
 from models.retention import referenced_keys
 from models.settings import Settings
-from models.storage import LocalStorage
+from models.storage import LocalStorage, require_storage
 from models.storage.base import CHUNK, checked
 
 _FORMAT = 1
@@ -122,6 +122,7 @@ def _database_file(settings: Settings) -> Path:
 
 
 def _storage_folder(settings: Settings) -> Path:
+    require_storage(settings)
     url = urlsplit(settings.storage_url)
     if url.scheme != "file":
         raise InvalidInput(

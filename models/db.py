@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from limbeck.errors import Unavailable
+from limbeck.errors import Conflict, Unavailable
 from models import engine as engines
 from models import schema
 from models.failures import failure_of
@@ -67,20 +67,45 @@ class Database:
         schema.upgrade(self.engine)
 
     def ping(self) -> None:
-        """Return if the database answers and has a schema.
+        """Return if the database answers and has a schema that this code can work with: its own or, while a deployment
+        is under way, a newer one.
 
         Raises:
-            Unavailable: it does not, or has none.
+            Unavailable: it does not, or its schema is an older one.
         """
+        found = self._revision()
+        if found is None or (found != schema.head() and schema.knows(found)):
+            raise Unavailable(f"{_other_schema(found)}; `limbeck up` or `python -m migrations` brings it up to date.")
+
+    def require_schema(self) -> None:
+        """Return if the schema is the one that this code knows; nothing is changed.
+
+        Raises:
+            Conflict: it is an older or a newer one.
+            Unavailable: the database is away, or has none.
+        """
+        found = self._revision()
+        if found != schema.head():
+            raise Conflict(
+                f"{_other_schema(found)}; `limbeck up` or `python -m migrations` brings an older one up to date."
+            )
+
+    def _revision(self) -> str | None:
         try:
             with self.reading() as session:
-                session.execute(text("SELECT version_num FROM alembic_version"))
+                found: str | None = session.scalar(text("SELECT version_num FROM alembic_version"))
         except DBAPIError as error:
-            raise Unavailable(f"The database has no schema yet: {error.orig}") from error
+            first = str(error.orig).splitlines()[0]
+            raise Unavailable(f"The database has no schema yet: {first}") from error
+        return found
 
     def dispose(self) -> None:
         """Close the pool's connections."""
         self.engine.dispose()
+
+
+def _other_schema(found: str | None) -> str:
+    return f"The database has schema {found}, and this Limbeck works with {schema.head()}"
 
 
 @contextmanager

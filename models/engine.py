@@ -53,6 +53,8 @@ def database_address(address: str) -> URL:
         raise InvalidInput(f"LIMBECK_DATABASE_URL is no address; allowed: {_ALLOWED}") from error
     if url.get_backend_name() not in ("sqlite", "postgres", "postgresql"):
         raise InvalidInput(f"LIMBECK_DATABASE_URL begins with {url.drivername!r}; allowed: {_ALLOWED}")
+    if url.get_backend_name() == "sqlite" and (url.database or ":memory:") == ":memory:":
+        raise InvalidInput("LIMBECK_DATABASE_URL names no file, and processes share no memory; allowed: sqlite:///file")
     return url
 
 

@@ -50,6 +50,8 @@ def _of_sqlite(cause: sqlite3.Error) -> LimbeckError | None:
             return Unavailable("The database is busy: another process holds its write lock.")
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_IOERR:
             return Unavailable(f"The database file cannot be used: {cause}")
+        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+            return Unavailable(f"The database file is damaged: {cause}")
         case _:
             return None
 

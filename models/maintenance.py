@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LimbeckError as error:
         sys.stderr.write(f"{error.message}\n")
         return 1
+    except (OSError, sqlite3.Error) as error:  # a full disk, a folder of somebody else's, a file that is damaged
+        sys.stderr.write(f"`limbeck {given.action}` could not be done: {error}\n")
+        return 1
     sys.stdout.write(json.dumps(report) + "\n")
     return 0
 
@@ -59,7 +63,7 @@ def _act(given: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         raise NotFound(f"There is no database {absent}. Name the folder of a `limbeck up` with --data-dir.")
     database = Database(settings)
     try:
-        database.migrate()
+        database.require_schema()  # what a schema names that is not ours would be deleted
         return asdict(gc(database, open_storage(settings), settings, dry_run=given.dry_run))
     finally:
         database.dispose()

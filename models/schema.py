@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -14,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from limbeck.errors import Conflict
+from limbeck.errors import Conflict, Unavailable
 from models.failures import failure_of
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
@@ -30,16 +31,20 @@ def alembic_config() -> Config:
     return config
 
 
+@cache
+def _revisions() -> tuple[str, ...]:
+    """This code's, the newest first."""
+    return tuple(script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions())
+
+
 def head() -> str:
     """The revision that this code knows as the newest."""
-    newest = ScriptDirectory.from_config(alembic_config()).get_current_head()
-    assert newest is not None
-    return newest
+    return _revisions()[0]
 
 
 def knows(revision: str) -> bool:
     """Whether ``revision`` is one of this code's."""
-    return any(script.revision == revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions())
+    return revision in _revisions()
 
 
 def upgrade(engine: Engine) -> None:
@@ -52,6 +57,8 @@ def upgrade(engine: Engine) -> None:
         if failure is None:
             raise
         raise failure from error
+    except OSError as error:
+        raise Unavailable(f"The database's folder cannot be used: {error.filename}: {error.strerror}") from error
 
 
 def _upgrade(connection: Connection) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from limbeck.errors import Unavailable
+
 #: Of workers' attempts and help, and of what is sent to the API.
 _PATTERNS = ("job_*-*", "upload-*")
 _JUST_MADE_SECONDS = 60.0
@@ -24,6 +26,22 @@ def held(folder: Path) -> Iterator[None]:
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def make(scratch: Path) -> None:
+    """For everything that starts servers, before it does: what works there would fail each time.
+
+    Raises:
+        Unavailable: the folder cannot be made, or takes no writes.
+    """
+    reason = "it takes no writes"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        if os.access(scratch, os.W_OK):
+            return
+    except OSError as error:
+        reason = str(error.strerror)
+    raise Unavailable(f"The folder of LIMBECK_SCRATCH_DIR cannot be used: {scratch}: {reason}")
 
 
 def sweep(scratch: Path) -> None:

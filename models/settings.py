@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,11 +17,25 @@ _USAGE_ERROR = 2
 #: What the command line and the tests read.
 _OTHERS = ["LIMBECK_URL", "LIMBECK_TEST_DATA", "LIMBECK_TEST_MANY_HOSTS"]
 
+#: Thirty years of seconds, or as many gigabytes: what timers and the databases' numbers take.
+_MOST = 1e9
+#: A moment so long ago is a date still.
+_MOST_DAYS = 100_000
+
+Seconds = Annotated[float, Field(gt=0, le=_MOST)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=_MOST)]
+
 
 class Settings(BaseSettings):
     """Embedded by default (SQLite, file-system broker, a folder); production differs in these values alone."""
 
-    model_config = SettingsConfigDict(env_prefix="LIMBECK_", frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LIMBECK_",
+        env_ignore_empty=True,  # a line of a template, or of a compose file, whose value nobody gave
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
 
     environment: Literal["embedded", "production"] = "embedded"
     data_dir: Path = Path(".limbeck")
@@ -40,26 +56,26 @@ class Settings(BaseSettings):
 
     slots: int = Field(default=1, ge=1, le=64)
     """Jobs that one worker runs at a time; with GPUs, one per GPU."""
-    lease_seconds: float = Field(default=60, gt=0)
-    heartbeat_seconds: float = Field(default=15, gt=0)
-    grace_seconds: float = Field(default=30, gt=0)
+    lease_seconds: Seconds = 60
+    heartbeat_seconds: Seconds = 15
+    grace_seconds: Seconds = 30
     """How long an attempt that is told to stop may take to write its checkpoint; and, when its worker shuts down, to
     bring that to a storage that is away."""
-    stall_seconds: float = Field(default=1800, gt=0)
+    stall_seconds: Seconds = 1800
     """A training process that has not got on for so long is ended, and the job tried again."""
     ranks_host: str | None = None
     """The IPv4 address of this machine, or a name of it, by which the other hosts of a training reach it; default:
     127.0.0.1 where the database is on this machine, else none, and there is no training over several hosts."""
-    hosts_wait_seconds: float = Field(default=60, gt=0)
+    hosts_wait_seconds: Seconds = 60
     """How long a training over several hosts waits for idle workers; it then goes on with those that came."""
-    checkpoint_seconds: float = Field(default=60, gt=0)
+    checkpoint_seconds: Seconds = 60
     """Between two checkpoints of a running attempt."""
-    latency_seconds: float = Field(default=1, gt=0)
+    latency_seconds: Seconds = 1
     """About as long each model of a job, in each form, is timed at each batch size."""
-    reconcile_min_seconds: float = Field(default=30, gt=0)
-    reconcile_max_seconds: float = Field(default=600, gt=0)
+    reconcile_min_seconds: Seconds = 30
+    reconcile_max_seconds: Seconds = 600
     max_attempts: int = Field(default=3, ge=1, le=100)
-    retry_seconds: float = Field(default=10, ge=0)
+    retry_seconds: SecondsOrZero = 10
     """After a fault that may pass (memory, disk, a crash) the job waits so long, and three times as long each time."""
 
     max_upload_bytes: int = Field(default=2 * 1024**3, gt=0)
@@ -77,25 +93,25 @@ class Settings(BaseSettings):
     """What computes for ``/predict``, the preferred one first, with commas; default: whatever of it is installed."""
     predict_queue_texts: int = Field(default=4096, gt=0)
     """Texts that may wait for ``/predict`` in an API process, to be read or answered; beyond that the answer is 429."""
-    predict_seconds: float = Field(default=30, gt=0)
+    predict_seconds: Seconds = 30
     """In which ``/predict`` answers: loading, reading, waiting and computing; behind that the answer is 503."""
     predict_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
     """Students' files that ``/predict`` fetched from a bucket to ``scratch_dir``; the oldest goes first."""
     serve_folder: Path | None = None
     """``limbeck serve`` answers with the students in this folder, and asks no database; ``--local`` sets it."""
-    serve_drain_seconds: float = Field(default=5, ge=0)
+    serve_drain_seconds: SecondsOrZero = 5
     """Told to end (SIGTERM), ``limbeck serve`` says for so long that it is not ready, and answers all the same."""
     download_cache_bytes: int = Field(default=8 * 1024**3, gt=0)
     """Packed ``.tar.gz`` downloads kept in ``scratch_dir`` take at most about this much; the oldest goes first."""
-    teacher_cache_gb: float = Field(default=8, ge=0)
+    teacher_cache_gb: float = Field(default=8, ge=0, le=_MOST)
     """Teachers' answers that jobs share take at most so much in ``scratch_dir``, where the least recently used goes
     first, and after ``limbeck gc`` in the storage. 0: each job asks its teacher anew."""
-    teacher_share_seconds: float = Field(default=60, ge=0)
+    teacher_share_seconds: SecondsOrZero = 60
     """A teacher's pass over the training texts that takes longer than this is offered to idle workers, in parts of a
     third of it. 0: none is; nor where ``teacher_cache_gb`` is 0."""
-    keep_jobs_days: float | None = Field(default=None, gt=0)
+    keep_jobs_days: float | None = Field(default=None, gt=0, le=_MOST_DAYS)
     """``limbeck gc`` removes ended jobs, and their artifacts, that are older."""
-    max_storage_gb: float | None = Field(default=None, gt=0)
+    max_storage_gb: float | None = Field(default=None, gt=0, le=_MOST)
     """``limbeck gc`` removes the oldest ended jobs until the storage is below."""
     hub_offline: bool = False
     """Never ask the hub; use what its local cache has."""
@@ -124,7 +140,8 @@ class Settings(BaseSettings):
         filled["database_url"] = values.get("database_url") or f"sqlite:///{folder / 'limbeck.db'}"
         filled["broker_url"] = values.get("broker_url") or f"limbeck-filesystem://{folder / 'broker'}"
         filled["storage_url"] = values.get("storage_url") or (folder / "storage").as_uri()
-        filled["scratch_dir"] = values.get("scratch_dir") or folder / "scratch"
+        # A training process works in a folder of its own, where a relative path would mean another one.
+        filled["scratch_dir"] = Path(str(values.get("scratch_dir") or folder / "scratch")).absolute()
         return filled
 
     @model_validator(mode="after")
@@ -135,6 +152,25 @@ class Settings(BaseSettings):
                 "so that one beat may be missed"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_bucket_can_be_asked(self) -> Settings:
+        if (self.s3_access_key_id is None) is not (self.s3_secret_access_key is None):
+            raise ValueError(
+                "LIMBECK_S3_ACCESS_KEY_ID and LIMBECK_S3_SECRET_ACCESS_KEY are given together or not at all"
+            )
+        if self.s3_endpoint is not None and not _is_web_address(self.s3_endpoint):
+            raise ValueError("LIMBECK_S3_ENDPOINT is no URL; allowed: https://host:port or http://host:port")
+        return self
+
+
+def _is_web_address(text: str) -> bool:
+    """The bucket's client ends its whole thread where it is given anything else."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and not re.search(r"\s", text)
+    except ValueError:  # a port that is none
+        return False
 
 
 def refuse(why: str) -> int:

@@ -112,6 +112,17 @@ def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     postgres_server.recycle(url)
 
 
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=1m limbeck-test {folder} 2>/dev/null"):
+        pytest.skip("mounting a small disk needs root and the right to mount")
+    yield folder
+    os.system(f"umount {folder}")
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The shared data sets: ``LIMBECK_TEST_DATA``, or ``../shared/data`` beside the repository."""

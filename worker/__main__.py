@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from limbeck.errors import InvalidInput, LimbeckError
 from models.db import Database
-from models.scratch import sweep
+from models.scratch import make, sweep
 from models.settings import Settings, complaint, refuse, unknown_variables
 from models.storage import open_storage
 from worker import logs
@@ -55,11 +55,15 @@ def serve(settings: Settings, command: Sequence[str] = TRAINER, answerer: Sequen
     The first of them makes every job write its checkpoint and hands it back; a second one leaves no time for that.
 
     Raises:
-        Unavailable, Conflict: the database is away, or of a newer version.
+        Unavailable, Conflict: the database is away, or of another version.
     """
     database = Database(settings)
-    database.migrate()
+    if settings.environment == "embedded":
+        database.migrate()
+    else:  # in production a step of the deployment does it
+        database.require_schema()
     assert settings.scratch_dir is not None  # Settings fills it in
+    make(settings.scratch_dir)
     sweep(settings.scratch_dir)
     storage = open_storage(settings)
     bell = Bell(settings)

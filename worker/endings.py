@@ -23,6 +23,9 @@ from worker.lease import Lease, hold, in_seconds
 #: Characters of a model's columns for its name, and for where its teachers came from.
 _LONGEST_NAME = 200
 _LONGEST_TEACHERS = 300
+#: Seconds that a job waits for a further attempt, unless ``retry_seconds`` alone is more: losses count as attempts,
+#: and three times as long for each would soon be for ever.
+_LONGEST_PAUSE = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def fail(session: Session, lease: Lease, fault: Fault, *, retry_seconds: float) 
     """End the attempt by a fault. A retryable one puts the job back until its attempts are used up.
 
     Args:
-        retry_seconds: before the first retry; three times as long before each further one.
+        retry_seconds: before the first retry; three times as long before each further one, up to an hour.
 
     Raises:
         LeaseLost: another worker owns the job; nothing was written.
@@ -126,7 +129,8 @@ def fail(session: Session, lease: Lease, fault: Fault, *, retry_seconds: float) 
     elif job.status is JobStatus.PAUSING:
         settling.paused(session, job, "failed", fault)
     else:
-        _retrying(session, job, fault, retry_seconds * 3 ** (job.attempt - 1))
+        pause = min(retry_seconds * 3 ** (job.attempt - 1), max(retry_seconds, _LONGEST_PAUSE))
+        _retrying(session, job, fault, pause)
     return job.status
 
 

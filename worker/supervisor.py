@@ -23,8 +23,9 @@ from limbeck.errors import Conflict, InvalidInput, LimbeckError
 from models.db import Database
 from models.engine import database_address
 from models.providers import require_providers
+from models.scratch import make
 from models.settings import Settings, complaint, refuse
-from models.storage import require_storage
+from models.storage import open_storage, require_storage
 from worker.invitations import require_own_address
 from worker.queue import require_broker
 
@@ -195,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_broker(settings)
         require_own_address(settings)
         with bind(given.host, given.port) as listener, _alone_in(settings.data_dir):
-            _migrate(settings)
+            _prepare(settings)
             _supervise(settings, listener)
     except ValidationError as error:
         return refuse(complaint(error))
@@ -249,7 +250,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "up.lock").open("a+")
+        lock = (folder / "up.lock").open("ab+", buffering=0)  # what cannot be written is then told by the write
     except OSError as error:
         reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise Conflict(f"the data folder {folder} cannot be used: {reason}") from error
@@ -258,17 +259,29 @@ def _alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
+            holder = lock.read().decode(errors="replace").strip() or "?"
             raise Conflict(
-                f"the data folder {folder} is in use by another `limbeck up` (process {lock.read().strip() or '?'}); "
+                f"the data folder {folder} is in use by another `limbeck up` (process {holder}); "
                 "stop that one, or choose another folder with --data-dir"
             ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+        except OSError as error:
+            raise Conflict(f"the data folder {folder} cannot be used: {error.strerror}") from error
         yield
 
 
-def _migrate(settings: Settings) -> None:
+def _prepare(settings: Settings) -> None:
+    """What the children would fail at, each time that they are started again.
+
+    Raises:
+        Conflict: a newer Limbeck has written the database.
+        Unavailable, StorageFull: a folder, or the database, cannot be used.
+    """
+    assert settings.scratch_dir is not None  # Settings fills it in
+    make(settings.scratch_dir)
+    open_storage(settings)
     database = Database(settings)
     try:
         database.migrate()

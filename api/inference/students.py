@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+import structlog
+
 from api.inference.files import FileFacts, LocalFiles
 from api.inference.memory import give_back
-from limbeck.errors import Conflict, InvalidModel, Unavailable
+from limbeck.errors import Conflict, DamagedFile, InvalidModel, NotFound, Unavailable
 from limbeck.formats import EIGHT_BITS, FILES, Format
 from limbeck.runtime import Predictor
 from limbeck.runtime.exits import FOLDER as EXITS
@@ -20,6 +22,8 @@ from limbeck.runtime.student import IMAGE_SIDE_FILES, SIDE_FILES, TOKENIZER
 from models.providers import require_providers
 from models.settings import Settings
 from models.storage import Storage
+
+log = structlog.get_logger("limbeck.api")
 
 #: What a student takes, in bytes of its files. Measured with twelve and forty students of 3 layers: a graph of 70 MB
 #: takes 70 (fp32), one of 17.5 takes 18.6 (int8), a tokenizer of 0.7 MB takes 7, and those that cut contexts have more
@@ -87,7 +91,8 @@ class Students:
 
         Raises:
             Conflict: the model has no such form.
-            DamagedFile, NotFound, Unavailable: it cannot be loaded; the next call tries again.
+            Unavailable: it cannot be loaded, as the storage is away, or a file is damaged or gone; the next call tries
+                again.
         """
         found, needed = files_of(model_id, files, format)
         key = model_id, found
@@ -183,7 +188,9 @@ class Students:
             with self._lock:
                 if self._places.get(key) is place:
                     del self._places[key]
-            if isinstance(error, InvalidModel):  # whoever asks has sent nothing that is not valid
+            # Whoever asks has sent nothing that is not valid, and the model is known: the fault is this server's.
+            if isinstance(error, InvalidModel | DamagedFile | NotFound):
+                log.error("a student cannot be loaded", model=key[0], error=error.message)
                 error = Unavailable(f"The student {key[0]} cannot be loaded here: {error.message}")
             place.predictor.set_exception(error)
 

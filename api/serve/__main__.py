@@ -21,6 +21,7 @@ from api.serve.server import server
 from limbeck.errors import Conflict, LimbeckError
 from models.engine import absent_file
 from models.providers import require_providers
+from models.scratch import make
 from models.settings import Settings, complaint, refuse, unknown_variables
 from models.storage import require_storage
 
@@ -66,6 +67,7 @@ def check(settings: Settings) -> str:
     Raises:
         InvalidInput: the folder has no student; or a provider that the settings name is not installed.
         Conflict: the embedded database is not there; asking for it would make an empty one.
+        Unavailable: the folder to work in cannot be used.
     """
     require_providers(settings)
     if settings.serve_folder is None:
@@ -78,6 +80,8 @@ def check(settings: Settings) -> str:
             f"There is no database {absent}. Name the folder of a `limbeck up` with --data-dir, or one with "
             "students with --local; in production set the LIMBECK_… variables of the API."
         )
+    assert settings.scratch_dir is not None  # Settings fills it in
+    make(settings.scratch_dir)
     return f"students of the database {make_url(settings.database_url).render_as_string(hide_password=True)}"
 
 

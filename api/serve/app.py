@@ -103,4 +103,4 @@ def _shelf(settings: Settings, stack: AsyncExitStack) -> tuple[Shelf, Storage]:
         return folder, folder.storage
     database = Database(settings)
     stack.callback(database.dispose)
-    return DatabaseShelf(database), open_storage(settings)
+    return DatabaseShelf(database), open_storage(settings, read_only=True)

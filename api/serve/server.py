@@ -10,6 +10,8 @@ import time
 import uvicorn
 from fastapi import FastAPI
 
+from api.listening import configured
+
 #: Seconds that open requests get behind the drain.
 _GRACE = 30
 _TICK = 0.05
@@ -38,13 +40,4 @@ class Server(uvicorn.Server):
 
 def server(service: FastAPI, *, host: str, port: int, drain: float) -> Server:
     """Not started yet."""
-    config = uvicorn.Config(
-        service,
-        host=host,
-        port=port,
-        access_log=False,  # api/access.py writes a shorter one, with request ids
-        log_config=None,
-        timeout_graceful_shutdown=_GRACE,
-        server_header=False,
-    )
-    return Server(config, service, drain)
+    return Server(configured(service, host=host, port=port, grace=_GRACE), service, drain)

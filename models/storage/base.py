@@ -93,6 +93,10 @@ class Storage(ABC):
     def discard_unfinished(self, before: datetime) -> int:
         """Remove what writes that were cut off before that moment left behind; returns its bytes."""
 
+    def ping(self) -> None:
+        """Return if objects can be had from it and put into it, as far as a look can tell; else raise Unavailable."""
+        next(iter(self.list("ready")), None)  # of a bucket that is not there a single object is only missing
+
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
         try:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from limbeck.errors import NotFound
+from limbeck.errors import NotFound, Unavailable
 from models.storage.base import CHUNK, Entry, Storage, Stored, Watch, checked, out_of_room, read_hashed, unwatched
 
 _ASIDE = ".aside"
@@ -31,8 +31,16 @@ class LocalStorage(Storage):
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self._root = root
         self._aside = root / _ASIDE
+        self._read_only = read_only
         if not read_only:
             self._aside.mkdir(parents=True, exist_ok=True)
+
+    def ping(self) -> None:
+        # Of a mount that has gone its empty folder is left, without what was made in it at the start.
+        if not os.path.isdir(self._root if self._read_only else self._aside):
+            raise Unavailable(f"The storage's folder {self._root} is gone, or another one lies in its place.")
+        if not self._read_only and not os.access(self._aside, os.W_OK):
+            raise Unavailable(f"The storage's folder {self._root} takes no writes.")
 
     def put_file(self, path: Path, key: str, *, move: bool = False, watch: Watch = unwatched) -> Stored:
         target = self._path(key)

@@ -7,23 +7,33 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from limbeck.errors import InvalidInput
+from limbeck.errors import InvalidInput, Unavailable
 from models.settings import Settings
 from models.storage.base import Storage
 from models.storage.local import LocalStorage
 from models.storage.s3 import S3Storage
 
 
-def open_storage(settings: Settings) -> Storage:
+def open_storage(settings: Settings, *, read_only: bool = False) -> Storage:
     """The storage that ``storage_url`` names; a folder is made where there is none.
+
+    Args:
+        read_only: nothing will be put there, and no folder is made.
 
     Raises:
         InvalidInput: neither ``file:///folder`` nor ``s3://bucket/prefix``.
+        Unavailable: the folder cannot be made.
     """
     require_storage(settings)
     url = urlsplit(settings.storage_url)
     if url.scheme == "file":
-        return LocalStorage(Path(unquote(url.path)))
+        folder = Path(unquote(url.path))
+        try:
+            return LocalStorage(folder, read_only=read_only)
+        except OSError as error:
+            raise Unavailable(
+                f"The folder of LIMBECK_STORAGE_URL cannot be used: {folder}: {error.strerror}"
+            ) from error
     return S3Storage(
         url.netloc,
         prefix=url.path.strip("/"),
@@ -41,10 +51,15 @@ def require_storage(settings: Settings) -> None:
         InvalidInput: neither ``file:///folder`` nor ``s3://bucket/prefix``.
     """
     url = urlsplit(settings.storage_url)
-    if (url.scheme == "file" and url.path.startswith("/")) or (url.scheme == "s3" and url.netloc):
+    # What stands behind two slashes is a host: file://data/storage would be the folder /storage.
+    folder = url.scheme == "file" and url.netloc in ("", "localhost") and url.path.startswith("/")
+    bucket = url.scheme == "s3" and url.netloc and "@" not in url.netloc
+    if (folder or bucket) and not url.query and not url.fragment:
         return
+    given = "has an @ in its host" if "@" in url.netloc else f"is {settings.storage_url!r}"  # it may hold a password
     raise InvalidInput(
-        f"LIMBECK_STORAGE_URL is {settings.storage_url!r}; allowed: file:///absolute/folder or s3://bucket/prefix"
+        f"LIMBECK_STORAGE_URL {given}; allowed: file:///absolute/folder or s3://bucket/prefix, a # or ? in them "
+        "as %23 or %3F"
     )
 
 

@@ -71,12 +71,15 @@ class S3Storage(Storage):
         digest = hashlib.sha256()
         size = path.stat().st_size
         pieces = read_hashed(path, digest, watch)
-        with _translated(key):
-            if size <= _PIECE:
-                obstore.put(self._store, checked(key), b"".join(pieces), use_multipart=False)
-            else:
-                part = max(_PIECE, -(-size // _MOST_PARTS))
-                obstore.put(self._store, checked(key), pieces, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+        try:
+            with _translated(key):
+                if size <= _PIECE:
+                    obstore.put(self._store, checked(key), b"".join(pieces), use_multipart=False)
+                else:
+                    part = max(_PIECE, -(-size // _MOST_PARTS))
+                    obstore.put(self._store, checked(key), pieces, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+        except NotFound as error:  # an object that is put is never missing
+            raise Unavailable(f"There is no bucket to put {key!r} into: LIMBECK_STORAGE_URL names none.") from error
         if move:
             path.unlink()
         return Stored(key, size, digest.hexdigest())

@@ -37,7 +37,7 @@ def test_a_database_without_its_tables_is_not_ready_and_says_why(client: TestCli
 
 def test_a_storage_that_is_away_is_not_ready(client: TestClient, house: Services) -> None:
     class Away:
-        def exists(self, key: str) -> bool:
+        def ping(self) -> None:
             raise Unavailable("The bucket does not answer.")
 
     object.__setattr__(house, "storage", Away())

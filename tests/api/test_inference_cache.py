@@ -18,7 +18,7 @@ import pytest
 
 from api.inference import Students
 from api.inference.files import LocalFiles
-from limbeck.errors import Conflict, DamagedFile, InvalidInput, Unavailable
+from limbeck.errors import Conflict, InvalidInput, NotFound, Unavailable
 from limbeck.formats import Format
 from limbeck.runtime import Predictor
 from limbeck.runtime.providers import installed
@@ -48,7 +48,10 @@ class Bucket(LocalStorage):
         return None
 
     def size(self, key: str) -> int:
-        return self._path(key).stat().st_size
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError as error:
+            raise NotFound(f"The storage has no {key!r}.") from error
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         if self.away:
@@ -198,7 +201,7 @@ def test_a_damaged_file_is_refused_and_the_next_call_tries_again(
     files, loaded = stored(bucket, exported_student, "mdl_a"), students(bucket, tmp_path)
     damage(bucket, "models/mdl_a/onnx/model.onnx")
     for _ in range(2):
-        with pytest.raises(DamagedFile, match="models/mdl_a/onnx/model"):
+        with pytest.raises(Unavailable, match="mdl_a cannot be loaded here: The stored file models/mdl_a/onnx/model"):
             loaded.get("mdl_a", files)
     assert loaded.loaded == ()
     stored(bucket, exported_student, "mdl_a")
@@ -239,8 +242,16 @@ def test_a_local_storage_is_read_where_it_is(exported_student: Path, tmp_path: P
     assert loaded.get("mdl_a", files).predict("a text")
     assert cached(tmp_path) == []
     damage(storage, "models/mdl_a/onnx/model.onnx")
-    with pytest.raises(DamagedFile):
+    with pytest.raises(Unavailable, match="is not what was stored"):
         students(storage, tmp_path).get("mdl_a", files)
+
+
+def test_a_file_that_is_gone_does_not_deny_the_student(bucket: Bucket, exported_student: Path, tmp_path: Path) -> None:
+    """Guards against a 404 for a model that the database has: its callers would take it for deleted."""
+    files, loaded = stored(bucket, exported_student, "mdl_a"), students(bucket, tmp_path)
+    bucket.delete(["models/mdl_a/onnx/model.onnx"])
+    with pytest.raises(Unavailable, match="mdl_a cannot be loaded here"):
+        loaded.get("mdl_a", files)
 
 
 def test_waiters_hear_of_a_failure(bucket: Bucket, exported_student: Path, tmp_path: Path) -> None:

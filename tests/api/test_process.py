@@ -20,10 +20,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.deps import Services
+from api.listening import configured
 from models.db import Database
 from models.job import JobStatus
 from models.settings import Settings
@@ -306,3 +308,8 @@ def test_lasting_objects_are_left_to_no_collection(tmp_path: Path, module: str) 
     lasting, others = int(found[1]), int(found[2])
     assert lasting > 100_000
     assert others < lasting / 20
+
+
+def test_an_idle_connection_is_kept_for_longer_than_a_load_balancer_keeps_it() -> None:
+    """Guards against requests that meet the end of their connection: each is a 502 that no log here tells of."""
+    assert configured(FastAPI(), host="127.0.0.1", port=0, grace=1).timeout_keep_alive > 60

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import Conflict, InvalidArchive, InvalidInput, NotFound
+from models import maintenance
 from models.attempt import Attempt
 from models.backup import backup, restore
 from models.db import Database
@@ -232,3 +233,14 @@ def _rewrite(path: Path, change: dict[str, object]) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
+
+
+def test_a_backup_onto_a_full_disk_is_one_line_and_leaves_nothing(
+    live: Settings, full_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (full_disk / "big").write_bytes(bytes(900_000))
+    assert maintenance.main(["--data-dir", str(live.data_dir), "backup", str(full_disk / "b.tar")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("`limbeck backup` could not be done: ")
+    assert said.count("\n") == 1
+    assert [path.name for path in full_disk.iterdir()] == ["big"]

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from limbeck.errors import NotFound
-from models import maintenance
+from models import maintenance, schema
 from models.db import Database
 from models.job import Job, JobStatus
 from models.model import ModelKind
@@ -207,3 +208,21 @@ def test_a_folder_without_a_server_is_told_and_left_as_it_is(
     assert maintenance.main(["--data-dir", str(folder), "gc", "--dry-run"]) == 1
     assert capsys.readouterr().err.startswith(f"There is no database {folder / 'limbeck.db'}. Name the folder")
     assert not folder.exists()
+
+
+def test_a_sweep_leaves_a_schema_that_it_does_not_know(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a sweep, even a dry one, that changes the tables below a server which runs."""
+    monkeypatch.setenv("LIMBECK_DATABASE_URL", database.engine.url.render_as_string(hide_password=False))
+    before = schema._revisions()[1]
+    with database.session() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = :old"), {"old": before})
+    try:
+        assert maintenance.main(["--data-dir", str(tmp_path), "gc", "--dry-run"]) == 1
+        assert f"The database has schema {before}" in capsys.readouterr().err
+        with database.reading() as session:
+            assert session.scalar(text("SELECT version_num FROM alembic_version")) == before
+    finally:
+        with database.session() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = :new"), {"new": schema.head()})

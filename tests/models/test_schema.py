@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from limbeck.errors import Conflict
+from limbeck.errors import Conflict, Unavailable
 from models import schema
 from models.db import Database
 from models.event import Event
@@ -65,6 +65,47 @@ def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
             database.migrate()
     finally:
         _set_revision(database, schema.head())
+
+
+def test_a_deployment_that_forgot_to_migrate_is_not_ready(database: Database) -> None:
+    """Guards against an API that is ready and answers 500, as a table is not there. One that still runs while the
+    next version has migrated already goes on."""
+    before = schema._revisions()[1]
+    try:
+        _set_revision(database, before)
+        with pytest.raises(Unavailable, match=rf"schema {before}, and this Limbeck works with {schema.head()}"):
+            database.ping()
+        with pytest.raises(Conflict, match=before):
+            database.require_schema()
+        _set_revision(database, "9999")
+        database.ping()
+        with pytest.raises(Conflict, match="9999"):
+            database.require_schema()
+    finally:
+        _set_revision(database, schema.head())
+    database.require_schema()
+
+
+@pytest.mark.services
+def test_in_production_a_worker_does_not_migrate(postgres_url: str, tmp_path: Path) -> None:
+    """Guards against a new worker that changes the tables below an old API, past the deployment's own step."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "LIMBECK_ENVIRONMENT": "production",
+            "LIMBECK_DATA_DIR": str(tmp_path),
+            "LIMBECK_DATABASE_URL": postgres_url,
+            "LIMBECK_BROKER_URL": "redis://127.0.0.1:1/0",
+            "LIMBECK_STORAGE_URL": (tmp_path / "storage").as_uri(),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert "The database has no schema yet" in done.stderr.splitlines()[-1]
 
 
 def test_migrating_twice_changes_nothing(database: Database) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from limbeck.errors import LeaseLost
 from models.db import Database
-from models.job import JobStatus
+from models.job import Job, JobStatus
 from models.model import ModelKind
 from models.repository import catalogue, jobs, settling, telemetry
 from models.repository.settling import Fault
@@ -19,7 +20,7 @@ from models.repository.telemetry import Point
 from tests.worker.conftest import claim_one, expire, read, submit
 from worker import endings, lease
 from worker.endings import NewModel, Outcome
-from worker.lease import Claim, Holder, Lease, Wish
+from worker.lease import Claim, Holder, Lease, Wish, seconds_until
 from worker.telemetry import Batch, Note
 
 CHECKPOINT = {
@@ -263,6 +264,19 @@ def test_each_retry_waits_three_times_as_long_as_the_one_before(either: Database
             waits.append(lease.seconds_until(session, until))
         expire(either, job.id)
     assert waits == pytest.approx([100, 300, 900], abs=20)
+
+
+def test_the_wait_before_a_retry_stays_within_an_hour(either: Database) -> None:
+    """Each loss counts as an attempt: behind ten workers that were taken away a full disk would cost a week."""
+    submit(either, max_attempts=100)
+    held = taken(either)
+    with either.session() as session:
+        session.execute(update(Job).values(attempt=60))
+        assert endings.fail(session, held.lease, FAULT, retry_seconds=10) is JobStatus.QUEUED
+    with either.reading() as session:
+        due_at = session.scalar(select(Job.lease_expires_at))
+        assert due_at is not None
+        assert 3500 < seconds_until(session, due_at) <= 3600
 
 
 def test_a_fault_that_will_not_pass_fails_the_job_at_once(either: Database) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,46 @@ def test_a_data_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> 
         2,
         f"limbeck: the data folder {tmp_path / 'file'} cannot be used: it is no folder\n",
     )
+
+
+def test_a_full_disk_is_one_clear_line(full_disk: Path) -> None:
+    with (full_disk / "all").open("wb", buffering=0) as filling, suppress(OSError):
+        while filling.write(bytes(4096)):
+            pass
+    done = up(full_disk, port=free_port())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"limbeck: the data folder {full_disk} cannot be used: No space left on device\n"
+
+
+_STORAGE = ("LIMBECK_STORAGE_URL", "file:///dev/null/x", "The folder of LIMBECK_STORAGE_URL cannot be used: /dev/null")
+_SCRATCH = ("LIMBECK_SCRATCH_DIR", "/dev/null/x", "The folder of LIMBECK_SCRATCH_DIR cannot be used: /dev/null/x: Not")
+_ROWS = ("LIMBECK_DATABASE_URL", "sqlite:////dev/null/x/y.db", "The database's folder cannot be used: /dev/null/x: Not")
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "value", "said"),
+    [("up", *_STORAGE), ("up", *_SCRATCH), ("up", *_ROWS), ("api", *_STORAGE), ("api", *_SCRATCH)],
+)
+def test_a_folder_that_cannot_be_made_is_one_clear_line(
+    program: str, name: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against children that die of it with a traceback, and are started again for ever."""
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LIMBECK_DATA_DIR", str(tmp_path / "data"))
+    if program == "up":
+        done = up(tmp_path / "data", port=free_port())
+    else:
+        command = [sys.executable, "-m", "api", "--port", str(free_port())]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+    assert done.stderr.startswith(f"limbeck: {said}")
+
+
+def test_a_database_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "limbeck.db").write_bytes(b"no database at all, but some bytes " * 300)
+    done = up(tmp_path, port=free_port())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "limbeck: The database file is damaged: file is not a database\n"
 
 
 def test_a_provider_that_is_not_installed_is_one_clear_line_and_exit_code_2(
