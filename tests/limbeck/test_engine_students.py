@@ -331,15 +331,21 @@ def test_a_new_head_of_numbers_begins_at_their_mean(tmp_path: Path, changes: dic
         assert bias.tolist() == pytest.approx([sum(labels) / len(labels)], rel=1e-4)
 
 
+def scores(folder: Path, factor: float) -> Path:
+    """A data set of numbers, all multiplied."""
+    data = write("regression", folder)
+    for path in data.iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"label": row["label"] * factor}) + "\n" for row in rows))
+    return data
+
+
 def test_losses_of_numbers_do_not_hang_on_their_unit(tmp_path: Path) -> None:
     """Guards against a loss of hidden states that means nothing beside prices and all beside shares: a student at the
     labels' mean has a loss of about 1 whatever they are counted in."""
     teacher, first = write_tiny_bert(tmp_path / "teacher"), []
     for name, factor in (("stars", 1.0), ("cents", 4000.0)):
-        data = write("regression", tmp_path / name)
-        for path in data.iterdir():
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            path.write_text("".join(json.dumps(row | {"label": row["label"] * factor}) + "\n" for row in rows))
+        data = scores(tmp_path / name, factor)
         document = {
             "teacher": {"source": f"path:{teacher}", "finetune": {"epochs": 12, "learning_rate": 5e-3}},
             "dataset": f"path:{data}",
@@ -366,10 +372,7 @@ def test_a_student_of_numbers_does_not_hang_on_their_unit(
     about beside shares. By a power of two, so that nothing rounds otherwise; weight decay and clipping included."""
     teacher, cards = write_tiny_bert(tmp_path / "teacher"), []
     for name, unit in (("one", 1.0), ("other", factor)):
-        data = write("regression", tmp_path / name)
-        for path in data.iterdir():
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            path.write_text("".join(json.dumps(row | {"label": row["label"] * unit}) + "\n" for row in rows))
+        data = scores(tmp_path / name, unit)
         document = {
             "teacher": {"source": f"path:{teacher}", "finetune": {"epochs": 12, "learning_rate": 5e-3}},
             "dataset": f"path:{data}",

@@ -34,6 +34,7 @@ from limbeck.methods.patient import Patient
 from limbeck.methods.self_distillation import SelfDistillation
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
+from limbeck.phase import Position
 from limbeck.run import JOURNAL, Run
 from limbeck.vocabulary import Vocabulary
 from tests.limbeck.bench import TASK, Bench, Recorder, assert_equal
@@ -94,21 +95,29 @@ def test_the_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
 
 def test_a_step_goes_along_the_gradient_at_the_rate_and_no_longer_than_1() -> None:
     """Guards the clipping, without which a few steps still learn something: a gradient of length 5 counts as one of 1,
-    a shorter one as it is, and what is reported is the length that it had."""
-    for gradient, expected in (([3.0, 4.0], [-0.06, -0.08]), ([0.3, 0.4], [-0.03, -0.04])):
+    a shorter one as it is, and what is reported is the length that it had. In units of 2 a weight's gradient is twice
+    as long, and so is its step."""
+    for gradient, spread, expected in (
+        ([3.0, 4.0], 1.0, [-0.06, -0.08]),
+        ([0.3, 0.4], 1.0, [-0.03, -0.04]),
+        ([1.5, 2.0], 2.0, [-0.12, -0.16]),
+    ):
         layer = nn.Linear(2, 1, bias=False)
         nn.init.zeros_(layer.weight)
         layer.weight.grad = torch.tensor([gradient])
         objective: Any = SimpleNamespace(module=layer)
-        norm = _update(objective, torch.optim.SGD(layer.parameters(), lr=99.0), 0.1)
-        assert norm.item() == pytest.approx(math.hypot(*gradient))
+        groups = [{"params": [layer.weight], "spread": spread}]
+        norm = _update(objective, torch.optim.SGD(groups, lr=99.0), 0.1)
+        assert norm.item() == pytest.approx(math.hypot(*gradient) * spread)
         assert layer.weight.tolist() == [pytest.approx(expected, rel=1e-4)]
         assert layer.weight.grad is None, "or the next step goes along it once more"
 
 
 def test_matrices_decay_and_biases_norms_and_the_word_table_do_not(bench: Bench) -> None:
-    student = bench.student()
-    decaying, free = _adamw(student, student, 0.3).param_groups
+    phase = bench.phase(FineTuning(), weight_decay=0.3)
+    student = phase.models.student
+    objective = phase.method.build(Part(), phase.models, Criterion(TASK))
+    decaying, free = _adamw(objective, phase, Position()).param_groups
     assert (decaying["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     shrinking, staying = ({names[id(one)] for one in group["params"]} for group in (decaying, free))
