@@ -194,7 +194,8 @@ def _update(objective: Objective, optimizer: torch.optim.Optimizer, rate: float)
         group["lr"] = rate * group["spread"]
         if group["spread"] != 1:
             for parameter in group["params"]:
-                parameter.grad.mul_(group["spread"])
+                if parameter.grad is not None:  # of a part that matches what is inside there is none
+                    parameter.grad.mul_(group["spread"])
     norm = nn.utils.clip_grad_norm_(trainable(objective.module), _GRADIENT_NORM)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
