@@ -83,7 +83,7 @@ def supervisor_command(*, host: str, port: int, data_dir: Path | None = None, sl
     """
     given = {"--host": host, "--port": port, "--data-dir": data_dir, "--slots": slots}
     options = [part for name, value in given.items() if value is not None for part in (name, str(value))]
-    return _server_module("worker.supervisor", *options)
+    return _server_module("worker.up", *options)
 
 
 def server_environment() -> dict[str, str]:
@@ -102,7 +102,7 @@ def _maintenance(data_dir: Path | None, *arguments: str) -> list[str]:
 
 
 def _server_module(module: str, *arguments: str) -> list[str]:
-    if not (_home() / "worker" / "supervisor.py").is_file():
+    if not (_home() / "worker" / "up.py").is_file():
         raise Unavailable(
             "Only the library is installed here, not the server. Run `make install` in a checkout of Limbeck's "
             "repository and `.venv/bin/limbeck up` there, or use its Docker image."

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 
 from tests.e2e.stack import running_stack
+from tests.worker.processes import ROOT
 
 
 def _gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -23,6 +26,22 @@ def test_ctrl_c_ends_every_process_with_exit_code_0(tmp_path: Path) -> None:
         stack.process.send_signal(signal.SIGINT)
         assert stack.process.wait(60) == 0, stack.log.read_text()
         assert _gone(family, 10) == []
+
+
+def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path: Path) -> None:
+    """Guards a newcomer's second thought: most of what ``limbeck up`` does in its first second is importing."""
+    command = [sys.executable, "-m", "worker.up", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        maps, deadline = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
+        while "pydantic_core" not in maps.read_text():  # the settings, which nearly everything else comes behind
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, said) == (0, "")
 
 
 def test_a_killed_supervisor_takes_its_processes_with_it(tmp_path: Path) -> None:

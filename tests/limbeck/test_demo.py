@@ -1,4 +1,4 @@
-"""The demo's own part, with a small server in the place of ``worker.supervisor``: how it ends, and what it leaves."""
+"""The demo's own part, with a small server in the place of ``worker.up``: how it ends, and what it leaves."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Demo:
         shutil.copytree(Path(limbeck.__file__).parent, folder / "limbeck")
         (folder / "worker").mkdir()
         (folder / "worker" / "__init__.py").touch()
-        (folder / "worker" / "supervisor.py").write_text(SUPERVISOR)
+        (folder / "worker" / "up.py").write_text(SUPERVISOR)
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, state: dict[str, Any], **more: Any) -> subprocess.Popen[str]:
