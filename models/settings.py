@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -130,7 +131,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill_urls(cls, values: dict[str, object]) -> dict[str, object]:
-        folder = Path(str(values.get("data_dir") or ".limbeck")).absolute()
+        folder = _place(values.get("data_dir") or ".limbeck")
         filled = dict(values, data_dir=folder)
         if values.get("environment") == "production":
             missing = [name for name in ("database_url", "broker_url", "storage_url") if not values.get(name)]
@@ -141,7 +142,7 @@ class Settings(BaseSettings):
         filled["broker_url"] = values.get("broker_url") or f"limbeck-filesystem://{folder / 'broker'}"
         filled["storage_url"] = values.get("storage_url") or (folder / "storage").as_uri()
         # A training process works in a folder of its own, where a relative path would mean another one.
-        filled["scratch_dir"] = Path(str(values.get("scratch_dir") or folder / "scratch")).absolute()
+        filled["scratch_dir"] = _place(values.get("scratch_dir") or folder / "scratch")
         return filled
 
     @model_validator(mode="after")
@@ -162,6 +163,11 @@ class Settings(BaseSettings):
         if self.s3_endpoint is not None and not _is_web_address(self.s3_endpoint):
             raise ValueError("LIMBECK_S3_ENDPOINT is no URL; allowed: https://host:port or http://host:port")
         return self
+
+
+def _place(folder: object) -> Path:
+    """A folder, whole; the home's ``~``, which no shell has seen in an environment file, is the home."""
+    return Path(os.path.expanduser(str(folder))).absolute()
 
 
 def _is_web_address(text: str) -> bool:

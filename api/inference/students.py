@@ -36,6 +36,8 @@ _BASE_BYTES = 2 * 1024**2
 #: before: else all requests of a busy student ask the database at once. A model that another process deleted, or an
 #: alias that it switched, may so answer for 2 s.
 _TRUSTED_SECONDS = 1.0
+#: For so long a student whose files are damaged or gone is not fetched, hashed and read again for each request.
+_BROKEN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Students:
         self._call_threads = settings.predict_call_threads
         require_providers(settings)  # a server that cannot compute so does not start
         self._known: dict[str, _Known] = {}
+        self._broken: dict[tuple[str, Format], tuple[float, str]] = {}  #: until when, and why
         self.generation = 0  #: of what names mean: what was looked up in one is not known in the next
 
     def get(self, model_id: str, files: Sequence[FileFacts], format: Format | None = None) -> Predictor:
@@ -92,7 +95,7 @@ class Students:
         Raises:
             Conflict: the model has no such form.
             Unavailable: it cannot be loaded, as the storage is away, or a file is damaged or gone; the next call tries
-                again.
+                again, where a file is at fault some seconds later.
         """
         found, needed = files_of(model_id, files, format)
         key = model_id, found
@@ -101,6 +104,7 @@ class Students:
             place = self._places.get(key)
             waiting = place is not None
             if place is None:
+                self._refuse_broken(key)
                 place = _Place(Loaded(model_id, found, _estimate(needed)))
                 dropped = self._make_room(place.facts.bytes)
                 self._places[key] = place
@@ -110,6 +114,12 @@ class Students:
         if not waiting:
             self._load(key, place, needed)
         return place.predictor.result()
+
+    def _refuse_broken(self, key: tuple[str, Format]) -> None:
+        until, why = self._broken.get(key, (-math.inf, ""))
+        if self._clock() < until:
+            raise Unavailable(why)
+        self._broken.pop(key, None)
 
     def at_hand(self, name: str) -> Predictor | None:
         """The student of this id or alias, if it is loaded and was looked up a moment ago; asks nobody.
@@ -133,8 +143,9 @@ class Students:
         with self._lock:
             self.generation += 1
             self._known = {name: known for name, known in self._known.items() if known.key[0] != model_id}
-            for key in [key for key in self._places if key[0] == model_id]:
-                del self._places[key]
+            for kept in (self._places, self._broken):
+                for key in [key for key in kept if key[0] == model_id]:
+                    del kept[key]
 
     def know(self, name: str, model_id: str, predictor: Predictor, generation: int) -> None:
         """Let :meth:`at_hand` find a student under the ``name`` by which the shelf was just asked for it.
@@ -192,6 +203,8 @@ class Students:
             if isinstance(error, InvalidModel | DamagedFile | NotFound):
                 log.error("a student cannot be loaded", model=key[0], error=error.message)
                 error = Unavailable(f"The student {key[0]} cannot be loaded here: {error.message}")
+                with self._lock:
+                    self._broken[key] = self._clock() + _BROKEN_SECONDS, error.message
             place.predictor.set_exception(error)
 
 

@@ -194,17 +194,22 @@ def test_one_that_is_too_large_is_loaded_alone(bucket: Bucket, exported_student:
     assert [one.model_id for one in loaded.loaded] == ["mdl_b"]
 
 
-def test_a_damaged_file_is_refused_and_the_next_call_tries_again(
+def test_a_damaged_file_is_refused_and_tried_again_some_seconds_later(
     bucket: Bucket, exported_student: Path, tmp_path: Path
 ) -> None:
-    """Guards against a flipped bit that answers with other labels, and against a failure that stays for ever."""
-    files, loaded = stored(bucket, exported_student, "mdl_a"), students(bucket, tmp_path)
+    """Guards against a flipped bit that answers with other labels, against a failure that stays for ever, and against
+    requests that each fetch and hash what is damaged."""
+    now = [100.0]
+    settings = Settings(data_dir=tmp_path / "data")
+    files, loaded = stored(bucket, exported_student, "mdl_a"), Students(bucket, settings, clock=lambda: now[0])
     damage(bucket, "models/mdl_a/onnx/model.onnx")
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(Unavailable, match="mdl_a cannot be loaded here: The stored file models/mdl_a/onnx/model"):
             loaded.get("mdl_a", files)
+    assert bucket.fetched["models/mdl_a/onnx/model.onnx"] == 1
     assert loaded.loaded == ()
     stored(bucket, exported_student, "mdl_a")
+    now[0] += 6
     assert loaded.get("mdl_a", files).predict("a text")
 
 

@@ -43,6 +43,13 @@ def test_what_would_break_later_is_refused_now(name: str, value: str, said: str)
         Settings.model_validate({name: value})
 
 
+def test_a_home_that_no_shell_has_seen_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a folder called ``~``, as files of variables have it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = Settings(data_dir=Path("~/limbeck"))
+    assert (settings.data_dir, settings.scratch_dir) == (tmp_path / "limbeck", tmp_path / "limbeck/scratch")
+
+
 def test_a_scratch_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training process works in another folder than its worker, and would look for its order elsewhere."""
     monkeypatch.chdir(tmp_path)
