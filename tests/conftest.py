@@ -29,6 +29,7 @@ _QUIET = {
     *(f"api/test_{name}.py" for name in ("job_verbs", "jobs", "models", "openapi", "transfer", "waiting")),
     *(f"models/test_{name}.py" for name in ("backup", "catalogue", "crew", "jobs", "reruns", "retention", "storage")),
     "models/test_telemetry.py",
+    "e2e/test_seed_rows.py",  # one that does: its jobs compute, and have minutes to do so in
 }
 
 
@@ -44,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a server as ``services``, and say what `make test`'s two processes may share out.
 
     All that starts processes is one group: two such tests at a time on two cores would miss each other's deadlines. The
-    library's tests, and what else is quiet, are groups by file, beside it.
+    library's tests, and what else is quiet, are groups by file, beside it; both sides take about as long.
     """
     for item in items:
         folder, file = item.path.parent.name, f"{item.path.parent.name}/{item.path.name}"
