@@ -8,7 +8,8 @@ from typing import Any
 from limbeck.config import Columns
 from limbeck.data.columns import Chosen, choose_columns
 from limbeck.data.corpus import ONE_LABEL, Corpus, Split, content_hash
-from limbeck.data.forms import FORMS, Form, Named, unlabelled, with_task
+from limbeck.data.forms import FORMS, Form, Named
+from limbeck.data.inferring import unlabelled, with_task
 from limbeck.data.splits import cut
 from limbeck.data.table import Table, fault, listed
 

@@ -16,6 +16,10 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _LIST = re.compile(r'\s*\[\s*(".*|(\d+\s*(,\s*\d+\s*)*)?\]\s*)', re.DOTALL)
 
 
+#: What is said of a list as :func:`is_foreign_list` finds it.
+AS_JSON = "a list that is no JSON; json.dumps writes one as such, and JSON Lines and Parquet need none of this"
+
+
 def is_list(cell: str) -> bool:
     """Whether a text is the JSON of a list of names or of their numbers, or begins like one."""
     return _LIST.fullmatch(cell) is not None

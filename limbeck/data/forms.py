@@ -1,11 +1,10 @@
-"""The forms that examples and their labels have: one class for each task, and how a table tells which it is."""
+"""The forms that examples and their labels have: one class for each task."""
 
 from __future__ import annotations
 
 import re
 import reprlib
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from limbeck.data.cells import (
-    NUMBER,
+    AS_JSON,
     is_foreign_list,
     is_list,
     kind,
@@ -30,7 +29,6 @@ from limbeck.data.labelling import label_cell, label_order, natural, require_kno
 from limbeck.data.table import Table, fault
 
 _TAG = re.compile(r"O|[BIES]-.+")
-_AS_JSON = "a list that is no JSON; json.dumps writes one as such, and JSON Lines and Parquet need none of this"
 #: Share of the numbers' spread that the steps between a model's answers may have: what an export may be off by.
 _COARSE = 0.01
 _ANSWERS = 'an object such as {"text": ["…"], "answer_start": [17]}'
@@ -306,36 +304,6 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-def with_task(table: Table, chosen: Chosen) -> Chosen:
-    """The same with its task; where only the label column can tell, by its cells.
-
-    Lists of names are several labels, fractions among nothing but numbers are regression, names between ``|`` that
-    recur in other combinations are several labels as well; everything else is one label for each text.
-    """
-    if chosen.task is not None:
-        return chosen
-    if table.task is not None and table.task in (OneLabel.task, SeveralLabels.task, Number.task):
-        return replace(chosen, task=table.task)
-    cells = [cell for cell in table.columns[chosen.label] if cell not in (None, "")]
-    lists = any(isinstance(cell, list) or (isinstance(cell, str) and is_list(cell)) for cell in cells)
-    if cells and all(isinstance(cell, str) and is_foreign_list(cell) for cell in cells):
-        raise fault(
-            "train",
-            f"column {chosen.label!r} begins with {reprlib.repr(cells[0])}, {_AS_JSON}; for names that look like "
-            "that, name the task",
-        )
-    if lists or (chosen.label not in table.names and _are_barred(cells)):
-        return replace(chosen, task=SeveralLabels.task)
-    if cells and all(_is_number(cell) for cell in cells) and not all(float(cell).is_integer() for cell in cells):
-        return replace(chosen, task=Number.task)
-    return replace(chosen, task=OneLabel.task)
-
-
-def unlabelled(table: Table, chosen: Chosen) -> bool:
-    """Whether a split's answers are kept back, as in the hub's GLUE test splits: every label is -1 or nothing."""
-    return bool(chosen.label) and all(value in (None, -1, "-1", "") for value in table.columns.get(chosen.label, []))
-
-
 def _require_steps(numbers: Sequence[float]) -> None:
     """
     Raises:
@@ -355,24 +323,9 @@ def _texts(table: Table, column: str, where: str) -> list[str]:
     return [text_cell(value, row, column, where) for row, value in enumerate(table.columns[column], start=1)]
 
 
-def _is_number(cell: Any) -> bool:
-    if isinstance(cell, str):
-        return NUMBER.fullmatch(cell.strip()) is not None and float(cell) < 1e30
-    return isinstance(cell, int | float) and not isinstance(cell, bool) and -1e30 < cell < 1e30
-
-
-def _are_barred(cells: Sequence[Any]) -> bool:
-    """``"red|round"`` alone may be one odd name; where ``"red"`` also stands elsewhere, it is two."""
-    distinct = {cell: {part.strip() for part in cell.split("|")} for cell in cells if isinstance(cell, str)}
-    users = Counter(part for parts in distinct.values() for part in parts)
-    return any(
-        "|" in cell and "" not in parts and any(users[part] > 1 for part in parts) for cell, parts in distinct.items()
-    )
-
-
 def _several(cell: Any, row: int, chosen: Chosen, where: str) -> Iterable[Any]:
     if isinstance(cell, str) and is_foreign_list(cell):
-        raise fault(where, f"row {row}, column {chosen.label!r}: found {reprlib.repr(cell)}, {_AS_JSON}")
+        raise fault(where, f"row {row}, column {chosen.label!r}: found {reprlib.repr(cell)}, {AS_JSON}")
     if isinstance(cell, str) and not is_list(cell):
         return [part for part in cell.split("|") if part.strip()] if cell.strip() else []
     if isinstance(cell, int) and not isinstance(cell, bool):

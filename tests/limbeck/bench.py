@@ -117,13 +117,16 @@ class Bench:
             model, [batch], lambda one, texts: criterion.hard(criterion.logits(one(**texts.inputs)), texts).value
         )
 
+    def models(self, student: PreTrainedModel | None = None) -> Models:
+        return Models(student or self.student(), self.teacher, (1, 3), self.tokens, importance=self.importance)
+
     def phase(self, method: Method | None = None, **changes: Any) -> Phase:
         logits = torch.randn(len(self.train), len(LABELS), generator=torch.Generator().manual_seed(0))
         phase = Phase(
             name="distilling",
             method=method or FineTuning(),
             task=TASK,
-            models=Models(self.student(), self.teacher, (1, 3), self.tokens, importance=self.importance),
+            models=self.models(),
             train=self.train,
             validation=self.validation,
             teacher_logits=logits,
