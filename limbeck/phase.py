@@ -123,6 +123,10 @@ class Position:
     weighed: int = 0  #: steps so far that learned what examples are weighed in: their answers, or labels
     scaled: bool = True  #: whether a head of numbers steps in units of the labels' spread
 
+    def begin(self, part: int) -> None:
+        """Go on to the start of a later part."""
+        self.part, self.step, self.validated, self.best_score, self.variants = part, 0, 0, -2.0, {}
+
     def weighing(self, phase: Phase) -> float:
         """The share that is done of the steps that examples are weighed in, over all parts: a part that compares what
         is inside is no part of a curriculum, and those that learn answers share one."""

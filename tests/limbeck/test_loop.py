@@ -20,7 +20,7 @@ from limbeck.checkpoint import CheckpointStore
 from limbeck.criterion import Criterion
 from limbeck.errors import Conflict, Diverged, Interrupted
 from limbeck.gradients import Cut, backward
-from limbeck.loop import _adamw, _update, schedule, train
+from limbeck.loop import train
 from limbeck.methods.auto import Auto
 from limbeck.methods.base import Models, Objective, Part, Term
 from limbeck.methods.distilbert import DistilBERT
@@ -34,6 +34,7 @@ from limbeck.methods.patient import Patient
 from limbeck.methods.self_distillation import SelfDistillation
 from limbeck.methods.theseus import Theseus
 from limbeck.methods.tinybert import TinyBERT
+from limbeck.optimizing import adamw, schedule, update
 from limbeck.phase import Position
 from limbeck.run import JOURNAL, Run
 from limbeck.vocabulary import Vocabulary
@@ -107,7 +108,7 @@ def test_a_step_goes_along_the_gradient_at_the_rate_and_no_longer_than_1() -> No
         layer.weight.grad = torch.tensor([gradient])
         objective: Any = SimpleNamespace(module=layer)
         groups = [{"params": [layer.weight], "spread": spread}]
-        norm = _update(objective, torch.optim.SGD(groups, lr=99.0), 0.1)
+        norm = update(objective, torch.optim.SGD(groups, lr=99.0), 0.1)
         assert norm.item() == pytest.approx(math.hypot(*gradient) * spread)
         assert layer.weight.tolist() == [pytest.approx(expected, rel=1e-4)]
         assert layer.weight.grad is None, "or the next step goes along it once more"
@@ -117,7 +118,7 @@ def test_matrices_decay_and_biases_norms_and_the_word_table_do_not(bench: Bench)
     phase = bench.phase(FineTuning(), weight_decay=0.3)
     student = phase.models.student
     objective = phase.method.build(Part(), phase.models, Criterion(TASK))
-    decaying, free = _adamw(objective, phase, Position()).param_groups
+    decaying, free = adamw(objective, phase, Position()).param_groups
     assert (decaying["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     shrinking, staying = ({names[id(one)] for one in group["params"]} for group in (decaying, free))
