@@ -23,6 +23,12 @@ RESAMPLES = 1_000
 #: A teacher that beats the baseline by less (as a share of 1) leaves no gap that could be divided by.
 SMALLEST_GAP = 0.005
 
+#: Of a baseline that is above its teacher by more than chance.
+_PASSED = (
+    " By the labels alone the baseline has come further than the teacher: one that is fine-tuned for longer may have "
+    "more to teach."
+)
+
 Counts = NDArray[np.float32]  # (resamples, cells)
 Classes = NDArray[np.int64]  # (cells,)
 _Metric = Callable[[Counts, Classes, Classes], NDArray[np.float64]]
@@ -219,17 +225,18 @@ def gap_recovery(
     drawn = Resamples(labels, answers, resamples=resamples, seed=seed)
     start = drawn.value(metric, "baseline")
     gap = drawn.value(metric, "teacher") - start
+    each = drawn.values(metric, answers)
+    gaps = each["teacher"] - each["baseline"]
+    low, high = _interval(gaps)
     if gap <= SMALLEST_GAP:
         side, least = "above" if gap >= 0 else "below", _points(metric, SMALLEST_GAP)
+        passed = "" if gap >= 0 or high >= 0 else _PASSED
         return GapRecovery(
             None,
             f"The teacher's {metric} is {_points(metric, abs(gap))} {side} that of the baseline, the same student "
-            f"trained without a teacher; with no more than {least} above it there is no gap to recover.",
+            f"trained without a teacher; with no more than {least} above it there is no gap to recover.{passed}",
         )
-    each = drawn.values(metric, answers)
-    gaps = each["teacher"] - each["baseline"]
     recovered = _ratio(each["student"] - each["baseline"], gaps)
-    low, high = _interval(gaps)
     note = None
     if low <= 0:
         note = (

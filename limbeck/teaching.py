@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ from limbeck.config import FineTune
 from limbeck.device import seed_everything
 from limbeck.errors import Diverged, InvalidModel, Problem, TeacherUnfit
 from limbeck.label_names import placed, said_of_placed
-from limbeck.loop import train
+from limbeck.loop import Fitted, train
 from limbeck.losses import require_finite
 from limbeck.methods.base import Models
 from limbeck.methods.none import FineTuning
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _JUDGE = "judge"
 #: Where the state keeps what several teachers answer together to validation.
 _PANEL = "panel"
+#: What the last epoch of a training that is at its end does not gain any more, as a share of 1.
+_RISING = 0.02
 _NAME_THEM = "write their names as the data set has them into id2label of its config.json."
 
 
@@ -77,16 +80,11 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
     if not job.keep_head:
         layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
         job.task.begin_head(layer, job.train)
-    if job.finetune:
-        fitted = train(_teacher_phase(run, job, name, job.finetune, model), run)
+    fitted = train(_teacher_phase(run, job, name, job.finetune, model), run) if job.finetune else None
+    if fitted is not None:
         model, score, epoch = fitted.model, fitted.score, fitted.epoch
     else:
-        logits = predict(model, job.validation, job.task, run)
-        if not torch.isfinite(torch.from_numpy(logits)).all():
-            raise Diverged("The teacher's logits hold NaN or infinite values on the validation split.")
-        answers = job.task.predictions(logits, job.task.judged(job.validation, logits))
-        score = evaluate.score(job.task.main_metric, answers, job.task.truth(job.validation))
-        epoch = None
+        score, epoch = _worth(run, job, model), None
     _require_fit(job, score, name)
     run.facts[name] = {"validation": score, "epoch": epoch}
     who = name.replace("-", " ")
@@ -98,7 +96,47 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
         teacher=name,
         **{job.task.main_metric: score},
     )
+    if fitted is not None:
+        _say_rising(run, job, name, fitted)
     return keep(run, name, model)
+
+
+def _worth(run: Run, job: Prepared, model: PreTrainedModel) -> float:
+    """The main metric, on validation, of a teacher that is used as it is."""
+    logits = predict(model, job.validation, job.task, run)
+    if not torch.isfinite(torch.from_numpy(logits)).all():
+        raise Diverged("The teacher's logits hold NaN or infinite values on the validation split.")
+    answers = job.task.predictions(logits, job.task.judged(job.validation, logits))
+    return evaluate.score(job.task.main_metric, answers, job.task.truth(job.validation))
+
+
+def _say_rising(run: Run, job: Prepared, name: str, fitted: Fitted) -> None:
+    metric = job.task.main_metric
+    scores = [point[metric] for point in fitted.history]
+    if not still_rising(scores, len(job.validation)):
+        return
+    before = max(scores[:-1])
+    run.event(
+        "teacher.rising",
+        f"The {name.replace('-', ' ')} was still rising: the last of its {len(scores)} epochs brought it from "
+        f"{evaluate.shown(metric, before)} to {evaluate.shown(metric, scores[-1])} on validation. With more epochs "
+        "(teacher.finetune.epochs) it may have more to teach",
+        teacher=name,
+        epochs=len(scores),
+        gain=scores[-1] - before,
+    )
+
+
+def still_rising(scores: Sequence[float], rows: int) -> bool:
+    """Whether a training was cut off in its rise: the learning rate is nearly 0 in the last epoch, so that one that
+    still gains there is far from its end. Of such a teacher a student that goes on with the labels alone soon knows
+    more.
+
+    Args:
+        scores: on validation after each epoch.
+        rows: of validation; a gain within the standard error of so many says nothing.
+    """
+    return len(scores) > 1 and scores[-1] - max(scores[:-1]) > max(_RISING, 0.5 / math.sqrt(rows))
 
 
 def _loaded(run: Run, job: Prepared, name: str) -> PreTrainedModel:

@@ -129,6 +129,19 @@ def test_no_gap_recovery_where_the_teacher_is_no_better_than_the_baseline() -> N
     assert found.note is not None
     assert "no gap to recover" in found.note
     assert re.match(r"The teacher's accuracy is \d+\.\d points below that of the baseline", found.note)
+    assert "fine-tuned for longer" in found.note
+
+
+def test_a_teacher_is_not_called_unfinished_for_a_difference_by_chance() -> None:
+    labels = some_labels(400, 2)
+    teacher, baseline = answers(0.9, labels, 2, 1), answers(0.9, labels, 2, 2)
+    if (teacher == labels).mean() > (baseline == labels).mean():
+        teacher, baseline = baseline, teacher
+    found = evaluate.gap_recovery(
+        "accuracy", student=teacher, teacher=teacher, baseline=baseline, labels=labels, seed=1
+    )
+    assert "below that of the baseline" in str(found.note)
+    assert "fine-tuned for longer" not in str(found.note)
 
 
 def test_a_gap_is_told_in_the_unit_of_its_figures() -> None:
