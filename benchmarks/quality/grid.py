@@ -24,13 +24,20 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 #: nearly even, so that a student has to match the logits of them all.
 UNTEMPERED: Mapping[str, Mapping[str, Any]] = {"kd-t1": {"type": "kd", "temperature": 1.0}}
 MANY = ("snips", "wnut17", "banking77")
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {**VARIANTS, **UNTEMPERED}
+#: As the seed has them: hard and soft labels count alike, at T = 3. Our defaults give a tenth of the weight to labels.
+HALVES: Mapping[str, Mapping[str, Any]] = {
+    f"{name}-half": {"type": name, "temperature": 3.0, "alpha": 0.5} for name in ("kd", "noise")
+}
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {**VARIANTS, **UNTEMPERED, **HALVES}
 WIDE = ("mrpc", "sst2", "banking77")
 OTHERS = tuple(name for name in DATASETS if name not in WIDE)
 CURVES = ("sst2", "douban")
 SEEDS = (0, 1, 2)
 #: How baselines are named whose student starts from other layers than most, by what a configuration calls that start.
 STARTS: Mapping[str, str] = {"none-first": "first", "none-last": "last", "none-skip": "skip"}
+#: As many epochs as a paper has for the same data, where the other cells have three: what a method is otherwise. Its
+#: baseline has as many.
+LONG: Mapping[str, tuple[str, int]] = {f"{name}-long": (name, 15) for name in ("none-first", "theseus")}
 #: ``kd`` that also learns the teacher's answers to so many other texts of train, whose labels it does not see: one
 #: epoch over both, and a baseline of its own that takes as many steps over the labelled ones.
 UNLABELLED: Mapping[str, int] = {"kd-unlabelled": 32_000}
@@ -88,7 +95,13 @@ class Cell:
         if self.is_teacher or self.is_baseline or self.has_own_baseline:
             return None
         names = {start: name for name, start in STARTS.items()}
-        return Cell(self.dataset, names.get(_start(self.method, self.layers), "none"), self.layers, self.seed)
+        name = names.get(_start(self.plain, self.layers), "none")
+        return Cell(self.dataset, name + "-long" * (self.method in LONG), self.layers, self.seed)
+
+    @property
+    def plain(self) -> str:
+        """The method, however long it is trained."""
+        return LONG[self.method][0] if self.method in LONG else self.method
 
     @property
     def has_own_baseline(self) -> bool:
@@ -98,7 +111,7 @@ class Cell:
 
     @property
     def is_baseline(self) -> bool:
-        return self.method == "none" or self.method in STARTS
+        return self.plain == "none" or self.plain in STARTS
 
     @property
     def needs(self) -> tuple[Cell, ...]:
@@ -120,15 +133,19 @@ class Cell:
                 "training": {**data.student, "seed": self.seed},
                 "teacher": dict(data.teacher),
             }
-        method: Any = "none" if self.is_baseline else _options(self.method)
+        method: Any = "none" if self.is_baseline else _options(self.plain)
         student: dict[str, Any] = {"layers": self.layers}
-        if self.method in STARTS:
-            student["init"] = STARTS[self.method]
-        training = {**data.student, "seed": self.seed}
+        if self.plain in STARTS:
+            student["init"] = STARTS[self.plain]
+        training = {**self._training, "seed": self.seed}
         if self.method in UNLABELLED:
             texts = {"type": "unlabelled", "limit": UNLABELLED[self.method], "source": f"path:{_ELSEWHERE}"}
             training |= {"epochs": 1, "augmentation": texts}
         return {"method": method, "student": student, "training": training, "teacher": dict(data.teacher)}
+
+    @property
+    def _training(self) -> Mapping[str, Any]:
+        return {**self.data.student, **({"epochs": LONG[self.method][1]} if self.method in LONG else {})}
 
     def cost(self) -> float:
         """Work in millions of examples × tokens × layers; what a unit takes follows from the cells that are done.
@@ -140,7 +157,7 @@ class Cell:
         each = (data.examples + held / 3) * (data.tokens + 10) / 1e6
         if self.is_teacher:
             return each * _DEEP * 1.2 * data.teacher["epochs"]
-        epochs = data.student["epochs"]
+        epochs = self._training["epochs"]
         if self.method == "self":
             return each * _DEEP * 1.2 * (2 * epochs + data.teacher["epochs"])
         if self.method in UNLABELLED:
@@ -148,7 +165,7 @@ class Cell:
             return (each + more) * (2 * 1.2 * self.layers + _DEEP / 3)
         if self.is_peer:  # asks its teacher in every step, and pads batches of any length
             return each * 2 * (1.2 * self.layers + _DEEP / 3) * epochs
-        matching = _DEEP / 3 * epochs if self.method in _MATCHING else _DEEP / 3
+        matching = _DEEP / 3 * epochs if self.plain in _MATCHING else _DEEP / 3
         return each * (1.2 * self.layers * epochs + (0 if self.is_baseline else matching))
 
 
@@ -199,6 +216,9 @@ def cells() -> list[Cell]:
         wanted.append(Cell(dataset, "fastbert", _DEEP, 0))
     for dataset in MANY:
         add(dataset, UNTEMPERED)
+    for dataset in ("sst2", "banking77"):
+        add(dataset, HALVES)
+    add("mrpc", LONG)
     add("sst2", UNLABELLED, seeds=SEEDS)
     for dataset in WIDE:
         # Teacher and student have the same size: a student of 3 layers is none of self.
@@ -238,7 +258,8 @@ def method_version(name: str) -> str:
         return _digest(_code(ast.parse(path.read_text())) for path in used)
     chosen = {key: str(value["type"]) for key, value in _OPTIONS.items()} | dict.fromkeys((*STARTS, "teacher"), "none")
     chosen |= dict.fromkeys(UNLABELLED, "kd")
-    method = chosen.get(name, name)
+    plain = LONG[name][0] if name in LONG else name
+    method = chosen.get(plain, plain)
     folder, seen = ROOT / "limbeck" / "methods", {}
     todo = [path for path in sorted(folder.glob("*.py")) if _defines(path, method)]
     while todo:

@@ -355,3 +355,19 @@ def test_our_students_stand_beside_theirs(tmp_path: Path) -> None:
     assert "-100.0 (-100.0 to -100.0) | **no** |" in side_by_side(store)
     # They stand in a table of their own.
     assert "| textbrewer-kd | 3 |" not in generated(store)
+
+
+def test_a_cell_of_more_epochs_is_held_against_a_baseline_of_as_many() -> None:
+    """Guards against a recipe of 15 epochs that is praised for being longer than its baseline's three."""
+    long = Cell("mrpc", "theseus-long", 3, 0)
+    baseline = long.baseline
+    assert baseline == Cell("mrpc", "none-first-long", 3, 0)
+    assert baseline.is_baseline
+    short = Cell("mrpc", "theseus", 3, 0)
+    assert short.baseline == Cell("mrpc", "none-first", 3, 0)
+    wanted = {**short.document()["training"], "epochs": 15}
+    assert long.document() == {**short.document(), "training": wanted}
+    assert baseline.document() == {**long.document(), "method": "none", "student": {"layers": 3, "init": "first"}}
+    assert method_version("theseus-long") == method_version("theseus")
+    assert method_version("none-first-long") == method_version("none")
+    assert long.cost() > 3 * short.cost()
