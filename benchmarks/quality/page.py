@@ -10,6 +10,7 @@ from benchmarks.quality import paired
 from benchmarks.quality.aims import aims
 from benchmarks.quality.datasets import DATASETS
 from benchmarks.quality.grid import Cell, cells, teacher_of
+from benchmarks.quality.overview import overview
 from benchmarks.quality.papers import papers
 from benchmarks.quality.seeds import over_seeds
 from benchmarks.quality.side_by_side import side_by_side
@@ -62,7 +63,8 @@ def generated(store: Store) -> str:
     """All tables, over the whole grid."""
     grid = cells()
     taken = any(_speedup_taken_out(store, cell) for cell in grid)
-    parts = [_INTRO + (f" {_ABOUT_TAKEN}" if taken else ""), "### Aims", aims(store)]
+    parts = [_INTRO + (f" {_ABOUT_TAKEN}" if taken else "")]
+    parts += ["### All data sets", overview(store), "### Aims", aims(store)]
     for name, data in DATASETS.items():
         chosen = [cell for cell in grid if cell.dataset == name and not cell.is_teacher and not cell.is_peer]
         parts += [f"### {name}", _about(store, name, data.note), _table(store, chosen)]

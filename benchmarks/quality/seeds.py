@@ -50,12 +50,24 @@ def fieller(won: Sequence[float], gaps: Sequence[float]) -> tuple[float, float] 
 def pairs(store: Store, dataset: str, method: str, layers: int) -> list[tuple[float, float]]:
     """What the student won over the baseline of its own seed, and what the teacher is above that, for each seed."""
     found = []
-    for seed, student in _seeds(store, dataset, method, layers).items():
-        baseline = _finished(store, Cell(dataset, method, layers, seed).baseline)
+    for seed, student in seeds_of(store, dataset, method, layers).items():
+        baseline = finished(store, Cell(dataset, method, layers, seed).baseline)
         if baseline is not None:
             start = baseline["student"]["value"]
             found.append((student["student"]["value"] - start, student["teacher"]["value"] - start))
     return found
+
+
+def seeds_of(store: Store, dataset: str, method: str, layers: int) -> dict[int, dict[str, Any]]:
+    """The results that are there, by seed."""
+    each = {seed: finished(store, Cell(dataset, method, layers, seed)) for seed in SEEDS}
+    return {seed: one for seed, one in each.items() if one is not None}
+
+
+def finished(store: Store, cell: Cell | None) -> dict[str, Any] | None:
+    """A cell's result, where it has one that did not fail."""
+    found = None if cell is None else store.read(cell)
+    return None if found is None or "failure" in found else found
 
 
 def over_seeds(store: Store) -> str:
@@ -67,7 +79,7 @@ def over_seeds(store: Store) -> str:
 
 
 def _row(store: Store, dataset: str, method: str, layers: int) -> list[str]:
-    found = list(_seeds(store, dataset, method, layers).values())
+    found = list(seeds_of(store, dataset, method, layers).values())
     name = [dataset, method, str(layers)]
     if len(found) < 2:
         return [*name, f"{len(found)} of {len(SEEDS)} seeds", "", "", "", ""]
@@ -86,16 +98,6 @@ def _gap(paired: Sequence[tuple[float, float]]) -> str:
     bounds = fieller(won, gaps)
     value = f"{100 * mean(won) / mean(gaps):.0f}"
     return f"{value} (anything)" if bounds is None else f"{value} ({100 * bounds[0]:.0f} to {100 * bounds[1]:.0f})"
-
-
-def _seeds(store: Store, dataset: str, method: str, layers: int) -> dict[int, dict[str, Any]]:
-    each = {seed: _finished(store, Cell(dataset, method, layers, seed)) for seed in SEEDS}
-    return {seed: one for seed, one in each.items() if one is not None}
-
-
-def _finished(store: Store, cell: Cell | None) -> dict[str, Any] | None:
-    found = None if cell is None else store.read(cell)
-    return None if found is None or "failure" in found else found
 
 
 def _plus_minus(values: Sequence[float]) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.quality.aims import aims
 from benchmarks.quality.grid import Cell, teacher_of
+from benchmarks.quality.overview import overview
 from benchmarks.quality.page import generated
 from benchmarks.quality.paired import add_truths, from_baseline
 from benchmarks.quality.papers import papers
@@ -128,6 +129,29 @@ def test_seeds_are_paired_by_their_number(tmp_path: Path) -> None:
     store.write(Cell("sst2", "none", 3, 2), HASH, result(0.84))
     # Won 2 and 4 points of 6 and 6: 50 %, and 12.706 · √2 / √2 points on each side.
     assert "| 3.0 ± 12.7 | 50 (-162 to 262) |" in over_seeds(store)
+
+
+def test_a_row_of_the_overview_has_the_means_and_what_they_say(tmp_path: Path) -> None:
+    """Guards a first table that holds auto against the baseline of another start, or a longer training for the best."""
+    store = Store(tmp_path)
+    store.write(teacher_of("sst2"), HASH, teacher_result())
+    for method, seed, value in (
+        ("none", 0, 0.80),
+        ("kd", 0, 0.83),
+        ("kd", 1, 0.81),
+        ("none-skip", 0, 0.84),
+        ("none-skip", 1, 0.82),
+        ("auto", 0, 0.87),
+        ("auto", 1, 0.85),
+        ("kd-unlabelled", 0, 0.89),
+        ("tinybert", 0, 0.86),
+    ):
+        store.write(Cell("sst2", method, 3, seed), HASH, result(value))
+    table = overview(store)
+    assert "| sst2 | 3 | 90.0 | 80.0 | 82.0 (2) | 83.0 (2) | 86.0 (2) | 95.6 | 43 | 86.0, `auto` |" in table
+    assert "| sst2 | 2 | 90.0 | not run | not run | not run | not run |  |  |  |" in table
+    store.write(Cell("sst2", "tinybert", 3, 0), HASH, result(0.865))
+    assert "86.5, `tinybert` |" in overview(store)
 
 
 def test_the_aims_are_judged_by_the_cells(store: Store) -> None:
