@@ -86,7 +86,7 @@ def test_an_alias_that_was_made_again_is_another_one(client: TestClient, student
     assert client.get("/v1/aliases/a").json()["model"] == second
 
 
-@pytest.mark.parametrize("etag", ["*", '"100000000000000000000"', f'"{"9" * 5000}"'])
+@pytest.mark.parametrize("etag", ["*", '"0"', '"100000000000000000000"', f'"{"9" * 5000}"'])
 def test_an_alias_that_is_not_there_has_no_version(client: TestClient, students: list[str], etag: str) -> None:
     """Guards against an alias made where a switch was meant, and a 500 for a number that no database holds."""
     answer = client.put("/v1/aliases/a", json={"model": students[0]}, headers={"If-Match": etag})
