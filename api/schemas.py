@@ -108,7 +108,7 @@ class AliasView(Envelope):
     object: Literal["alias"] = "alias"
     model: str
     version: int
-    """Counts the switches; the ETag."""
+    """Raised by every switch, and another one when the name is deleted and made again; the ETag."""
     updated_at: datetime
 
     @classmethod

@@ -10,6 +10,7 @@ from alembic import context
 from sqlalchemy import Connection
 
 from models.engine import open_engine
+from models.schema import alone
 from models.settings import Settings
 from models.tables import METADATA
 
@@ -26,8 +27,7 @@ def main() -> None:
     if given is not None:
         _run(given)
         return
-    engine = open_engine(Settings().database_url)
-    with engine.begin() as connection:
+    with alone(open_engine(Settings().database_url)) as connection:
         _run(connection)
 
 

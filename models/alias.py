@@ -15,6 +15,6 @@ class Alias(Base):
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
-    #: Counts the switches; a caller who switches may say from which version.
+    #: Counts the switches, from anywhere; a caller who switches may say from which version.
     version: Mapped[int]
     updated_at: Mapped[datetime] = mapped_column(UtcMillis)

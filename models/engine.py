@@ -18,7 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError
 
 from limbeck.errors import InvalidInput
-from models.failures import takes_no_writes
+from models.failures import plan_is_stale, takes_no_writes
 from models.text import to_json
 
 _ALLOWED = "sqlite:///… and postgresql+psycopg://…"
@@ -91,7 +91,7 @@ def read_only(engine: Engine) -> Engine:
 def _open_postgres(url: URL) -> Engine:
     arguments = {name: value for name, value in _POSTGRES.items() if name not in url.query}
     engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_recycle=1800, **_SHARED)
-    event.listen(engine, "handle_error", _leave_what_takes_no_writes)
+    event.listen(engine, "handle_error", _leave_what_is_worn_out)
     return engine
 
 
@@ -99,16 +99,18 @@ def _open_sqlite(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": _SQLITE_BUSY_SECONDS}, **_SHARED)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
-    event.listen(engine, "handle_error", _leave_what_takes_no_writes)
+    event.listen(engine, "handle_error", _leave_what_is_worn_out)
     return engine
 
 
-def _leave_what_takes_no_writes(context: ExceptionContext) -> None:
+def _leave_what_is_worn_out(context: ExceptionContext) -> None:
+    if context.connection is None:
+        return
+    cause = context.original_exception
     # A server that has become a standby keeps its connections, and a file that was opened while it could not be
     # written stays so: only a new connection finds that writes are taken again.
-    if context.connection is None or context.connection.get_execution_options().get(_READ_ONLY):
-        return
-    if takes_no_writes(context.original_exception):
+    reading = context.connection.get_execution_options().get(_READ_ONLY)
+    if plan_is_stale(cause) or (takes_no_writes(cause) and not reading):
         context.is_disconnect = True
 
 

@@ -36,6 +36,11 @@ def takes_no_writes(cause: BaseException | None) -> bool:
     return isinstance(cause, psycopg.errors.ReadOnlySqlTransaction)
 
 
+def plan_is_stale(cause: BaseException | None) -> bool:
+    """Whether PostgreSQL refuses what this connection has prepared: a migration has changed a column since."""
+    return isinstance(cause, psycopg.errors.FeatureNotSupported)
+
+
 def _sqlite_code(cause: sqlite3.Error) -> int | None:
     """The primary code; the bits above say which kind of it."""
     code = getattr(cause, "sqlite_errorcode", None)

@@ -5,6 +5,7 @@ A row is an offer, and who took it. It stands for as long as the job runs under 
 
 from __future__ import annotations
 
+import secrets
 from datetime import datetime
 
 from sqlalchemy import BigInteger, ForeignKey, Integer, String
@@ -24,7 +25,8 @@ class Offered(Base):
     likeness: Mapped[str] = mapped_column(String(300))
     #: With which it computes them; of GPUs it does not matter.
     threads: Mapped[int]
-    #: Raised by every claim; a worker that has an older one has lost it.
-    claims: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Raised by every claim; a worker that has an older one has lost it. It begins anywhere: SQLite gives the id of a
+    #: row that is gone to the next one, which whoever had the first must not take for its own.
+    claims: Mapped[int] = mapped_column(BigInteger, default=lambda: secrets.randbits(48))
     worker: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcMillis)

@@ -50,7 +50,7 @@ def knows(revision: str) -> bool:
 def upgrade(engine: Engine) -> None:
     """See :meth:`models.db.Database.migrate`."""
     try:
-        with _alone(engine) as connection:
+        with alone(engine) as connection:
             _upgrade(connection)
     except DBAPIError as error:
         failure = failure_of(error)
@@ -74,8 +74,9 @@ def _upgrade(connection: Connection) -> None:
 
 
 @contextmanager
-def _alone(engine: Engine) -> Iterator[Connection]:
-    """One transaction over everything, while every other process that wants to migrate waits."""
+def alone(engine: Engine) -> Iterator[Connection]:
+    """One transaction over everything, while every other process that wants to migrate waits. On SQLite no table that
+    is rebuilt takes along what refers to it."""
     if engine.dialect.name == "sqlite":
         with _alone_on_sqlite(engine) as connection:
             yield connection

@@ -70,7 +70,8 @@ def succeed(session: Session, lease: Lease, outcome: Outcome) -> JobStatus:
             **model.facts,
         )
     job.result, job.scorecard, job.checkpoint = dict(outcome.result), dict(outcome.scorecard), None
-    job.progress = {**(job.progress or {}), "percent": 100.0, "eta_seconds": 0.0}
+    if job.progress is not None:  # parts of it alone are none that could be read back
+        job.progress = {**job.progress, "percent": 100.0, "eta_seconds": 0.0}
     model_id = outcome.result["model_id"]
     settling.end(session, job, JobStatus.SUCCEEDED, "succeeded")
     telemetry.append_event(session, job.id, "job.succeeded", f"The student is {model_id}.", dict(outcome.result))

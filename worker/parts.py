@@ -66,7 +66,6 @@ def offer(session: Session, lease: Lease, offered: Offer, *, without: Collection
             "teacher": offered.teacher,
             "likeness": offered.likeness,
             "threads": offered.threads,
-            "claims": 0,
         }
         for part in offered.left
         if part != offered.own and part not in without

@@ -67,7 +67,6 @@ def invite(session: Session, lease: Lease, invitation: Invitation, *, kind: str,
         "address": invitation.address,
         "port": invitation.port,
         "secret": invitation.secret,
-        "claims": 0,
     }
     session.execute(insert(HostPlace), [row] * invitation.places)
 

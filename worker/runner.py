@@ -19,8 +19,7 @@ from limbeck.errors import Interrupted, LeaseLost, LimbeckError, RankLost, Stora
 from limbeck.hosts import Invitation
 from limbeck.offer import PARTS
 from models.db import Database
-from models.job import JobStatus
-from models.repository import jobs
+from models.job import Job, JobStatus
 from models.repository import telemetry as stored_telemetry
 from models.repository.settling import Fault
 from models.settings import Settings
@@ -111,8 +110,8 @@ class Runner:
     def _drop_checkpoints(self, job_id: str) -> None:
         try:
             with self.database.reading() as session:
-                kept = jobs.get(session, job_id).checkpoint
-            if kept is None:
+                job = session.get(Job, job_id)
+            if job is None or job.checkpoint is None:  # somebody may have deleted it as soon as it had ended
                 delete_checkpoints(self.storage, job_id)
         except (LimbeckError, OSError) as error:  # `limbeck gc` sweeps what is left
             _log.warning("%s: its checkpoints could not be deleted: %s", job_id, error)

@@ -93,7 +93,8 @@ def _expected(if_match: str | None, if_none_match: str | None = None) -> aliases
     found = _ETAG.fullmatch(if_match.strip())
     if found is None:
         raise _refused("If-Match", f'found {if_match!r}; allowed: the ETag of a GET, such as "3"')
-    if len(found[1]) > _DIGITS:
+    # To the repository 0 says that there is none yet; whoever sends it as an ETag has not seen that.
+    if len(found[1]) > _DIGITS or int(found[1]) == 0:
         raise Stale(f"The alias never had version {found[1]}.")
     return int(found[1])
 

@@ -162,7 +162,7 @@ class Alias(Record):
     model: str
     """The id of the model that it means."""
     version: int
-    """Counts the switches, from 1 on."""
+    """Raised by every switch, and another one when the name is deleted and made again."""
     updated_at: datetime
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,6 +18,10 @@ from models.model import Model
 
 #: The version that a caller has seen, or that there is one; None where it does not matter.
 Expected = int | Literal["any"] | None
+
+#: Below it an alias begins to count its switches. Were it always from 1, whoever has seen an alias that was deleted and
+#: made again would switch one that it has never seen.
+_FIRST = 10**8
 
 #: Not like an id, so that a name never hides a model.
 _NAME = re.compile(r"(?!mdl_)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -89,7 +94,7 @@ def _make(session: Session, name: str, model_id: str, expected: Expected) -> Ali
     """A new alias, if none is expected and there is none."""
     if expected not in (None, 0):
         return None
-    values = {"name": name, "model_id": model_id, "updated_at": db_now(), "version": 1}
+    values = {"name": name, "model_id": model_id, "updated_at": db_now(), "version": 1 + secrets.randbelow(_FIRST)}
     try:
         with session.begin_nested():
             return session.scalars(insert(Alias).values(**values).returning(Alias)).one()

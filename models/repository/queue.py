@@ -17,6 +17,12 @@ from models.job import HELD, Job, JobStatus
 _PACE_OF_LAST = 50
 _PACE_OF_LEAST = 3
 
+#: More than can be put into the queue at the same time, unseen by each other: as long as there is room for them all,
+#: nobody waits for anybody.
+_AT_ONCE = 1000
+#: Any number, the same in every Limbeck.
+_COUNTING = 7_105_113_911
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -39,7 +45,8 @@ def pace(session: Session) -> Pace | None:
     attempts = select(Attempt.job_id, Attempt.started_at, Attempt.ended_at).where(Attempt.job_id.in_(last))
     for job_id, start, end in session.execute(attempts):
         if end is not None:
-            took[job_id] = took.get(job_id, 0.0) + (end - start).total_seconds()
+            # Less than nothing where the database's clock was set back meanwhile.
+            took[job_id] = took.get(job_id, 0.0) + max(0.0, (end - start).total_seconds())
     seconds = sorted(took.values())
     if len(seconds) < _PACE_OF_LEAST:
         return None
@@ -82,9 +89,17 @@ def require_room(session: Session, most: int) -> None:
     Raises:
         QueueFull
     """
-    waiting = session.scalar(select(func.count()).select_from(Job).where(Job.status == JobStatus.QUEUED)) or 0
-    if waiting > most:
+    if _waiting(session) <= most - _AT_ONCE:
+        return
+    if session.get_bind().dialect.name == "postgresql":
+        # One counts at a time, until its commit: the next one sees it. SQLite has one writer at a time anyway.
+        session.execute(select(func.pg_advisory_xact_lock(_COUNTING)))
+    if _waiting(session) > most:
         raise QueueFull(f"{most} jobs wait already, which is as many as may; nothing was changed.")
+
+
+def _waiting(session: Session) -> int:
+    return session.scalar(select(func.count()).select_from(Job).where(Job.status == JobStatus.QUEUED)) or 0
 
 
 def _before(session: Session, job: Job) -> ColumnElement[bool]:

@@ -62,6 +62,12 @@ def submit(database: Database) -> Submit:
 
 
 def submit_to(database: Database, **changes: Any) -> Job:
+    with database.session() as session:
+        return jobs.submit(session, **request(**changes))[0]
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    """What ``jobs.submit`` takes."""
     values: dict[str, Any] = {
         "name": "a job",
         "owner": "default",
@@ -75,8 +81,7 @@ def submit_to(database: Database, **changes: Any) -> Job:
         "gpus": 0,
         "max_attempts": 3,
     }
-    with database.session() as session:
-        return jobs.submit(session, **(values | changes))[0]
+    return values | changes
 
 
 def config(*, teacher: str = "builtin:minilm-l6", dataset: str = "builtin:stdlib-docstrings") -> dict[str, Any]:

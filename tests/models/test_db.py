@@ -160,6 +160,25 @@ def test_a_connection_that_breaks_within_a_transaction_is_unavailable(postgres_s
         database.dispose()
 
 
+def test_a_column_that_changes_below_a_running_process_is_no_mistake_of_its_own(postgres_url: str) -> None:
+    """Guards callers from a 500, and a student from being made again, while the next version has migrated already: what
+    a connection has prepared does not fit any more."""
+    database = Database(Settings(database_url=postgres_url))
+    try:
+        database.migrate()
+        for _ in range(12):  # psycopg prepares what it has seen five times
+            with database.reading() as session:
+                session.scalars(select(Job)).all()
+        with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as another:
+            another.execute("ALTER TABLE jobs ALTER COLUMN priority TYPE bigint")
+        with pytest.raises(Unavailable), database.reading() as session:
+            session.scalars(select(Job)).all()
+        with database.reading() as session:
+            session.scalars(select(Job)).all()
+    finally:
+        database.dispose()
+
+
 def test_no_server_at_all_is_said_within_seconds() -> None:
     """Nothing listens: the answer must come before a client gives up, and must not be a stack trace."""
     database = Database(Settings(database_url=f"postgresql://nobody@127.0.0.1:{free_port()}/none"))

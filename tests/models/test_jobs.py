@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,13 +13,11 @@ from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Conflict, IdempotencyKeyReused, InvalidInput, NotFound
-from models.attempt import Attempt
 from models.db import Database
 from models.job import Job, JobStatus
 from models.model import ModelKind
 from models.repository import catalogue, jobs, overview, telemetry
 from models.repository.catalogue import StoredFile
-from models.repository.queue import pace
 from tests.models.conftest import Submit, config, set_status, submit_to
 from tests.worker.processes import until
 
@@ -337,26 +335,3 @@ def test_jobs_are_counted_by_status_also_where_there_are_none(database: Database
     with database.reading() as session:
         counts = overview.count_by_status(session)
     assert counts == {status: int(status is S.QUEUED) for status in JobStatus}
-
-
-def test_the_time_until_a_job_starts_is_measured_on_those_that_ended(database: Database, submit: Submit) -> None:
-    """An ETA from nothing would be a guess; the slowest and the quickest job must not decide it alone."""
-    with database.reading() as session:
-        assert pace(session) is None
-    for minutes in (1, 10, 10, 20, 20, 30, 30, 900):
-        job_id = submit().id
-        set_status(database, job_id, S.SUCCEEDED)
-        begun = datetime(2026, 11, 24, 2, tzinfo=UTC)
-        with database.session() as session:  # two attempts, with a week's pause between them
-            for fence, start in enumerate((begun, begun + timedelta(days=7))):
-                end = start + timedelta(minutes=minutes) / 2
-                facts = {"job_id": job_id, "fence": fence, "number": fence, "worker": "w", "host": "h"}
-                session.add(Attempt(**facts, started_at=start, ended_at=end))
-    for _ in range(2):
-        set_status(database, submit().id, S.RUNNING)
-    with database.reading() as session:
-        found = pace(session)
-    assert found is not None
-    assert (found.quick, found.slow, found.side_by_side) == (600, 1800, 2)
-    assert found.starts_in(1) == (0, 1800)
-    assert found.starts_in(5) == (1200, 5400)

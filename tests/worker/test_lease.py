@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from api.job_schemas import JobView
 from limbeck.errors import LeaseLost
 from models.db import Database
 from models.job import Job, JobStatus
@@ -217,6 +218,15 @@ def test_success_writes_the_models_and_the_end_at_once(either: Database) -> None
         assert (model.job_id, model.kind, model.name) == (job.id, ModelKind.STUDENT, "a job")
         assert (model.teacher, model.dataset, model.method) == ("builtin:minilm-l6", "builtin:stdlib-docstrings", "kd")
         assert [(one.outcome, one.last_step) for one in telemetry.attempts(session, job.id)] == [("succeeded", 9)]
+
+
+def test_a_job_that_ends_before_it_told_of_progress_can_be_read(either: Database) -> None:
+    """Guards against a 500 for that job, and for every page of jobs that it is on."""
+    submit(either)
+    held = taken(either)
+    with either.session() as session:
+        endings.succeed(session, held.lease, OUTCOME)
+    assert JobView.of(read(either, held.job.id), None).progress is None
 
 
 def test_a_job_with_the_longest_name_gets_its_student_and_its_baseline(either: Database) -> None:

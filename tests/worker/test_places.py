@@ -141,6 +141,23 @@ def test_places_end_with_the_attempt_that_offers_them(either: Database) -> None:
     assert rows(either) == 2
 
 
+def test_a_place_is_not_taken_for_one_that_has_its_number_later(either: Database) -> None:
+    """SQLite gives numbers of rows that are gone again: guards a training's host against one that was lent before, and
+    gives its place back."""
+    running = invited(either)
+    late = [taken(either, holder) for holder in (ONE, OTHER)]
+    again = steal(either, running.job.id)
+    with either.session() as session:
+        places.invite(session, again.lease, WANTED, kind=KIND, gpus=False)
+    here = [taken(either, Holder(name, name, 3)) for name in ("third", "fourth")]
+    for one in late:
+        assert not keeps(either, one)
+        with either.session() as session:
+            claims.give_back(session, one)
+            claims.finish(session, one)
+    assert all(keeps(either, one) for one in here)
+
+
 def test_only_those_who_came_keep_their_places(either: Database) -> None:
     """Guards against a worker that holds its slot for a training that has begun without it."""
     running = invited(either)

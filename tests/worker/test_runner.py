@@ -307,6 +307,21 @@ def test_an_end_that_the_database_refuses_becomes_a_fault(worker: Worker, databa
     assert ledger(database, job) == [("failed", "internal_error")]
 
 
+def test_the_checkpoints_of_a_job_that_is_deleted_as_it_ends_go_too(
+    worker: Worker, database: Database, storage: Storage
+) -> None:
+    """Guards the storage: the row that was to say whether they are needed is no more."""
+    job = submit(database, does={"steps": 30})
+    with database.session() as session:
+        delete = "DELETE FROM jobs WHERE id = NEW.job_id"
+        at = f"AFTER INSERT ON events WHEN NEW.kind = 'job.succeeded' BEGIN {delete}; END"
+        session.execute(text(f"CREATE TRIGGER at_once {at}"))
+    worker.drain()
+    with database.reading() as session:
+        assert session.get(Job, job.id) is None
+    assert [entry.key for entry in storage.list() if "/checkpoints/" in entry.key] == []
+
+
 def test_a_log_is_cut_at_its_limit_and_says_so(settings: Settings, worker: Worker, database: Database) -> None:
     job = submit(database, does={"steps": 3, "at": 1, "say": "x" * 1024, "times": 6 * 1024})
     worker.drain()
