@@ -218,6 +218,8 @@ def cells() -> list[Cell]:
         add(dataset, UNTEMPERED)
     for dataset in ("sst2", "banking77"):
         add(dataset, HALVES)
+    for dataset in ("mrpc", "snips", "wnut17", "goemotions"):
+        add(dataset, ("kd-half",))
     add("mrpc", LONG)
     add("sst2", UNLABELLED, seeds=SEEDS)
     for dataset in WIDE:
