@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -390,3 +391,12 @@ def test_a_missing_layer_is_named(job: Job, tmp_path: Path) -> None:
         (tmp_path / f"onnx/exits/layer_{number}.onnx").write_bytes(b"x")
     with pytest.raises(InvalidModel, match="layer_3"):
         found_graphs(tmp_path)
+
+
+def test_a_missing_last_layer_is_named(exported_exits_student: Path, tmp_path: Path) -> None:
+    """Guards a folder that lacks the end: the last branch answered in the head's place, and at speed 0 nothing but
+    zeros."""
+    student = shutil.copytree(exported_exits_student, tmp_path / "student")
+    (student / "onnx/exits/layer_3.onnx").unlink()
+    with pytest.raises(InvalidModel, match=r"layer_3\.onnx is missing"):
+        Predictor.load(student, threads=1)
