@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModel
 
+from limbeck import fewer_heads
 from limbeck.modelcard import model_card
 from limbeck.scorecard import DatasetCard, Estimate, ExportCard, Hardware, Latency, ModelCard, Scorecard, Verdict
 from tests.exported import LABELS
+from tests.tiny import write_tiny_bert
 
 LATENCY = tuple(Latency(batch_size=n, p50_ms=1.5 * n, p95_ms=2.0 * n, examples_per_second=600) for n in (1, 32))
 
@@ -141,3 +146,24 @@ def test_the_code_on_the_card_runs(
         printed.append(out.getvalue())
     assert all(any(label in text for label in LABELS) for text in printed[:2])
     assert printed[2].startswith("[[")
+
+
+def test_the_code_for_vectors_of_a_student_with_fewer_heads_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against ``AutoModel`` on such a card, which refuses the folder, as sentence-transformers does."""
+    encoder = AutoModel.from_pretrained(write_tiny_bert(tmp_path))
+    fewer_heads.remove(encoder, [torch.tensor([0])] * 4)
+    encoder.save_pretrained(tmp_path)
+    fewer_heads.save_loader(tmp_path)
+    found = scorecard((), gap_recovery=None, note=None).model_copy(update={"task": "embeddings"})
+    assert "sentence-transformers" in model_card(found, "student", teacher="org/teacher", dataset="org/set")
+    pruned = found.model_copy(update={"student": found.student.model_copy(update={"kept_heads": 1})})
+    card = model_card(pruned, "student", teacher="org/teacher", dataset="org/set")
+    assert "sentence-transformers" not in card
+    monkeypatch.syspath_prepend(tmp_path)
+    (block,) = code(card)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(block.replace("this/folder", str(tmp_path)), "card", "exec"), {})
+    monkeypatch.delitem(sys.modules, "fewer_heads")
+    assert out.getvalue().startswith("tensor([[")
