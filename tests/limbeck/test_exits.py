@@ -24,7 +24,7 @@ from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import InvalidInput, InvalidModel
-from limbeck.exit_card import Answers, _work, calibrate
+from limbeck.exit_card import Answers, _work, answers_of, calibrate, measure_exits
 from limbeck.exit_graph import _Folded, write_exit_graphs
 from limbeck.methods.base import Models
 from limbeck.methods.fastbert import FastBert
@@ -34,9 +34,10 @@ from limbeck.phase import share_steps
 from limbeck.preflight import check
 from limbeck.progress import forward_work
 from limbeck.runtime import Predictor
+from limbeck.runtime.encoding import Row
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty
 from limbeck.runtime.session import Session
-from tests.exported import texts
+from tests.exported import encoded, texts
 from tests.limbeck.bench import TASK, Bench
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 
@@ -214,6 +215,33 @@ def test_the_floor_is_kept_on_the_way_to_the_speed() -> None:
     assert calibrate(found, labels, "accuracy", FastBert(max_loss=10))[0] == pytest.approx(0.30)
     assert calibrate(found, labels, "accuracy", FastBert(floor=0.6)) == (pytest.approx(0.35), 0.6)
     assert calibrate(found, labels, "accuracy", FastBert(floor=0.9)) == (0.0, 0.9)
+
+
+def test_the_default_speed_is_chosen_on_validation_alone(tmp_path: Path) -> None:
+    """Guards the figures of the test split, which would have chosen the speed that they are of: validation's labels are
+    what the head answers, the test split's what the first branch does."""
+    model = model_of("bert", 3)
+    batch = batch_of(model)
+    rows = [
+        Row(ids[:length], [0] * length)
+        for ids, length in zip(batch["input_ids"].tolist(), batch["attention_mask"].sum(dim=1).tolist(), strict=True)
+    ]
+    found = answers_of(model, encoded(rows, [0] * len(rows)), torch.device("cpu"), lambda: None)
+    first, head = found.predictions[0], found.predictions[-1]
+    speed, floor = calibrate(found, head, "accuracy", FastBert())
+    assert calibrate(found, first, "accuracy", FastBert()) != (speed, floor), "or this test shows nothing"
+    splits = {"validation": encoded(rows, head.tolist()), "test": encoded(rows, first.tolist())}
+    job: Any = SimpleNamespace(task=TASK, **splits)
+    config = SimpleNamespace(export=(), training=SimpleNamespace(seed=1))
+    device = SimpleNamespace(torch=torch.device("cpu"), place=lambda one: one)
+    run: Any = SimpleNamespace(device=device, config=config, poll=lambda: None, event=lambda *_, **__: None)
+    (tmp_path / "limbeck.json").write_text('{"version": 1}')
+    card = measure_exits(run, job, FastBert(), model, tmp_path, rows, 0)
+    assert (card.speed, card.floor, card.validation_whole) == (speed, floor, 1)
+    assert json.loads((tmp_path / "limbeck.json").read_text()) == {"version": 1, "exits": {"layers": 4, "speed": speed}}
+    for point in card.curve:
+        assert point.metric.value == pytest.approx((found.at(point.speed)[0] == first).mean())
+    assert card.validation == pytest.approx((found.at(speed)[0] == head).mean())
 
 
 def test_operations_are_counted_of_the_layers_and_branches_that_a_text_passes() -> None:
