@@ -111,19 +111,18 @@ print(tokenizer.decode(tokens["input_ids"][0, start : end + 1]))
 _VECTORS_WITH_TORCH = """\
 ```python
 import torch
-from transformers import AutoModel, AutoTokenizer
+${first}from transformers import AutoModel, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("this/folder")
-model = AutoModel.from_pretrained("this/folder")
+model = $asked
 tokens = tokenizer([$texts], return_tensors="pt", padding=True, truncation=True)
 with torch.inference_mode():
     states = model(**tokens).last_hidden_state
 mask = tokens["attention_mask"].unsqueeze(-1)
 pooled = $pooled
 print(torch.nn.functional.normalize(pooled, dim=-1))
-```
-
-The package sentence-transformers reads the folder as well."""
+```$as_well"""
+_SENTENCE_TRANSFORMERS = "\n\nThe package sentence-transformers reads the folder as well."
 _IMAGES_WITHOUT_TORCH = """
 
 Without torch and transformers (`pip install 'limbeck[runtime]'`), where the folder has `$graph`, images prepared as
@@ -176,7 +175,7 @@ print(session.run(["logits"], feeds)[0])
 
 def usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: str) -> str:
     """The section "How to use it"; the arguments are those of :func:`limbeck.modelcard.model_card`."""
-    task = TASKS[card.task]
+    task, vectors = TASKS[card.task], card.task == "embeddings"
     question, texts = '"a text"', '"a text"'
     if pair:
         question, texts = '{"text": "a text", "text_pair": "another"}', '"a text", "another"'
@@ -190,7 +189,8 @@ def usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: str
         "texts": texts,
         "first": _RECURRENT if card.student.architecture.startswith("Recurrent") else "",
         "model": '"this/folder"',
-        "asked": 'AutoModelForQuestionAnswering.from_pretrained("this/folder")',
+        "asked": f'{"AutoModel" if vectors else "AutoModelForQuestionAnswering"}.from_pretrained("this/folder")',
+        "as_well": _SENTENCE_TRANSFORMERS,
         "graph": FILES[card.exports[0].format] if card.exports else "",
         "pipeline": task.pipeline,
         "options": task.options,
@@ -199,9 +199,9 @@ def usage(card: Scorecard, is_student: bool, pair: bool, pooling: str, mask: str
     }
     if card.student.kept_heads is not None:
         loaded = 'load("this/folder")'
-        names |= {"first": _LOADED, "model": f'{loaded}, tokenizer="this/folder"', "asked": loaded}
+        names |= {"first": _LOADED, "model": f'{loaded}, tokenizer="this/folder"', "asked": loaded, "as_well": ""}
     with_torch = _WITH_TORCH if task.pipeline else _QUESTIONS_WITH_TORCH
-    if card.task == "embeddings":
+    if vectors:
         with_torch = _VECTORS_WITH_TORCH
     without_torch = _WITHOUT_TORCH
     if card.task == "image_classification":

@@ -309,7 +309,7 @@ def compare(
         _require_finite(name, logits)
     answers = {"export": task.predictions(logits, data), "torch": task.predictions(expected, data)}
     difference = float(np.abs(logits - expected).max())
-    agreement = task.agreement(answers["torch"], answers["export"])
+    agreement = task.agreement(answers["torch"], answers["export"], task.truth(data))
     drawn = Resamples(task.truth(data), answers, seed=seed)
     if name == "onnx":
         require_equal(logits, expected)
@@ -356,7 +356,7 @@ def _require_quality(
     )
     drawn, agreement = (
         Resamples(task.truth(data), answers, seed=seed),
-        task.agreement(answers["torch"], answers["export"]),
+        task.agreement(answers["torch"], answers["export"], task.truth(data)),
     )
     each = drawn.values(metric, ("torch", "export"))
     surely = float(np.quantile(each["torch"] - each["export"], 0.025))

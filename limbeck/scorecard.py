@@ -64,7 +64,7 @@ class ExportCard(Spec):
     max_logit_difference: float
     label_agreement: float
     """Share of the predictions that are the same: of labels, of yes or no for each label, of tokens' tags, of answers.
-    Numbers are the same where they are within a hundredth of their spread."""
+    Numbers are the same where they are within a hundredth of the true ones' spread."""
     metrics: dict[str, Estimate]
     latency: tuple[Latency, ...]
 

@@ -112,16 +112,18 @@ class Blueprint:
             order = label_order([original.id2label[i] for i in range(original.num_labels)], list(self._labels()))
         try:
             with quiet_transformers():
-                model = self.task.model_class().from_pretrained(
+                model, report = self.task.model_class().from_pretrained(
                     self.folder,
                     config=copy.deepcopy(self.config),
                     dtype="float32",
                     use_safetensors=True,
                     local_files_only=True,
                     ignore_mismatched_sizes=not keep_head,
+                    output_loading_info=True,
                 )
         except (OSError, ValueError, RuntimeError) as error:
             raise InvalidModel(f"The teacher's weights could not be loaded: {error}") from error
+        _require_weights(model, report, head=keep_head and not self.task.headless and not self.task.of_words)
         if order is not None:
             _reorder(model.get_submodule(self.task.output_layer(self.config.model_type)), order)
         elif not keep_head and self._took_another_head(model):
@@ -197,6 +199,30 @@ class Blueprint:
     def _labels(self) -> Iterator[str]:
         names: Any = self.config.id2label
         return (str(names[i]) for i in range(len(names)))
+
+
+def _require_weights(model: PreTrainedModel, report: Mapping[str, Any], *, head: bool) -> None:
+    """
+    Args:
+        report: what transformers tells of the loading.
+        head: whether what stands behind the encoder was to come from the folder as well.
+
+    Raises:
+        InvalidModel: the folder lacks a weight, or has it in another shape; transformers starts these at random.
+    """
+    inside = "" if model.base_model is model else f"{model.base_model_prefix}."
+    drawn = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
+    # Encoders that were saved without a pooler are whole, and how many batches a norm saw decides nothing.
+    lacking = [
+        name
+        for name in drawn
+        if not name.endswith("num_batches_tracked") and (head or (name.startswith(inside) and "pooler." not in name))
+    ]
+    if lacking:
+        raise InvalidModel(
+            f"The model's weights do not fit its config.json: {len(lacking)} are missing or of another shape, "
+            f"{_listed(lacking)}. They would be random; save the whole model with save_pretrained()."
+        )
 
 
 def embedding_name(model: PreTrainedModel) -> str:

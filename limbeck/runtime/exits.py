@@ -40,14 +40,17 @@ def graph_files(folder: Path, layers: int) -> tuple[Path, ...]:
     return tuple(folder / FOLDER / f"layer_{number}.onnx" for number in range(1, layers + 1))
 
 
-def found_graphs(folder: Path) -> tuple[Path, ...]:
+def found_graphs(folder: Path, layers: int | None = None) -> tuple[Path, ...]:
     """The graphs of a student's folder in their order; none where it has none.
 
+    Args:
+        layers: how many the student has; default: as many as there are graphs.
+
     Raises:
-        InvalidModel: one in between is missing.
+        InvalidModel: one is missing; without the last one a branch would be taken for the head.
     """
     count = len(list((folder / FOLDER).glob("layer_*.onnx")))
-    files = graph_files(folder, count)
+    files = graph_files(folder, (layers or count) if count else 0)
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise InvalidModel(f"The student's layers are not complete: {', '.join(missing)} is missing.")

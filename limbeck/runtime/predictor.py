@@ -79,7 +79,7 @@ class Predictor:
             InvalidInput: a provider is unknown or not installed.
         """
         facts = StudentFacts.read(folder)
-        layers = found_graphs(folder) if facts.speed is not None and format in (None, "onnx") else ()
+        layers = found_graphs(folder, facts.layers) if facts.speed is not None and format in (None, "onnx") else ()
         if facts.speed is not None and layers:
             session = ExitSession(layers, facts.speed, pad_id=facts.pad_id, threads=threads, providers=providers)
             return cls(facts, Encoder.load(folder, facts), session, "onnx")

@@ -41,6 +41,7 @@ class StudentFacts:
     task: str = TASKS[0]
     mask: str | None = None  #: how the mask is written, where it finds masked tokens
     width: int = 0  #: of the vectors of a student that gives these
+    layers: int = 0  #: of a student with early exits
 
     @classmethod
     def read(cls, folder: Path) -> StudentFacts:
@@ -66,6 +67,7 @@ class StudentFacts:
                 task=found[1],
                 mask=str(described["mask"]) if found[1] == "masked_lm" else None,
                 width=int(described["width"]) if found[1] == "embeddings" else 0,
+                layers=int(described["exits"]["layers"]) if "exits" in described else 0,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidModel(f"limbeck.json in {folder} is not complete: {error!r}") from error

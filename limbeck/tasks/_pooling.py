@@ -29,10 +29,14 @@ class PooledEncoder:
         auto: Any = AutoModel
         return self._hooked(auto.from_config(config))
 
-    def from_pretrained(self, *args: Any, **options: Any) -> PreTrainedModel:
+    def from_pretrained(self, *args: Any, **options: Any) -> Any:
+        """The model; with ``output_loading_info`` that and transformers' report, as theirs."""
         from transformers import AutoModel
 
-        return self._hooked(AutoModel.from_pretrained(*args, **options))
+        found = AutoModel.from_pretrained(*args, **options)
+        if isinstance(found, tuple):
+            return self._hooked(found[0]), found[1]
+        return self._hooked(found)
 
     def _hooked(self, model: PreTrainedModel) -> PreTrainedModel:
         pooling = self.pooling

@@ -172,8 +172,8 @@ class Task(Spec, ABC):
     def guess(self, truth: Any) -> Any:
         """The predictions of who always says the same: the best that one can do without reading."""
 
-    def agreement(self, one: Any, other: Any) -> float:
-        """The share of two models' predictions that are the same."""
+    def agreement(self, one: Any, other: Any, truth: Any) -> float:
+        """The share of two models' predictions that are the same; of numbers ``truth`` tells what a difference is."""
         import numpy as np
 
         return float((np.asarray(one) == np.asarray(other)).mean())

@@ -109,7 +109,7 @@ class Embeddings(Task):
 
         return np.zeros(len(truth), dtype=np.float32)
 
-    def agreement(self, one: Any, other: Any) -> float:
+    def agreement(self, one: Any, other: Any, truth: Any) -> float:
         """The share of cosines that are the same to three decimals."""
         import numpy as np
 

@@ -158,7 +158,7 @@ class MaskedLM(Task):
         ((common, _),) = Counter(one for row in truth for one in row).most_common(1)
         return [[[common, 0.0] for _ in row] for row in truth]
 
-    def agreement(self, one: Any, other: Any) -> float:
+    def agreement(self, one: Any, other: Any, truth: Any) -> float:
         pairs = [both for texts in zip(one, other, strict=True) for both in zip(*texts, strict=True)]
         return float(sum(first[0] == second[0] for first, second in pairs) / len(pairs))
 

@@ -95,6 +95,6 @@ class TokenClassification(Task):
         """No entity anywhere."""
         return [["O"] * len(tags) for tags in truth]
 
-    def agreement(self, one: Any, other: Any) -> float:
+    def agreement(self, one: Any, other: Any, truth: Any) -> float:
         same = [a == b for first, second in zip(one, other, strict=True) for a, b in zip(first, second, strict=True)]
         return float(sum(same) / len(same))

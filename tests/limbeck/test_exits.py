@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from limbeck.config import DistillConfig
 from limbeck.criterion import Criterion
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import InvalidInput, InvalidModel
-from limbeck.exit_card import Answers, _work, calibrate
+from limbeck.exit_card import Answers, _work, answers_of, calibrate, measure_exits
 from limbeck.exit_graph import _Folded, write_exit_graphs
 from limbeck.methods.base import Models
 from limbeck.methods.fastbert import FastBert
@@ -33,9 +34,10 @@ from limbeck.phase import share_steps
 from limbeck.preflight import check
 from limbeck.progress import forward_work
 from limbeck.runtime import Predictor
+from limbeck.runtime.encoding import Row
 from limbeck.runtime.exits import ExitSession, found_graphs, uncertainty
 from limbeck.runtime.session import Session
-from tests.exported import texts
+from tests.exported import encoded, texts
 from tests.limbeck.bench import TASK, Bench
 from tests.tiny import write_tiny_bert, write_tiny_dataset
 
@@ -215,6 +217,33 @@ def test_the_floor_is_kept_on_the_way_to_the_speed() -> None:
     assert calibrate(found, labels, "accuracy", FastBert(floor=0.9)) == (0.0, 0.9)
 
 
+def test_the_default_speed_is_chosen_on_validation_alone(tmp_path: Path) -> None:
+    """Guards the figures of the test split, which would have chosen the speed that they are of: validation's labels are
+    what the head answers, the test split's what the first branch does."""
+    model = model_of("bert", 3)
+    batch = batch_of(model)
+    rows = [
+        Row(ids[:length], [0] * length)
+        for ids, length in zip(batch["input_ids"].tolist(), batch["attention_mask"].sum(dim=1).tolist(), strict=True)
+    ]
+    found = answers_of(model, encoded(rows, [0] * len(rows)), torch.device("cpu"), lambda: None)
+    first, head = found.predictions[0], found.predictions[-1]
+    speed, floor = calibrate(found, head, "accuracy", FastBert())
+    assert calibrate(found, first, "accuracy", FastBert()) != (speed, floor), "or this test shows nothing"
+    splits = {"validation": encoded(rows, head.tolist()), "test": encoded(rows, first.tolist())}
+    job: Any = SimpleNamespace(task=TASK, **splits)
+    config = SimpleNamespace(export=(), training=SimpleNamespace(seed=1))
+    device = SimpleNamespace(torch=torch.device("cpu"), place=lambda one: one)
+    run: Any = SimpleNamespace(device=device, config=config, poll=lambda: None, event=lambda *_, **__: None)
+    (tmp_path / "limbeck.json").write_text('{"version": 1}')
+    card = measure_exits(run, job, FastBert(), model, tmp_path, rows, 0)
+    assert (card.speed, card.floor, card.validation_whole) == (speed, floor, 1)
+    assert json.loads((tmp_path / "limbeck.json").read_text()) == {"version": 1, "exits": {"layers": 4, "speed": speed}}
+    for point in card.curve:
+        assert point.metric.value == pytest.approx((found.at(point.speed)[0] == first).mean())
+    assert card.validation == pytest.approx((found.at(speed)[0] == head).mean())
+
+
 def test_operations_are_counted_of_the_layers_and_branches_that_a_text_passes() -> None:
     """Guards the curve, which says what a speed saves: branches are not free, the last layer has none, and at speed 0
     none is computed."""
@@ -390,3 +419,12 @@ def test_a_missing_layer_is_named(job: Job, tmp_path: Path) -> None:
         (tmp_path / f"onnx/exits/layer_{number}.onnx").write_bytes(b"x")
     with pytest.raises(InvalidModel, match="layer_3"):
         found_graphs(tmp_path)
+
+
+def test_a_missing_last_layer_is_named(exported_exits_student: Path, tmp_path: Path) -> None:
+    """Guards a folder that lacks the end: the last branch answered in the head's place, and at speed 0 nothing but
+    zeros."""
+    student = shutil.copytree(exported_exits_student, tmp_path / "student")
+    (student / "onnx/exits/layer_3.onnx").unlink()
+    with pytest.raises(InvalidModel, match=r"layer_3\.onnx is missing"):
+        Predictor.load(student, threads=1)

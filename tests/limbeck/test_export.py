@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,23 @@ def test_numbers_that_are_in_order_and_off_are_refused(off: float, refused: bool
             compare("onnx-fp16", tmp_path / "file", given, right, data, Regression(), 1)
     else:
         compare("onnx-fp16", tmp_path / "file", given, right, data, Regression(), 1)
+
+
+def test_numbers_are_the_same_by_what_they_are_counted_in(tmp_path: Path) -> None:
+    """Guards a student whose answers are nearly constant: what float32 rounds was more than a hundredth of their
+    spread, and an exact graph was said to answer otherwise."""
+    (tmp_path / "file").write_bytes(b"x")
+    draw = np.random.default_rng(0)
+    labels = draw.normal(3, 1.5, 1000)
+    data = encoded([Row([1], [0])] * 1000, [0] * 1000)
+    data = replace(data, labels=labels.astype(np.float32))
+    flat = (3 + 1e-5 * draw.normal(size=(1000, 1))).astype(np.float32)
+    rounded = flat + np.float32(3e-7) * draw.choice([-1, 0, 1], (1000, 1)).astype(np.float32)
+    assert compare("onnx", tmp_path / "file", rounded, flat, data, Regression(), 1).label_agreement == 1
+    task, off = Regression(), np.where(np.arange(1000) < 100, 0.02, 0.005) * labels.std()
+    assert task.agreement(labels, labels + off, labels) == 0.9
+    assert task.agreement(flat[:, 0], flat[:, 0] + 1e-3, np.full(1000, 3.0)) == 1
+    assert task.agreement(flat[:, 0], flat[:, 0] + 0.02, np.full(1000, 3.0)) == 0
 
 
 @pytest.mark.parametrize("where", ["test", "validation"])

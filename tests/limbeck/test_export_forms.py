@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from limbeck.export import Exported, export_onnx
 from limbeck.formats import FILES, Format
@@ -81,15 +82,30 @@ def test_half_precision_takes_and_gives_what_the_others_do(student: tuple[Path, 
     assert onnx.TensorProto.FLOAT not in weights
 
 
+def overflowing(folder: Path) -> Path:
+    """A student that always answers with its third label, and in half precision, which holds no such logits, nearly
+    always with its second."""
+    student = write_student(folder / "student")
+    weights = load_file(student / "model.safetensors")
+    weights["classifier.bias"][1], weights["classifier.bias"][2] = 1e6, 2e6
+    save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
+    return student
+
+
+def test_validation_decides_which_form_goes_out(tmp_path: Path) -> None:
+    """Guards the test split, which must choose nothing: the form is right on validation, and wrong there."""
+    folder = overflowing(tmp_path)
+    rows = rows_in(folder)
+    here, there = encoded(rows, [2] * len(rows)), encoded(rows, [1] * len(rows))
+    task = SequenceClassification()
+    (card,) = export_onnx(folder, ("onnx-fp16",), rows, here, task=task, seed=1, judge=(rows, there)).cards
+    assert card.metrics["accuracy"].value == card.label_agreement < 0.1
+
+
 def test_a_form_that_fails_is_left_out_and_the_rest_stays(tmp_path: Path) -> None:
     """Guards against a form that answers wrongly going out, and against a job that fails for it: the logits of this
     student are beyond what half precision holds, so that its answers turn."""
-    from safetensors.torch import load_file, save_file
-
-    folder = write_student(tmp_path / "student")
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.bias"][1], weights["classifier.bias"][2] = 1e6, 2e6
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    folder = overflowing(tmp_path)
     found = export(folder, ("onnx", "onnx-fp16"), [2] * 120)
     assert [card.format for card in found.cards] == ["onnx"]
     (refused,) = found.refused

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from limbeck.config import DistillConfig
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted
-from limbeck.hard_samples import measure, summary
+from limbeck.hard_samples import _by_example, _rows, measure, summary
 from limbeck.texts import LONGEST, Shown, pack, shown, unpack
 from tests.limbeck.bench import TASK, Bench, Recorder
 from tests.tiny import write_tiny_bert, write_tiny_dataset
@@ -180,6 +181,42 @@ def test_classes_are_counted_by_hand() -> None:
     first, second = found.classes
     assert (first.teacher, first.student, first.baseline, first.lost) == pytest.approx((2 / 3, 2 / 3, 1, 1))
     assert (second.label, second.examples, second.student, second.lost) == ("b", 1, 0, 1)
+
+
+def test_an_example_of_several_rows_is_right_where_all_of_them_are() -> None:
+    """Guards long contexts, whose windows are rows: half right is not right, and a loss is the mean, not the sum."""
+    columns = {
+        "loss": torch.tensor([1.0, 3.0, 5.0]),
+        "student_right": torch.tensor([1.0, 1.0, 0.5]),
+        "teacher_right": torch.tensor([1.0, 0.5, 1.0]),
+    }
+    data: Any = SimpleNamespace(owners=np.array([0, 0, 1, 2]))
+    found = {name: values.tolist() for name, values in _by_example(columns, data, 2, 3).items()}
+    assert found == {"loss": [2, 5], "student_right": [1, 0], "teacher_right": [0, 1]}
+    alone: Any = SimpleNamespace(owners=None)
+    tagged = _by_example({"student_right": torch.tensor([0.9, 1.0])}, alone, 2, 2)
+    assert tagged["student_right"].tolist() == [0, 1]
+
+
+def test_the_table_gives_each_model_its_own_probability_of_the_truth() -> None:
+    columns = {
+        "loss": torch.tensor([0.5, 2.0]),
+        "teacher_loss": torch.tensor([0.25, 1.0]),
+        "entropy": torch.tensor([0.1, 0.2]),
+        "student_right": torch.tensor([1.0, 0.0]),
+        "teacher_right": torch.tensor([0.0, 1.0]),
+    }
+    table = _rows("train", columns, [Shown("easy", "one", "a"), Shown("hard", "other", "b")])
+    assert (table["row"], table["text"], table["text_pair"], table["label"]) == (
+        [2, 1],
+        ["hard", "easy"],
+        ["other", "one"],
+        ["b", "a"],
+    )
+    assert table["teacher_p"].tolist() == pytest.approx([math.exp(-1), math.exp(-0.25)])
+    assert table["student_p"].tolist() == pytest.approx([math.exp(-2), math.exp(-0.5)])
+    assert table["entropy"].tolist() == pytest.approx([0.2, 0.1])
+    assert (table["teacher_right"].tolist(), table["student_right"].tolist()) == ([True, False], [False, True])
 
 
 def test_texts_survive_the_state_whatever_their_script_and_shape() -> None:

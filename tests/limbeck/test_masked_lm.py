@@ -89,7 +89,7 @@ def test_metrics_by_hand() -> None:
     assert figure("masked_accuracy") == pytest.approx(2 / 3)
     assert figure("perplexity") == pytest.approx(np.exp((0.5 + 2.0 + 0.1) / 3))
     assert TASK.guess([[1, 2], [2]]) == [[[2, 0.0], [2, 0.0]], [[2, 0.0]]]
-    assert TASK.agreement(found, [[[7, 0.0], [4, 0.0]], [[9, 9.0]]]) == pytest.approx(2 / 3)
+    assert TASK.agreement(found, [[[7, 0.0], [4, 0.0]], [[9, 9.0]]], None) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

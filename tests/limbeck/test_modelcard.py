@@ -5,13 +5,30 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModel
 
+from limbeck import fewer_heads
 from limbeck.modelcard import model_card
-from limbeck.scorecard import DatasetCard, Estimate, ExportCard, Hardware, Latency, ModelCard, Scorecard, Verdict
+from limbeck.scorecard import (
+    DatasetCard,
+    Estimate,
+    ExitPoint,
+    ExitsCard,
+    ExportCard,
+    Hardware,
+    Latency,
+    ModelCard,
+    Scorecard,
+    SubNetwork,
+    Verdict,
+)
 from tests.exported import LABELS
+from tests.tiny import write_tiny_bert
 
 LATENCY = tuple(Latency(batch_size=n, p50_ms=1.5 * n, p95_ms=2.0 * n, examples_per_second=600) for n in (1, 32))
 
@@ -141,3 +158,82 @@ def test_the_code_on_the_card_runs(
         printed.append(out.getvalue())
     assert all(any(label in text for label in LABELS) for text in printed[:2])
     assert printed[2].startswith("[[")
+
+
+def test_the_code_for_vectors_of_a_student_with_fewer_heads_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against ``AutoModel`` on such a card, which refuses the folder, as sentence-transformers does."""
+    encoder = AutoModel.from_pretrained(write_tiny_bert(tmp_path))
+    fewer_heads.remove(encoder, [torch.tensor([0])] * 4)
+    encoder.save_pretrained(tmp_path)
+    fewer_heads.save_loader(tmp_path)
+    found = scorecard((), gap_recovery=None, note=None).model_copy(update={"task": "embeddings"})
+    assert "sentence-transformers" in model_card(found, "student", teacher="org/teacher", dataset="org/set")
+    pruned = found.model_copy(update={"student": found.student.model_copy(update={"kept_heads": 1})})
+    card = model_card(pruned, "student", teacher="org/teacher", dataset="org/set")
+    assert "sentence-transformers" not in card
+    monkeypatch.syspath_prepend(tmp_path)
+    (block,) = code(card)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(block.replace("this/folder", str(tmp_path)), "card", "exec"), {})
+    monkeypatch.delitem(sys.modules, "fewer_heads")
+    assert out.getvalue().startswith("tensor([[")
+
+
+def test_figures_that_are_no_shares_are_shown_as_they_are() -> None:
+    """Guards a regression's card, where a correlation of 0.9 is no 90 per cent, and an error of 0.9 even less."""
+    metrics = {"spearman": estimate(0.9), "rmse": estimate(1.25)}
+    plain = scorecard((), gap_recovery=None, note=None)
+    models = {name: getattr(plain, name).model_copy(update={"metrics": metrics}) for name in ("teacher", "student")}
+    dataset = plain.dataset.model_copy(update={"labels": (), "majority": 0.0})
+    changes = {"task": "regression", "main_metric": "spearman", "dataset": dataset, "baseline": None, **models}
+    card = model_card(plain.model_copy(update=changes), "student", teacher="org/teacher", dataset="org/set")
+    assert "| **student** (this) | 2 | 2,000 | 0.900 (0.880 to 0.920) | 1.250 (1.230 to 1.270) | 1.5 | 48.0 |" in card
+    assert "Always answering the mean has 0.000." in card
+    assert "Retention (spearman of the student / of the teacher): 97.8%" in card
+
+
+def test_the_card_shows_each_forms_own_figures() -> None:
+    """Guards columns that have changed places."""
+    form = ExportCard(
+        format="onnx-int8",
+        bytes=12_340_000,
+        examples=150,
+        max_logit_difference=0.25,
+        label_agreement=0.9871,
+        metrics={"accuracy": estimate(0.87), "macro_f1": estimate(0.8)},
+        latency=(),
+    )
+    card = model_card(
+        scorecard((form,), gap_recovery=None, note=None), "student", teacher="org/teacher", dataset="org/set"
+    )
+    head = "| form | file | MB | same answer as torch | logits within | accuracy | macro F1 | ms for 1 | ms for 32 |"
+    row = "| onnx-int8 | `onnx/model_int8.onnx` | 12.3 | 98.7% | 0.2 | 87.0% (85.0 to 89.0) | 80.0% (78.0 to 82.0) |"
+    assert "compared with it on 150 of the test examples:\n\n" + head in card
+    assert f"{row} 1.5 | 48.0 |" in card
+
+
+def test_the_card_shows_early_exits_and_sizes_by_what_they_save() -> None:
+    """Guards ratios that stand on their heads: three times as fast is 3.00, not 0.33."""
+    slow, quick = (Latency(batch_size=1, p50_ms=1, p95_ms=1, examples_per_second=each) for each in (100, 300))
+    point = ExitPoint(speed=0.3, metric=estimate(0.8), mean_layers=1.5, leaving=(), flops=0.4, latency=(quick,))
+    exits = ExitsCard(
+        layers=4, speed=0.3, floor=0.795, validation=0.8, validation_whole=0.85, plain_latency=(slow,), curve=(point,)
+    )
+    size = SubNetwork(
+        layers=3,
+        neurons=1024,
+        width=0.5,
+        heads=6,
+        parameters=5_000_000,
+        validation=0.82,
+        flops=0.25,
+        options={"layers": 3},
+        student=False,
+    )
+    found = scorecard((), gap_recovery=None, note=None).model_copy(update={"exits": exits, "sub_networks": (size,)})
+    card = model_card(found, "student", teacher="org/teacher", dataset="org/set")
+    assert "| **0.3** | 80.0% (78.0 to 82.0) | 1.50 | 40% | 3.00 × |" in card
+    assert "is 0.3: the highest that keeps 79.5% on validation, where all layers have 85.0%" in card
+    assert '| 3 | 6 | 1,024 | 5,000,000 | 25% | 82.0% | `{"layers": 3}` |' in card

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForTokenClassification,
@@ -177,6 +178,61 @@ def test_narrower_heads_are_the_best_of_their_width(bert: Path) -> None:
     expected = answers(blueprint.build(4, weights), data)
     student = plan_of(blueprint, layers=4, heads=4).start(weights)
     assert torch.allclose(answers(student, data), expected, atol=1e-4)
+
+
+def test_words_that_no_text_uses_are_projected_as_all_others(bert: Path, tmp_path: Path) -> None:
+    """Guards rows that training leaves out, which no figure of the job sees: of other directions, or of none, they mean
+    nothing to the narrow layers that whoever serves the student asks."""
+    blueprint, _ = prepared(bert)
+    plan = plan_of(blueprint, layers=2, hidden_size=8)
+    save(plan, plan.start(blueprint.load_teacher(keep_head=True).state_dict()), tmp_path)
+    name = "bert.embeddings.word_embeddings.weight"
+    wide, narrow = (load_file(folder / "model.safetensors")[name].double() for folder in (bert, tmp_path))
+    seen = torch.zeros(len(wide), dtype=torch.bool)
+    seen[torch.from_numpy(blueprint.vocabulary.kept)] = True
+    directions = torch.linalg.lstsq(wide[seen], narrow[seen]).solution
+    assert 0 < int(seen.sum()) < len(wide)
+    torch.testing.assert_close(narrow[~seen], wide[~seen] @ directions, atol=1e-4, rtol=1e-4)
+
+
+def test_words_that_no_text_uses_begin_at_random_where_all_do(bert: Path, tmp_path: Path) -> None:
+    """Guards a random start against the teacher's rows, which stand for nothing there, and against another draw."""
+    blueprint, _ = prepared(bert)
+    plan = plan_of(blueprint, layers=2, start="random")
+    student = plan.start(blueprint.load_teacher(keep_head=True).state_dict())
+    name = "bert.embeddings.word_embeddings.weight"
+    unseen = np.setdiff1d(np.arange(blueprint.vocabulary.full_size), blueprint.vocabulary.kept)
+    tables = []
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        save(plan, student, folder)
+        tables.append(load_file(folder / "model.safetensors")[name][torch.from_numpy(unseen)])
+    assert torch.equal(*tables)
+    assert float(tables[0].std()) == pytest.approx(0.02, rel=0.05)
+    assert float(tables[0].mean()) == pytest.approx(0, abs=0.002)
+
+
+def test_a_recurrent_student_starts_from_the_teachers_words(bert: Path) -> None:
+    """Guards what it has of the teacher, which a random table would be trained in the place of; fine-tuned ones."""
+    blueprint, _ = prepared(bert)
+    teacher = blueprint.load_teacher(keep_head=True).state_dict()
+    table = teacher["bert.embeddings.word_embeddings.weight"].add_(1)
+    found = plan_of(blueprint, architecture="bigru", hidden_size=8).start(teacher)
+    assert torch.equal(found.get_input_embeddings().weight, table)
+    drawn = plan_of(blueprint, architecture="bigru", hidden_size=8, start="random").start(teacher)
+    assert not torch.equal(drawn.get_input_embeddings().weight, table)
+
+
+@pytest.mark.parametrize(("own", "matched"), [(2, (1, 3)), (3, (0, 1, 3)), (4, (0, 1, 2, 3)), (6, ())])
+def test_layers_of_another_model_stand_for_evenly_spread_ones(
+    bert: Path, tmp_path: Path, own: int, matched: tuple[int, ...]
+) -> None:
+    """Guards methods that compare layers, for a student that was not cut from its teacher; one that is deeper has no
+    such layers. All of its own are taken where nothing is said."""
+    teacher = prepared(bert)[0]
+    config = BertConfig(num_hidden_layers=own, hidden_size=16, num_attention_heads=2, intermediate_size=32)
+    source = replace(teacher, config=config, folder=tmp_path)
+    plan = StudentPlan.of(Student(source="some/model"), teacher, source=source, seed=1)
+    assert (plan.shape.layers, plan.matched) == (tuple(range(own)), matched)
 
 
 def batches_of(data: Encoded, size: int) -> list[Any]:

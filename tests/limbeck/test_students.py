@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from limbeck.config import Student
@@ -120,6 +122,53 @@ def test_a_new_head_is_not_that_of_other_labels(tmp_path: Path) -> None:
     assert not torch.equal(teacher.get_parameter("classifier.weight"), original.get_parameter("classifier.weight"))
     for name, value in original.base_model.state_dict().items():
         assert torch.equal(teacher.base_model.state_dict()[name], value)
+
+
+def spoilt(folder: Path, how: str) -> Path:
+    """A teacher whose weights are not those that its config.json tells of."""
+    config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    if how == "more layers":
+        config["num_hidden_layers"] = 6
+    elif how == "wider layers":
+        config["intermediate_size"] = 128
+    elif how == "wrapped names":
+        weights = {f"_orig_mod.{name}": value for name, value in weights.items()}
+    else:
+        del weights[how]
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("keep_head", [True, False])
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("more layers", r"32 are missing.*encoder\.layer\.4\."),
+        ("wider layers", r"encoder\.layer\.0\.intermediate\.dense|could not be loaded"),
+        ("wrapped names", r"bert\.embeddings\."),
+        ("bert.encoder.layer.1.attention.self.query.weight", r"1 are missing.*layer\.1\.attention\.self\.query"),
+    ],
+)
+def test_a_teacher_is_never_partly_random(tmp_path: Path, how: str, named: str, keep_head: bool) -> None:
+    """Guards teachers whose files lack weights: transformers draws them at random and says so in its log alone, and the
+    job ends with a student of noise."""
+    folder = spoilt(write_tiny_bert(tmp_path, labels=LABELS), how)
+    with pytest.raises(InvalidModel, match=named):
+        Blueprint.read(folder, TASK, LABELS, whole()).load_teacher(keep_head=keep_head)
+
+
+def test_an_encoder_without_its_pooler_is_whole(tmp_path: Path) -> None:
+    """Guards RoBERTa and many more, which are published without one; a kept head reads it, and needs it."""
+    folder = write_tiny_bert(tmp_path, labels=LABELS)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    blueprint = Blueprint.read(folder, TASK, LABELS, whole())
+    teacher = blueprint.load_teacher(keep_head=False).state_dict()
+    assert all(torch.equal(teacher[name], value) for name, value in kept.items() if name.startswith("bert."))
+    with pytest.raises(InvalidModel, match=r"bert\.pooler\.dense"):
+        blueprint.load_teacher(keep_head=True)
 
 
 def test_labels_without_names_are_taken_in_their_order() -> None:
