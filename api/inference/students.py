@@ -177,6 +177,20 @@ class Students:
         with self._lock:
             return tuple(place.facts for place in self._places.values())
 
+    @property
+    def ready(self) -> dict[str, Predictor]:
+        """Those that answer, by their ids."""
+        with self._lock:
+            found = [(model_id, place.predictor) for (model_id, _), place in self._places.items()]
+        return {model_id: one.result() for model_id, one in found if one.done() and one.exception() is None}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """By which students that are loaded were found, beside their ids; of which model each is."""
+        with self._lock:
+            known = [(name, known.key) for name, known in self._known.items() if known.key in self._places]
+        return {name: model_id for name, (model_id, _) in known if name != model_id}
+
     def _make_room(self, size: int) -> bool:
         """Whether it had to drop somebody."""
         before = len(self._places)
