@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from sqlalchemy.orm import Session
 
 from api.answering import Answering
 from limbeck.errors import Unavailable
+from models.attempt import OUTCOMES
 from models.db import Database
-from models.job import JobStatus
 from models.part import TeacherPart
-from models.repository import offered
-from models.repository.overview import count_by_status
+from models.repository import offered, overview
 
 
 class Jobs(Collector):
@@ -27,22 +27,39 @@ class Jobs(Collector):
         up = GaugeMetricFamily("limbeck_database_up", "Whether the database answers; else nothing is told of jobs.")
         try:
             with self._database.reading() as session:
-                counts, shared = count_by_status(session), offered.count(session, TeacherPart)
+                told = [*_jobs(session), *_workers(session)]
         except Unavailable:  # just now the rest is looked for
             up.add_metric((), 0)
-            yield up
-            return
+            return [up]
         up.add_metric((), 1)
-        yield up
-        family = GaugeMetricFamily("limbeck_jobs", "Jobs by status.", labels=("status",))
-        for status in JobStatus:
-            family.add_metric((status.value,), counts.get(status, 0))
-        yield family
-        parts = "Parts of teachers' passes that jobs offer to idle workers, by state."
-        family = GaugeMetricFamily("limbeck_teacher_parts", parts, labels=("state",))
-        for state, count in shared.items():
-            family.add_metric((state,), count)
-        yield family
+        return [up, *told]
+
+
+def _jobs(session: Session) -> Iterator[Metric]:
+    yield _by("status", "limbeck_jobs", "Jobs by status.", overview.count_by_status(session).items())
+    parts = "Parts of teachers' passes that jobs offer to idle workers, by state."
+    yield _by("state", "limbeck_teacher_parts", parts, offered.count(session, TeacherPart).items())
+    wait = "Seconds since when the queued job that waits the longest could have begun; 0 where none waits."
+    yield GaugeMetricFamily("limbeck_jobs_longest_wait_seconds", wait, overview.longest_wait(session))
+    overdue = "Jobs whose worker has let its lease run out, and which nobody has taken over yet."
+    yield GaugeMetricFamily("limbeck_jobs_overdue", overdue, overview.count_overdue(session))
+
+
+def _workers(session: Session) -> Iterator[Metric]:
+    held = overview.count_by_worker(session)
+    yield GaugeMetricFamily("limbeck_workers", "Workers that are connected.", len(held))
+    yield _by("worker", "limbeck_worker_jobs", "Jobs that each connected worker holds.", held.items())
+    ended = dict.fromkeys(OUTCOMES, 0) | overview.count_ended_attempts(session)
+    yield _by(
+        "outcome", "limbeck_attempts_last_hour", "Attempts that ended in the last hour, by outcome.", ended.items()
+    )
+
+
+def _by(label: str, name: str, text: str, counts: Iterable[tuple[str, int]]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=(label,))
+    for value, count in counts:
+        family.add_metric((value,), count)
+    return family
 
 
 class StudentsInUse(Collector):

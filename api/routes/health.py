@@ -49,7 +49,7 @@ def ready(readiness: Ready) -> Response:
 )
 def metrics(telemetry: Annotated[Telemetry, Depends(_telemetry)]) -> Response:
     """Requests and their latency by route, and by student while it is loaded; texts that wait; of the API also jobs by
-    status and open streams of events."""
+    status, what waits and how long, connected workers, how attempts ended, and open streams of events."""
     return Response(telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fastapi.testclient import TestClient
 from api.deps import Services
 from limbeck.errors import Unavailable
 from models.job import JobStatus
-from tests.api.conftest import become
+from tests.api.conftest import become, connect
 
 
 def test_a_service_that_works_is_alive_and_ready(client: TestClient) -> None:
@@ -60,6 +61,7 @@ def test_metrics_count_jobs_by_status_and_requests_by_route(
     """Ids in the labels would make a new series of every job."""
     jobs = [submit()["id"] for _ in range(3)]
     become(house, jobs[0], JobStatus.RUNNING)
+    connect(house)
     for job in jobs:
         client.get(f"/v1/jobs/{job}")
     client.get("/nowhere")
@@ -70,6 +72,10 @@ def test_metrics_count_jobs_by_status_and_requests_by_route(
     assert 'limbeck_jobs{status="running"} 1.0' in lines
     assert 'limbeck_jobs{status="paused"} 0.0' in lines
     assert 'limbeck_teacher_parts{state="free"} 0.0' in lines
+    assert 'limbeck_worker_jobs{worker="worker:1"} 0.0' in lines
+    assert 'limbeck_attempts_last_hour{outcome="lost"} 0.0' in lines
+    assert {"limbeck_workers 1.0", "limbeck_jobs_overdue 0.0"} <= set(lines)
+    assert any(re.fullmatch(r"limbeck_jobs_longest_wait_seconds 0\.\d+", line) for line in lines), "just submitted"
     assert 'limbeck_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="200"} 3.0' in lines
     assert 'limbeck_http_requests_total{method="GET",route="none",status="404"} 1.0' in lines
     assert not any(job in answer.text for job in jobs)
