@@ -188,8 +188,10 @@ class Students:
     def names(self) -> dict[str, str]:
         """By which students that are loaded were found, beside their ids; of which model each is."""
         with self._lock:
-            known = [(name, known.key) for name, known in self._known.items() if known.key in self._places]
-        return {name: model_id for name, (model_id, _) in known if name != model_id}
+            known = [*self._known.items()]
+            loaded = {*self._places}
+        valid = ((name, one.key) for name, one in known if one.key in loaded and one.since > -math.inf)
+        return {name: model_id for name, (model_id, _) in valid if name != model_id}
 
     def _make_room(self, size: int) -> bool:
         """Whether it had to drop somebody."""

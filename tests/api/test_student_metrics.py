@@ -61,6 +61,7 @@ def test_the_series_of_a_student_go_with_it(client: TestClient, student: str) ->
     client.post("/v1/models/reviews/predict", json={"inputs": "a"})
     assert told(client)
     client.delete("/v1/aliases/reviews")
+    assert not any(series[0] == "limbeck_student_names" for series in told(client))
     assert client.delete(f"/v1/models/{student}").status_code == 204
     assert told(client) == {}
 
