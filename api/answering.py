@@ -99,7 +99,7 @@ class Answering:
             InvalidInput, Busy, TooSlow: as :meth:`read` and :meth:`Batcher.ask`.
             ClientDisconnect: nobody waits for it any more.
         """
-        with Counted(self.batcher.tallies.of(student)), WhileWanted(receive):
+        with WhileWanted(receive), Counted(self.batcher.tallies.of(student)):
             question = await self.read(student, inputs, top_k=top_k, speed=speed, until=until)
             return await self.batcher.ask(student, question, until=until)
 

@@ -16,8 +16,6 @@ from enum import StrEnum
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
-from starlette.requests import ClientDisconnect
-
 from limbeck.errors import Busy, InvalidInput, TooSlow
 from limbeck.runtime import Predictor
 
@@ -37,11 +35,11 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-_OUTCOMES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Outcome], ...] = (
+_OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
     (InvalidInput, Outcome.INVALID),
     (Busy, Outcome.BUSY),
     (TooSlow, Outcome.LATE),
-    ((ClientDisconnect, asyncio.CancelledError), Outcome.LEFT),
+    (asyncio.CancelledError, Outcome.LEFT),  # by api/hanging_up.py
     (BaseException, Outcome.FAILED),
 )
 
@@ -94,12 +92,12 @@ class Counted:
     def __enter__(self) -> None:
         self._began = time.perf_counter()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if error is None:
             self._tally.ended[Outcome.ANSWERED] += 1
             self._tally.seconds.add(time.perf_counter() - self._began)
         else:
-            self._tally.ended[next(outcome for kinds, outcome in _OUTCOMES if isinstance(error, kinds))] += 1
+            self._tally.ended[next(outcome for kind, outcome in _OUTCOMES if isinstance(error, kind))] += 1
 
 
 class Tallies:

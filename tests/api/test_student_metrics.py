@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.requests import ClientDisconnect
 
 from api.app import create_app
 from api.deps import Services
@@ -100,7 +99,6 @@ def test_texts_between_the_layers_of_early_exits_are_counted(
         (InvalidInput("x"), "invalid"),
         (Busy("x"), "busy"),
         (TooSlow("x"), "late"),
-        (ClientDisconnect(), "left"),
         (asyncio.CancelledError(), "left"),
         (Unavailable("x"), "failed"),
         (ValueError("x"), "failed"),
