@@ -19,6 +19,7 @@ from starlette.types import Receive
 from api.hanging_up import WhileWanted
 from api.inference import Batcher, Students
 from api.inference.batcher import WINDOW
+from api.inference.tallies import Counted
 from api.inference.turns import Turns
 from api.shelves import Shelf
 from limbeck.errors import Busy, TooSlow
@@ -98,7 +99,7 @@ class Answering:
             InvalidInput, Busy, TooSlow: as :meth:`read` and :meth:`Batcher.ask`.
             ClientDisconnect: nobody waits for it any more.
         """
-        with WhileWanted(receive):
+        with WhileWanted(receive), Counted(self.batcher.tallies.of(student)):
             question = await self.read(student, inputs, top_k=top_k, speed=speed, until=until)
             return await self.batcher.ask(student, question, until=until)
 

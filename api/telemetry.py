@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from api.answering import Answering
-from limbeck.errors import Unavailable
+from api.collectors import Jobs, StudentsInUse
 from models.db import Database
-from models.job import JobStatus
-from models.part import TeacherPart
-from models.repository import offered
-from models.repository.overview import count_by_status
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 
@@ -37,14 +31,14 @@ class Telemetry:
 
     def watch_jobs(self, database: Database) -> None:
         """Count the jobs of ``database`` whenever somebody asks."""
-        self._registry.register(_Jobs(database))
+        self._registry.register(Jobs(database))
 
     def watch_streams(self, open_streams: Callable[[], int]) -> None:
         """Count the open streams of events whenever somebody asks."""
         self._gauge("limbeck_event_streams", "Open streams of events.", open_streams)
 
     def watch_answering(self, answering: Answering) -> None:
-        """Tell what waits and what is loaded whenever somebody asks."""
+        """Tell what waits, what is loaded and how that is asked whenever somebody asks."""
         students, batcher = answering.students, answering.batcher
         self._gauge("limbeck_predict_waiting_texts", "Texts that wait for an answer.", lambda: batcher.waiting)
         self._gauge("limbeck_students_loaded", "Students in memory.", lambda: len(students.loaded))
@@ -53,6 +47,7 @@ class Telemetry:
             "What they take, estimated.",
             lambda: sum(one.bytes for one in students.loaded),
         )
+        self._registry.register(StudentsInUse(answering))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, status).inc()
@@ -64,32 +59,3 @@ class Telemetry:
 
     def _gauge(self, name: str, text: str, value: Callable[[], int]) -> None:
         Gauge(name, text, registry=self._registry).set_function(value)
-
-
-class _Jobs(Collector):
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def describe(self) -> Iterable[Metric]:
-        return ()  # registering must not ask the database
-
-    def collect(self) -> Iterable[Metric]:
-        up = GaugeMetricFamily("limbeck_database_up", "Whether the database answers; else nothing is told of jobs.")
-        try:
-            with self._database.reading() as session:
-                counts, shared = count_by_status(session), offered.count(session, TeacherPart)
-        except Unavailable:  # just now the rest is looked for
-            up.add_metric((), 0)
-            yield up
-            return
-        up.add_metric((), 1)
-        yield up
-        family = GaugeMetricFamily("limbeck_jobs", "Jobs by status.", labels=("status",))
-        for status in JobStatus:
-            family.add_metric((status.value,), counts.get(status, 0))
-        yield family
-        parts = "Parts of teachers' passes that jobs offer to idle workers, by state."
-        family = GaugeMetricFamily("limbeck_teacher_parts", parts, labels=("state",))
-        for state, count in shared.items():
-            family.add_metric((state,), count)
-        yield family

@@ -9,6 +9,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Prose, UtcMillis
 
+#: How an attempt ends.
+OUTCOMES = ("succeeded", "failed", "cancelled", "paused", "handed_back", "lost")
+
 
 class Attempt(Base):
     __tablename__ = "attempts"
@@ -24,7 +27,7 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None] = mapped_column(UtcMillis)
     resumed_from_step: Mapped[int] = mapped_column(default=0)
     last_step: Mapped[int] = mapped_column(default=0)
-    #: succeeded, failed, cancelled, paused, handed_back, lost
+    #: One of :data:`OUTCOMES`.
     outcome: Mapped[str | None] = mapped_column(String(32))
     #: The code of the fault, e.g. out_of_memory, killed, worker_lost.
     reason: Mapped[str | None] = mapped_column(String(64))

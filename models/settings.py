@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     """``file:///folder`` or ``s3://bucket/prefix``; default: ``{data_dir}/storage``."""
     s3_endpoint: str | None = None
     """For S3-compatible stores other than AWS."""
+    s3_public_endpoint: str | None = None
+    """By which callers reach the bucket where ``s3_endpoint`` is a name that only the servers know: signed URLs are
+    made for it. Default: ``s3_endpoint``."""
+    s3_redirect: bool = True
+    """Whether a model's file is answered with a redirect to a signed URL of the bucket; else the API sends it."""
     s3_region: str = "us-east-1"
     s3_access_key_id: SecretStr | None = None
     s3_secret_access_key: SecretStr | None = None
@@ -160,8 +165,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "LIMBECK_S3_ACCESS_KEY_ID and LIMBECK_S3_SECRET_ACCESS_KEY are given together or not at all"
             )
-        if self.s3_endpoint is not None and not _is_web_address(self.s3_endpoint):
-            raise ValueError("LIMBECK_S3_ENDPOINT is no URL; allowed: https://host:port or http://host:port")
+        for name in ("s3_endpoint", "s3_public_endpoint"):
+            address = getattr(self, name)
+            if address is not None and not _is_web_address(address):
+                variable = "LIMBECK_" + name.upper()
+                raise ValueError(f"{variable} is no URL; allowed: https://host:port or http://host:port")
         return self
 
 
@@ -171,10 +179,12 @@ def _place(folder: object) -> Path:
 
 
 def _is_web_address(text: str) -> bool:
-    """The bucket's client ends its whole thread where it is given anything else."""
+    """The bucket's client ends its whole thread where it is given no host; and of anything behind it, or of a password
+    before it, it would make a part of the URLs that callers are given."""
     try:
         url = urlsplit(text)
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and not re.search(r"\s", text)
+        host = bool(url.hostname) and url.port != 0 and not re.search(r"[\s@?#]", text)
+        return url.scheme in ("http", "https") and host
     except ValueError:  # a port that is none
         return False
 

@@ -28,7 +28,7 @@ _QUIET = {
     *(f"api/test_{name}.py" for name in ("aliases", "archives", "datasets", "errors", "image_files", "job_lists")),
     *(f"api/test_{name}.py" for name in ("job_verbs", "jobs", "models", "openapi", "transfer", "waiting")),
     *(f"models/test_{name}.py" for name in ("backup", "catalogue", "crew", "jobs", "queue", "reruns", "retention")),
-    *(f"models/test_{name}.py" for name in ("storage", "telemetry", "upgrades")),
+    *(f"models/test_{name}.py" for name in ("overview", "storage", "telemetry", "upgrades")),
     "e2e/test_seed_rows.py",  # one that does: its jobs compute, and have minutes to do so in
 }
 

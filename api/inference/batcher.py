@@ -23,6 +23,7 @@ from typing import Any
 
 from api.inference.layered import Layered
 from api.inference.room import Room
+from api.inference.tallies import Tallies, Tally
 from limbeck.errors import Busy, TooSlow
 from limbeck.runtime import Predictor, Question
 from limbeck.runtime.parts import joined, parts
@@ -60,6 +61,7 @@ class _Line:
 
     student: Predictor
     layered: Layered | None  #: of a student with early exits: what is under way
+    tally: Tally
     waiting: deque[Waiting] = field(default_factory=deque)
     calls: int = 0  #: of its turn
 
@@ -85,6 +87,7 @@ class Batcher:
 
     def __init__(self, *, threads: int, limit: int, seconds: float) -> None:
         self.seconds = seconds
+        self.tallies = Tallies()
         self._ahead = _AHEAD * threads
         self._turn = threading.Condition()
         self._lines: OrderedDict[int, _Line] = OrderedDict()
@@ -189,7 +192,8 @@ class Batcher:
     def _put(self, student: Predictor, parts: Sequence[Waiting]) -> None:
         line = self._lines.get(id(student), self._under_way.get(id(student)))
         if line is None:
-            line = _Line(student, Layered(student) if student.exits is not None else None)
+            layered = Layered(student) if student.exits is not None else None
+            line = _Line(student, layered, self.tallies.of(student))
         line.waiting.extend(parts)
         self._line_up(line)
         loop = parts[0].loop
@@ -252,7 +256,9 @@ class Batcher:
             line.calls += 1
             window = self._window(line, self._share(line))
             if line.layered is None:
-                self._finished.append((time.monotonic(), sum(one.question.rows for one in window)))
+                texts = sum(one.question.rows for one in window)
+                self._finished.append((time.monotonic(), texts))
+                line.tally.computed(texts)
             elif window:
                 line.layered.begin(window)
                 self._under_way[id(line.student)] = line
@@ -270,6 +276,7 @@ class Batcher:
         found = layered.run(texts)
         with self._turn:
             complete, failed = layered.put(found)
+            line.tally.computed(len(texts))
             if found.left:
                 self._finished.append((time.monotonic(), len(found.left)))
             # Another line of the student may be there by now, where all questions of this one had expired.

@@ -6,8 +6,9 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -76,6 +77,8 @@ class Students:
         self._files = LocalFiles(storage, settings.scratch_dir / "students", settings.predict_cache_bytes)
         self._limit = settings.predict_memory_bytes
         self._lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._loading = 0  #: bytes of students that are being loaded, whether their places are still theirs or not
         self._places: OrderedDict[tuple[str, Format], _Place] = OrderedDict()
         self._clock = clock
         self._providers = settings.predict_providers
@@ -112,7 +115,8 @@ class Students:
         if dropped:
             give_back()  # before the next one takes its place
         if not waiting:
-            self._load(key, place, needed)
+            with self._turn_to_load(place.facts.bytes):
+                self._load(key, place, needed)
         return place.predictor.result()
 
     def _refuse_broken(self, key: tuple[str, Format]) -> None:
@@ -177,6 +181,22 @@ class Students:
         with self._lock:
             return tuple(place.facts for place in self._places.values())
 
+    @property
+    def ready(self) -> dict[str, Predictor]:
+        """Those that answer, by their ids."""
+        with self._lock:
+            found = [(model_id, place.predictor) for (model_id, _), place in self._places.items()]
+        return {model_id: one.result() for model_id, one in found if one.done() and one.exception() is None}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """By which students that are loaded were found, beside their ids; of which model each is."""
+        with self._lock:
+            known = [*self._known.items()]
+            loaded = {*self._places}
+        valid = ((name, one.key) for name, one in known if one.key in loaded and one.since > -math.inf)
+        return {name: model_id for name, (model_id, _) in valid if name != model_id}
+
     def _make_room(self, size: int) -> bool:
         """Whether it had to drop somebody."""
         before = len(self._places)
@@ -185,6 +205,20 @@ class Students:
             _, dropped = self._places.popitem(last=False)
             total -= dropped.facts.bytes
         return len(self._places) < before
+
+    @contextmanager
+    def _turn_to_load(self, size: int) -> Iterator[None]:
+        """Students that would not fit beside each other are loaded one after the other: one that is dropped meanwhile
+        takes its memory all the same."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._loading or self._loading + size <= self._limit)
+            self._loading += size
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._loading -= size
+                self._turn.notify_all()
 
     def _load(self, key: tuple[str, Format], place: _Place, needed: Sequence[FileFacts]) -> None:
         try:

@@ -43,13 +43,13 @@ def _transfer(media_type: str, *more: tuple[int, str]) -> Responses:
 def download_file(request: Request, house: House, model_id: str, path: str) -> Response:
     """Takes `Range`, `If-Range` and `If-None-Match`; the `ETag` is the file's sha256.
 
-    Where the files are in a bucket, the answer is a redirect to a signed URL, unless `If-Range` came: the bucket does
-    not know our ETag.
+    Where the files are in a bucket, the answer is a redirect to a signed URL, unless `LIMBECK_S3_REDIRECT` is off, or
+    `If-Range` came: the bucket does not know our ETag.
     """
     file = _file(house, model_id, path)
     content = _content(house, file)
     conditional = "if-range" in request.headers or "if-none-match" in request.headers
-    if request.method == "GET" and not conditional:
+    if request.method == "GET" and house.settings.s3_redirect and not conditional:
         url = house.storage.signed_url(file.key, _SIGNED_SECONDS)
         if url is not None:
             return RedirectResponse(url, 307, headers={"Cache-Control": "no-store"})

@@ -48,8 +48,8 @@ def ready(readiness: Ready) -> Response:
     responses={200: {"content": {"text/plain": {"example": 'limbeck_jobs{status="running"} 1.0\n'}}}},
 )
 def metrics(telemetry: Annotated[Telemetry, Depends(_telemetry)]) -> Response:
-    """Requests and their latency by route, texts that wait and students that are loaded; of the API also jobs by
-    status and open streams of events."""
+    """Requests and their latency by route, and by student while it is loaded; texts that wait; of the API also jobs by
+    status, what waits and how long, connected workers, how attempts ended, and open streams of events."""
     return Response(telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

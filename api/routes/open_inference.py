@@ -5,17 +5,16 @@ outputs are ``label`` (BYTES) and ``score`` (FP32), the best of each text. One t
 the output ``answer``, JSON for each text; so has one that answers questions, whose inputs are ``question`` and
 ``context``, and one of several labels beside its best one: all of them with their scores. One that gives vectors has
 the output ``embedding`` (FP32, a row for each text). A student of images has the input ``image``, each in base64.
-Tensors come as JSON or, for inputs, in the binary form of Triton's extension; the outputs are JSON. What stands under
-an id or an alias has one version, ``1``. Of a request's ``parameters`` ``speed`` is read; those that clients send of
-themselves are passed by.
+Tensors come and go as JSON or in the binary form of Triton's extension, the outputs as each is asked for
+(``binary_data``, ``binary_data_output``). What stands under an id or an alias has one version, ``1``. Of a request's
+``parameters`` ``speed`` is read, too; those that clients send of themselves are passed by.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from fastapi import APIRouter, Request, Response
 from api import examples
 from api.answering import Answering, Asked
 from api.asking import DirectRoute, limit_body
+from api.binary_tensors import JSON_LENGTH, response, unpacked
 from api.openapi import answers as answers_of
 from api.readiness import Ready
 from limbeck.errors import InvalidInput, NotFound, Problem
@@ -34,7 +34,6 @@ router = APIRouter(prefix="/v2", tags=["open inference"])
 answers = partial(answers_of, media_type="application/json")
 asking = APIRouter(prefix="/v2", tags=["open inference"], route_class=DirectRoute)
 
-_JSON_LENGTH = "Inference-Header-Content-Length"
 _DIGITS = 18  # of a length, at most
 #: Of every model: an id's weights never change, and those of an alias are changed as a whole.
 _VERSION = "1"
@@ -47,14 +46,16 @@ _OUTPUTS = (("label", "BYTES"), ("score", "FP32"))
 _ANSWER = ("answer", "BYTES")
 #: How many labels a student of these tasks is asked for, which comes as a list: of images it would be five.
 _TOP_K: Mapping[str, TopK] = {"image_classification": 1, "multi_label": "all"}
-#: Parameters that Triton's client and MLServer's send of themselves or offer as arguments: of sequences, queues and
-#: codecs, which are not here, and of binary outputs, in whose place each of them reads JSON as well.
-_PASSED_BY = {
-    *("binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"),
+#: Whether an output is to be binary; and of a request, whether those are that do not say so themselves.
+_BINARY, _ALL_BINARY = "binary_data", "binary_data_output"
+#: Parameters of a request. All but the first two are passed by: Triton's client and MLServer's send them of
+#: themselves or offer them as arguments, for sequences, queues and codecs, which are not here.
+_PARAMETERS = (
+    *("speed", _ALL_BINARY, "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"),
     *("triton_enable_empty_final_response", "content_type", "headers"),
-}
-#: The same of an output's.
-_PASSED_BY_OF_OUTPUTS = {"binary_data", "content_type"}
+)
+#: The same of an output's: it comes with all that it has, not with the best few classes, nor in shared memory.
+_PARAMETERS_OF_OUTPUTS = (_BINARY, "content_type")
 
 
 @router.get("", summary="What the server is", responses=answers(ok=(None, examples.SERVER)))
@@ -73,7 +74,7 @@ async def inference_live() -> dict[str, bool]:
 def inference_ready(readiness: Ready) -> Response:
     """As `/readyz`."""
     status = readiness.answer().status_code
-    return _json({"ready": status == 200}, status)
+    return response({"ready": status == 200}, status=status)
 
 
 @router.get(
@@ -101,7 +102,9 @@ def _metadata(name: str, student: Predictor) -> Response:
     shape = [-1, -1] if student.task == "embeddings" else [-1]
     outputs = [{"name": one, "datatype": kind, "shape": shape} for one, kind in _outputs(student)]
     versions = [_VERSION]
-    return _json({"name": name, "versions": versions, "platform": student.format, "inputs": inputs, "outputs": outputs})
+    return response(
+        {"name": name, "versions": versions, "platform": student.format, "inputs": inputs, "outputs": outputs}
+    )
 
 
 @router.get(
@@ -112,7 +115,7 @@ def _metadata(name: str, student: Predictor) -> Response:
 async def model_ready(asked: Asked, name: str) -> Response:
     """Loads it where it is not yet; 503 while it is not loaded in time."""
     await asked.student(name, asked.deadline())
-    return _json({"name": name, "ready": True})
+    return response({"name": name, "ready": True})
 
 
 @router.get(
@@ -136,9 +139,10 @@ _INFER: dict[str, Any] = {
 @asking.post("/models/{name}/infer", summary="Ask a model", **_INFER)
 async def infer(asked: Asked, name: str, request: Request) -> Response:
     """The best label of each text, and its probability; or what else the student answers with. A student with early
-    exits takes `"parameters": {"speed": 0.5}`. What Triton's and MLServer's clients send among the `parameters` of
-    themselves (`binary_data_output`, `sequence_id`, `priority`, `timeout`, `content_type`, …) has no effect; any other
-    parameter is refused.
+    exits takes `"parameters": {"speed": 0.5}`. With `"binary_data_output": true` there, or `"binary_data": true` among
+    an output's `parameters`, outputs come in the binary form of Triton's extension, as `application/octet-stream`. What
+    Triton's and MLServer's clients send of themselves beside it (`sequence_id`, `priority`, `timeout`, `content_type`,
+    …) has no effect; any other parameter is refused.
     """
     return await _infer(asked, name, request)
 
@@ -157,14 +161,16 @@ async def _infer(asked: Answering, name: str, request: Request, version: str = _
     began = time.monotonic()
     body = await request.body()
     until += time.monotonic() - began  # how long the body takes to come is its sender's affair
-    document, columns = _read(body, request.headers.get(_JSON_LENGTH), _inputs(student))
-    wanted = _wanted(document, _outputs(student))
-    top_k, speed = _TOP_K.get(student.task), _speed(document)
+    document, columns = _read(body, request.headers.get(JSON_LENGTH), _inputs(student))
+    parameters = _known(document.get("parameters"), "/parameters", _PARAMETERS, "; allowed: speed")
+    wanted = _wanted(document, _outputs(student), _flag(parameters, _ALL_BINARY, "/parameters") or False)
+    top_k, speed = _TOP_K.get(student.task), parameters.get("speed")
     answer = await asked.answer(request.receive, student, _asked(columns), top_k=top_k, speed=speed, until=until)
-    return _json(_head(document, name) | {"outputs": _tensors(student, answer, wanted)})
+    binary = [one for one, is_binary in wanted.items() if is_binary]
+    return response(_head(document, name) | {"outputs": _tensors(student, answer, wanted)}, binary)
 
 
-def _tensors(student: Predictor, answer: list[Any], wanted: set[str]) -> list[dict[str, Any]]:
+def _tensors(student: Predictor, answer: list[Any], wanted: Collection[str]) -> list[dict[str, Any]]:
     """The outputs of :func:`_outputs` that are wanted."""
     if student.task == "embeddings":
         numbers = [number for vector in answer for number in vector]
@@ -228,7 +234,7 @@ def _read(body: bytes, json_length: str | None, names: Sequence[str]) -> tuple[d
     length = len(body)
     if json_length is not None:
         if not json_length.isdecimal() or len(json_length) > _DIGITS or int(json_length) > length:
-            raise _fault(f"/{_JSON_LENGTH}", f"found {json_length[:80]!r}; the body has {length} bytes")
+            raise _fault(f"/{JSON_LENGTH}", f"found {json_length[:80]!r}; the body has {length} bytes")
         length = int(json_length)
     try:
         document = json.loads(body[:length])
@@ -272,7 +278,10 @@ def _texts(tensor: Mapping[str, Any], binary: memoryview, at: str) -> tuple[list
     if size is None:
         found, rest = tensor.get("data"), binary
     elif type(size) is int and 0 <= size <= len(binary):
-        found, rest = _unpacked(binary[:size], at), binary[size:]
+        try:
+            found, rest = unpacked(binary[:size]), binary[size:]
+        except ValueError as error:
+            raise _fault(f"{at}/data", str(error)) from error
     else:
         raise _fault(f"{at}/parameters/binary_data_size", f"found {size!r}; {len(binary)} bytes are left")
     while isinstance(found, list) and found and all(isinstance(one, list) for one in found):
@@ -286,56 +295,43 @@ def _texts(tensor: Mapping[str, Any], binary: memoryview, at: str) -> tuple[list
     return found, rest
 
 
-def _unpacked(data: memoryview, at: str) -> list[str]:
-    """Texts as Triton packs them: four bytes of length, little end first, and UTF-8."""
-    texts = []
-    while data:
-        if len(data) < 4 or len(data) < 4 + (size := struct.unpack("<I", data[:4])[0]):
-            raise _fault(f"{at}/data", "the binary data ends within a text")
-        try:
-            texts.append(bytes(data[4 : 4 + size]).decode())
-        except UnicodeDecodeError as error:
-            raise _fault(f"{at}/data", f"text {len(texts)} is not UTF-8: {error}") from error
-        data = data[4 + size :]
-    return texts
-
-
-def _wanted(document: Mapping[str, Any], known: Sequence[tuple[str, str]]) -> set[str]:
-    """The names of the outputs to answer with; default: all."""
+def _wanted(document: Mapping[str, Any], known: Sequence[tuple[str, str]], binary: bool) -> dict[str, bool]:
+    """The names of the outputs to answer with, by default all, and whether each is to be binary, by default as
+    ``binary`` says."""
     names = [name for name, _ in known]
     outputs = document.get("outputs")
     if outputs is None or outputs == []:
-        return set(names)
+        return dict.fromkeys(names, binary)
+    wanted: dict[str, bool] = {}
     if not isinstance(outputs, list):
         raise _fault("/outputs", 'expected a list of objects such as {"name": "' + names[0] + '"}')
     for place, one in enumerate(outputs):
         name = one.get("name") if isinstance(one, dict) else None
         if name not in names:
             raise _fault(f"/outputs/{place}/name", f"found {name!r}; allowed: {', '.join(names)}")
-        _refuse_wishes(one.get("parameters"), f"/outputs/{place}/parameters")
-    return {one["name"] for one in outputs}
+        at = f"/outputs/{place}/parameters"
+        own = _flag(_known(one.get("parameters"), at, _PARAMETERS_OF_OUTPUTS), _BINARY, at)
+        wanted[one["name"]] = binary if own is None else own
+    return wanted
 
 
-def _refuse_wishes(parameters: Any, at: str) -> None:
-    """An output comes as it is: not with the best few classes, nor in shared memory."""
-    if parameters is not None and not isinstance(parameters, dict):
-        raise _fault(at, "expected an object")
-    for name in parameters or ():
-        if name not in _PASSED_BY_OF_OUTPUTS:
-            raise _fault(f"{at}/{name}", "there is no such parameter here")
-
-
-def _speed(document: Mapping[str, Any]) -> Any:
-    """The request's, which the student checks; None where it names none."""
-    parameters = document.get("parameters")
+def _known(parameters: Any, at: str, known: Collection[str], allowed: str = "") -> Mapping[str, Any]:
+    """The parameters, if all of them are known; their values are not looked at."""
     if parameters is None:
-        return None
+        return {}
     if not isinstance(parameters, dict):
-        raise _fault("/parameters", "expected an object")
+        raise _fault(at, "expected an object")
     for name in parameters:
-        if name != "speed" and name not in _PASSED_BY:
-            raise _fault(f"/parameters/{name}", "there is no such parameter here; allowed: speed")
-    return parameters.get("speed")
+        if name not in known:
+            raise _fault(f"{at}/{name}", f"there is no such parameter here{allowed}")
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str, at: str) -> bool | None:
+    found = parameters.get(name)
+    if found is not None and not isinstance(found, bool):
+        raise _fault(f"{at}/{name}", f"found {found!r}; allowed: true or false")
+    return found
 
 
 def _product(numbers: Sequence[int]) -> int:
@@ -347,8 +343,3 @@ def _product(numbers: Sequence[int]) -> int:
 
 def _fault(pointer: str, detail: str) -> InvalidInput:
     return InvalidInput(f"{pointer or 'body'}: {detail}", [Problem(pointer, detail)])
-
-
-def _json(document: Mapping[str, Any], status: int = 200) -> Response:
-    content = json.dumps(document, ensure_ascii=False, allow_nan=False)
-    return Response(content.encode(), status, media_type="application/json")

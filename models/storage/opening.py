@@ -38,6 +38,7 @@ def open_storage(settings: Settings, *, read_only: bool = False) -> Storage:
         url.netloc,
         prefix=url.path.strip("/"),
         endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint,
         region=settings.s3_region,
         access_key_id=_plain(settings.s3_access_key_id),
         secret_access_key=_plain(settings.s3_secret_access_key),

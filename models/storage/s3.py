@@ -35,6 +35,7 @@ class S3Storage(Storage):
 
     Args:
         endpoint: of a store that is not AWS; ``http://`` is allowed.
+        public_endpoint: of the same store for those who are given signed URLs; default: ``endpoint``.
         access_key_id, secret_access_key: default: as the AWS tools find them.
     """
 
@@ -44,28 +45,18 @@ class S3Storage(Storage):
         *,
         prefix: str = "",
         endpoint: str | None = None,
+        public_endpoint: str | None = None,
         region: str = "us-east-1",
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
     ) -> None:
         config: S3Config = {"region": region}
-        if endpoint is not None:
-            config["endpoint"] = endpoint
         if access_key_id is not None and secret_access_key is not None:
             config["access_key_id"] = access_key_id
             config["secret_access_key"] = secret_access_key
-        client: ClientConfig = {
-            "allow_http": bool(endpoint and endpoint.startswith("http://")),
-            "connect_timeout": timedelta(seconds=5),
-            "timeout": timedelta(seconds=120),
-        }
-        self._store = S3Store(
-            bucket,
-            prefix=prefix or None,
-            config=config,
-            client_options=client,
-            retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
-        )
+        self._store = _client(bucket, prefix, endpoint, config)
+        # A signature is of the host, too: a URL whose host is replaced afterwards is refused.
+        self._signing = self._store if public_endpoint is None else _client(bucket, prefix, public_endpoint, config)
 
     def put_file(self, path: Path, key: str, *, move: bool = False, watch: Watch = unwatched) -> Stored:
         digest = hashlib.sha256()
@@ -109,7 +100,7 @@ class S3Storage(Storage):
 
     def signed_url(self, key: str, seconds: float) -> str | None:
         with _translated(key):
-            return obstore.sign(self._store, "GET", checked(key), timedelta(seconds=seconds))
+            return obstore.sign(self._signing, "GET", checked(key), timedelta(seconds=seconds))
 
     def discard_unfinished(self, before: datetime) -> int:
         return 0
@@ -119,6 +110,21 @@ class S3Storage(Storage):
             with _translated(key):
                 piece = obstore.get_range(self._store, key, start=first, end=min(first + _PIECE, end)).to_bytes()
             yield piece
+
+
+def _client(bucket: str, prefix: str, endpoint: str | None, config: S3Config) -> S3Store:
+    client: ClientConfig = {
+        "allow_http": bool(endpoint and endpoint.startswith("http://")),
+        "connect_timeout": timedelta(seconds=5),
+        "timeout": timedelta(seconds=120),
+    }
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        config=config if endpoint is None else {**config, "endpoint": endpoint},
+        client_options=client,
+        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
+    )
 
 
 @contextmanager

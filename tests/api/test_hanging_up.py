@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from api.answering import Answering
+from api.inference.tallies import Outcome
 from limbeck.runtime import Question
 from tests.api.test_batcher import Slow, batcher, question, run, until
 
@@ -59,6 +60,8 @@ def test_a_question_whose_caller_hung_up_is_not_computed() -> None:
     with batcher() as made:
         run(script(Answering(None, None, made)))  # type: ignore[arg-type]
     assert sum(size for _, size in student.log) == 3
+    counted = made.tallies.of(student)  # type: ignore[arg-type]
+    assert (counted.ended[Outcome.ANSWERED], counted.ended[Outcome.LEFT]) == (3, 1)
 
 
 def test_being_cancelled_by_somebody_else_stays_that() -> None:

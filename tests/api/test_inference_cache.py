@@ -107,6 +107,45 @@ def test_a_student_that_many_ask_for_is_loaded_once(bucket: Bucket, exported_stu
     assert [answer for _, answer in answers] == [loaded.get("mdl_a", files).predict(text) for text in texts(8)]
 
 
+class Counting(Bucket):
+    """A bucket that knows how many students are fetched from it at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.now: Counter[str] = Counter()
+        self.most = 0
+
+    def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        model = key.split("/")[1]
+        self.now[model] += 1
+        self.most = max(self.most, len(+self.now))
+        time.sleep(0.2)
+        self.now[model] -= 1
+        return super().open(key, start, end)
+
+
+@pytest.mark.parametrize(("memory", "most"), [(1, 1), (1024**3, 4)])
+def test_students_that_do_not_fit_beside_each_other_are_loaded_in_turns(
+    exported_student: Path, tmp_path: Path, memory: int, most: int
+) -> None:
+    """Guards a process that starts under load, with many students behind it: what is loaded takes its memory also when
+    it has been dropped already for the next, and forty at a time would be forty times the limit."""
+    bucket = Counting(tmp_path / "bucket")
+    loaded = students(bucket, tmp_path, memory=memory)
+    names = [f"mdl_{number}" for number in range(4)]
+    files = {name: stored(bucket, exported_student, name) for name in names}
+    for name in names:  # each with bytes of its own, or the second would find what the first has fetched
+        config = next(file for file in files[name] if file.path == "config.json")
+        path = bucket._path(config.key)
+        path.write_bytes(path.read_bytes() + b"\n" * names.index(name))
+        own = replace(config, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        files[name] = [own if file is config else file for file in files[name]]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda name: loaded.get(name, files[name]).predict("a text"), names))
+    assert all(answer == answers[0] for answer in answers)
+    assert bucket.most == most
+
+
 def test_only_what_answers_is_fetched(bucket: Bucket, exported_student: Path, tmp_path: Path) -> None:
     """Guards against the weights for torch being downloaded before the first answer."""
     files = stored(bucket, exported_student, "mdl_a")

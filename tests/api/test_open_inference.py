@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException
 
 from limbeck.runtime import Predictor
@@ -55,7 +55,8 @@ def test_tritons_client_gets_what_the_predictor_answers(address: str, exported_s
     finally:
         client.close()
     assert found.get_response()["id"] == "7"
-    assert list(found.as_numpy("label")) == [one["label"] for one in expected]
+    labels = [one["label"] for one in expected]
+    assert list(found.as_numpy("label")) == ([one.encode() for one in labels] if binary else labels)
     assert found.as_numpy("score").tolist() == pytest.approx([one["score"] for one in expected], abs=1e-5)
 
 
@@ -72,7 +73,7 @@ def test_tritons_client_may_name_the_version_that_there_is(address: str, exporte
         assert client.get_model_metadata("reviews", version) == client.get_model_metadata("reviews")
         found = client.infer("reviews", [given], model_version=version)
         assert found.get_response()["model_version"] == version
-        assert list(found.as_numpy("label")) == [one["label"] for one in expected]
+        assert [one.decode() for one in found.as_numpy("label")] == [one["label"] for one in expected]
         assert not client.is_model_ready("reviews", "2")
         for ask in (lambda: client.get_model_metadata("reviews", "2"), lambda: client.infer("reviews", [given], "2")):
             with pytest.raises(InferenceServerException, match="'reviews' has no version '2'; it has '1'"):
@@ -81,6 +82,47 @@ def test_tritons_client_may_name_the_version_that_there_is(address: str, exporte
             client.infer("nobody", [given], "1")
     finally:
         client.close()
+
+
+def infer(address: str, **changes: Any) -> httpx.Response:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [2], "data": texts(2)}
+    return httpx.post(f"{address}/v2/models/reviews/infer", json={"inputs": [tensor], **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "binary"),
+    [
+        ({}, []),
+        ({"parameters": {"binary_data_output": False}}, []),
+        ({"parameters": {"binary_data_output": True}}, ["label", "score"]),
+        ({"outputs": [{"name": "score", "parameters": {"binary_data": True}}, {"name": "label"}]}, ["score"]),
+        (
+            {
+                "parameters": {"binary_data_output": True},
+                "outputs": [{"name": "score", "parameters": {"binary_data": False}}, {"name": "label"}],
+            },
+            ["label"],
+        ),
+    ],
+    ids=["default", "none", "all", "one", "all but one"],
+)
+def test_outputs_are_binary_where_they_are_asked_for_so(
+    address: str, changes: dict[str, Any], binary: list[str]
+) -> None:
+    """Guards callers of Triton's client, which asks for it unless it is told not to: what their code decodes is bytes,
+    and of JSON it would get texts."""
+    plain = {one["name"]: one["data"] for one in infer(address).json()["outputs"]}
+    answer = infer(address, **changes)
+    size = answer.headers.get("Inference-Header-Content-Length")
+    assert (size is not None) is bool(binary)
+    assert answer.headers["content-type"] == ("application/octet-stream" if binary else "application/json")
+    head = json.loads(answer.content[: int(size or len(answer.content))])
+    assert [one["name"] for one in head["outputs"] if "data" not in one] == binary
+    assert all(one["data"] == plain[one["name"]] for one in head["outputs"] if "data" in one)
+    found = InferResult.from_response_body(answer.content, header_length=size)
+    scores = found.as_numpy("score")
+    assert (scores.dtype, scores.tolist()) == (np.float32, pytest.approx(plain["score"], abs=1e-6))
+    assert [one.decode() if "label" in binary else one for one in found.as_numpy("label")] == plain["label"]
 
 
 @pytest.mark.parametrize("speed", [0, 1])
@@ -112,6 +154,11 @@ def test_the_speed_of_a_request_is_read_beside_what_clients_send_of_themselves(
         ({"parameters": {"speed": 1.5}}, "/parameters/speed"),
         ({"parameters": {"speed": "fast"}}, "/parameters/speed"),
         ({"parameters": {"top_k": 2}}, "/parameters/top_k"),
+        ({"parameters": {"binary_data_output": "yes"}}, "/parameters/binary_data_output"),
+        (
+            {"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
+            "/outputs/0/parameters/binary_data",
+        ),
         ({"outputs": [{"name": "label", "parameters": [1]}]}, "/outputs/0/parameters"),
         (
             {"outputs": [{"name": "label", "parameters": {"classification": 3}}]},

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from tritonclient.http import InferResult
 
 from api.deps import Services
 from limbeck.config import TASKS
@@ -185,6 +186,11 @@ def test_students_that_give_vectors_answer(client: TestClient, house: Services, 
     (output,) = client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]}).json()["outputs"]
     assert output["shape"] == [2, 32]
     assert output["data"] == pytest.approx([number for vector in both for number in vector])
+    asked = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    packed = client.post(f"/v2/models/{model}/infer", json=asked)
+    size = packed.headers["Inference-Header-Content-Length"]
+    vectors = InferResult.from_response_body(packed.content, header_length=size).as_numpy("embedding")
+    assert (vectors.shape, vectors.tolist()) == ((2, 32), [pytest.approx(vector, abs=1e-6) for vector in both])
 
 
 def test_texts_go_up_for_embeddings_and_methods_without_sense_are_refused(client: TestClient) -> None:

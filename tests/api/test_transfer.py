@@ -278,3 +278,13 @@ def test_a_bucket_is_pointed_to_and_not_read_through(client: TestClient, house: 
     assert client.get(url, headers={"If-None-Match": etag}).status_code == 304
     assert client.get(url, headers={"If-Range": etag, "Range": "bytes=0-3"}).content == FILES["config.json"][:4]
     assert client.head(url).status_code == 200
+
+
+def test_a_bucket_that_callers_cannot_reach_is_read_through(client: TestClient, house: Services, model: str) -> None:
+    storage: Any = Signing(house.settings.data_dir / "storage")
+    object.__setattr__(house, "storage", storage)
+    object.__setattr__(house, "settings", house.settings.model_copy(update={"s3_redirect": False}))
+    url = f"/v1/models/{model}/files/config.json"
+    assert (client.get(url).status_code, client.get(url).content) == (200, FILES["config.json"])
+    answer = client.get(url, headers={"Range": "bytes=0-3"})
+    assert (answer.status_code, answer.content) == (206, FILES["config.json"][:4])

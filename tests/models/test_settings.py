@@ -33,6 +33,9 @@ def test_a_variable_without_a_value_is_none(monkeypatch: pytest.MonkeyPatch) -> 
         ("s3_endpoint", "minio:9000", "LIMBECK_S3_ENDPOINT is no URL"),
         ("s3_endpoint", "http://a b:9000", "LIMBECK_S3_ENDPOINT is no URL"),
         ("s3_endpoint", "http://minio:port", "LIMBECK_S3_ENDPOINT is no URL"),
+        ("s3_endpoint", "http://key:secret@minio:9000", "LIMBECK_S3_ENDPOINT is no URL"),
+        ("s3_public_endpoint", "files.example.org", "LIMBECK_S3_PUBLIC_ENDPOINT is no URL"),
+        ("s3_public_endpoint", "https://files.example.org?a=b", "LIMBECK_S3_PUBLIC_ENDPOINT is no URL"),
         ("s3_access_key_id", "id", "given together or not at all"),
     ],
 )

@@ -10,8 +10,12 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from moto.server import ThreadedMotoServer
 
 from limbeck.errors import Interrupted, InvalidInput, NotFound, StorageFull, Unavailable
@@ -183,6 +187,31 @@ def test_a_signed_url_gives_the_file_to_anybody(s3: Settings, tmp_path: Path) ->
     with urllib.request.urlopen(url) as answer:
         assert answer.read() == b"the file"
     assert open_storage(Settings(data_dir=tmp_path)).signed_url("models/m/a", 60) is None
+
+
+@pytest.mark.parametrize("public", ["http://localhost:{port}", "http://localhost:{port}/"])
+def test_a_signed_url_is_for_the_endpoint_that_callers_reach(s3: Settings, tmp_path: Path, public: str) -> None:
+    """Guards callers outside a network of containers, who do not know its names; a host that is put into a URL behind
+    its signature is refused by every store, though not by the one of this test."""
+    port = urlsplit(str(s3.s3_endpoint)).port
+    storage = open_storage(s3.model_copy(update={"s3_public_endpoint": public.format(port=port)}))
+    storage.put_file(_file(tmp_path, b"the file"), "models/m/a b.txt")
+    url = storage.signed_url("models/m/a b.txt", 60)
+    assert url is not None
+    assert url.startswith(f"http://localhost:{port}/bucket/some/prefix/models/m/a%20b.txt?")
+    unsigned, _, signature = url.partition("&X-Amz-Signature=")
+    assert signature == _signature(unsigned)
+    with urllib.request.urlopen(url) as answer:
+        assert answer.read() == b"the file"
+
+
+def _signature(unsigned: str) -> str:
+    """What botocore makes of a URL that is complete but for it."""
+    request = AWSRequest("GET", unsigned)
+    request.context["timestamp"] = parse_qs(urlsplit(unsigned).query)["X-Amz-Date"][0]
+    signer = S3SigV4QueryAuth(Credentials("id", "secret"), "s3", "us-east-1")
+    signature: str = signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request)
+    return signature
 
 
 def test_a_bucket_that_is_away_is_unavailable(tmp_path: Path) -> None:
