@@ -28,7 +28,9 @@ MANY = ("snips", "wnut17", "banking77")
 HALVES: Mapping[str, Mapping[str, Any]] = {
     f"{name}-half": {"type": name, "temperature": 3.0, "alpha": 0.5} for name in ("kd", "noise")
 }
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {**VARIANTS, **UNTEMPERED, **HALVES}
+#: The same from the start that ``auto`` has: what its inside is worth beside the plain answers.
+SKIPPED: Mapping[str, Mapping[str, Any]] = {"kd-skip": HALVES["kd-half"]}
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {**VARIANTS, **UNTEMPERED, **HALVES, **SKIPPED}
 WIDE = ("mrpc", "sst2", "banking77")
 OTHERS = tuple(name for name in DATASETS if name not in WIDE)
 CURVES = ("sst2", "douban")
@@ -135,8 +137,8 @@ class Cell:
             }
         method: Any = "none" if self.is_baseline else _options(self.plain)
         student: dict[str, Any] = {"layers": self.layers}
-        if self.plain in STARTS:
-            student["init"] = STARTS[self.plain]
+        if self.plain in STARTS or self.method in SKIPPED:
+            student["init"] = _start(self.plain, self.layers)
         training = {**self._training, "seed": self.seed}
         if self.method in UNLABELLED:
             texts = {"type": "unlabelled", "limit": UNLABELLED[self.method], "source": f"path:{_ELSEWHERE}"}
@@ -181,6 +183,8 @@ def _start(method: str, layers: int) -> str:
         return "uniform"
     if method in STARTS:
         return STARTS[method]
+    if method in SKIPPED:
+        return "skip"
     document = {"teacher": "path:/", "dataset": "path:/", "method": _options(method), "student": layers}
     config = limbeck_config.DistillConfig.parse(document)
     return config.method.student(config.student, _DEEP).init or "uniform"
@@ -220,6 +224,8 @@ def cells() -> list[Cell]:
         add(dataset, HALVES)
     for dataset in ("mrpc", "snips", "wnut17", "goemotions"):
         add(dataset, ("kd-half",))
+    for dataset in DATASETS:
+        add(dataset, SKIPPED)
     add("mrpc", LONG)
     add("sst2", UNLABELLED, seeds=SEEDS)
     for dataset in WIDE:
