@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# One image for the API, the worker and the migration; the command chooses. Build for CUDA with
-#   docker build --build-arg TORCH_INDEX=<index with torch's CUDA build> -t limbeck .
+# One image for the API, the worker and the migration; the command chooses. Another build of torch than pip's own index
+# has, for CPU alone or for another CUDA:
+#   docker build --build-arg TORCH_INDEX=<index with that build> -t limbeck:0.1.0 .
 
 FROM python:3.11-slim AS build
 ARG TORCH=torch==2.13.0

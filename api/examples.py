@@ -127,19 +127,29 @@ VALIDATION = {
     "config": JOB["config"],
     "teacher": {
         "architecture": "BertModel",
+        "model_type": "bert",
         "layers": 6,
         "hidden_size": 384,
+        "labels": None,
         "has_head": False,
-        "parameters": 22713216,
+        "parameters": 22713728,
+        "bytes": 90868376,
+        "max_positions": 512,
+        "heads": 12,
+        "intermediate_size": 1536,
+        "embedding_size": None,
+        "stages": [],
+        "like_layers": True,
+        "pooling": "mean",
     },
     "notes": [],
 }
 EVENT = {
     "sequence": 4,
     "kind": "teacher.evaluated",
-    "message": "The teacher has an accuracy of 76.8 % on the test split.",
+    "message": "Fine-tuned teacher: 76.8 % on validation",
     "at": "2026-11-24T02:14:31.220000Z",
-    "data": {"accuracy": 0.768},
+    "data": {"epoch": 3, "teacher": "teacher", "accuracy": 0.768},
 }
 EVENT_STREAM = (
     "id: 4\nevent: teacher.evaluated\n"
@@ -167,7 +177,21 @@ METRICS = {
     "series": {"distilling/loss": [{"step": 410, "value": 0.71, "at": "2026-11-24T02:14:55.100000Z"}]},
 }
 
-LOG = "02:13:27 preparing: 5,192 docstrings in 12 areas\n02:13:40 teacher: epoch 1 of 3\n"
+LOG = (
+    "At step 412 of distilling the loss became nan. A lower learning rate than 0.01 may help.\n\n"
+    "Traceback (most recent call last):\n…\n"
+)
+
+
+def _split_profile(rows: int) -> dict[str, Any]:
+    half = rows // 2
+    return {
+        "rows": rows,
+        "labels": {"negative": half, "positive": rows - half},
+        "characters": {"least": 6, "median": 51, "p95": 104, "most": 268},
+        "duplicates": 0,
+    }
+
 
 DATASET: dict[str, Any] = {
     "id": _DATASET_ID,
@@ -184,6 +208,11 @@ DATASET: dict[str, Any] = {
         "columns": {"text": "review", "text_pair": None, "label": "stars"},
         "labels": ["negative", "positive"],
         "pair": False,
+        "splits": {"train": _split_profile(8000), "validation": _split_profile(1000), "test": _split_profile(1000)},
+        "notes": [
+            "The validation split, 1,000 rows, is cut from train.",
+            "The test split, 1,000 rows, is cut from train.",
+        ],
         "warnings": [],
     },
     "bytes": 516283,
@@ -290,7 +319,7 @@ READY = {
     "checks": {
         "database": {"ok": True, "detail": "answers"},
         "storage": {"ok": True, "detail": "answers"},
-        "broker": {"ok": True, "detail": "answers"},
+        "broker": {"ok": True, "detail": "no bell was refused"},
     },
 }
 FORM = {
@@ -311,17 +340,25 @@ _PROBLEM_TEXTS = {
     409: (
         "conflict",
         "The state does not allow it",
-        f"Job {_JOB_ID} is running; only jobs that have ended can be deleted.",
+        f"{_JOB_ID} is running; delete is possible while it is: cancelled, succeeded, failed.",
     ),
     412: ("stale", "It has changed", "The alias 'reviews' has version 3, not 2: somebody switched it meanwhile."),
-    413: ("too_large", "Too large", "The upload is larger than this server takes: at most 2147483648 bytes."),
+    413: (
+        "too_large",
+        "Too large",
+        "The upload is larger than this server takes: at most 2147483648 bytes (LIMBECK_MAX_UPLOAD_BYTES).",
+    ),
     416: ("range_not_satisfiable", "Range Not Satisfiable", "The range begins behind the end: there are 1024 bytes."),
     422: (
         "invalid_config",
         "The input is not valid",
-        "The configuration is not valid: /method: found 'magic'; allowed: 'kd', 'none'",
+        "The configuration is not valid: /training/epochs: Input should be greater than or equal to 1; found 0",
     ),
-    429: ("queue_full", "The queue is full", "10000 jobs wait already."),
+    429: (
+        "queue_full",
+        "The queue is full",
+        "10000 jobs wait already, which is as many as may; nothing was changed.",
+    ),
     503: ("unavailable", "A service is away", "The database does not answer."),
     507: ("storage_full", "The storage is full", "The server's disk is full; nothing was stored."),
 }
@@ -330,7 +367,8 @@ _PROBLEM_TEXTS = {
 def problem(status: int) -> dict[str, Any]:
     """A problem with this status."""
     code, title, detail = _PROBLEM_TEXTS[status]
-    found = [{"pointer": "/method", "detail": "found 'magic'; allowed: 'kd', 'none'"}] if status == 422 else []
+    detail_of_field = {"pointer": "/training/epochs", "detail": "Input should be greater than or equal to 1; found 0"}
+    found = [detail_of_field] if status == 422 else []
     return {
         "type": f"urn:limbeck:problem:{code}",
         "title": title,

@@ -49,8 +49,8 @@ _PROBLEMS = {
     413: "The upload is larger than the server takes.",
     416: "The range begins behind the end.",
     422: "The input is not valid; the answer names each field.",
-    429: "The queue is full; Retry-After says when to come back.",
-    503: "The database or the storage is away; Retry-After says when to come back.",
+    429: "Too much waits already, jobs or texts; Retry-After says when to come back.",
+    503: "The database or the storage is away, or there was no answer in time; Retry-After says when to come back.",
     507: "The server's disk is full.",
 }
 

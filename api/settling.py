@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from limbeck.errors import LimbeckError
+from api.setbacks import Setbacks
 from models.db import Database
 from models.repository import settling
 
@@ -30,12 +29,16 @@ async def settles(database: Database, pause_seconds: float) -> AsyncIterator[Non
 
 
 async def _again_and_again(database: Database, pause_seconds: float) -> None:
+    setbacks = Setbacks("jobs that were left behind cannot be looked for", pause_seconds)
+    pause = pause_seconds
     while True:
-        await asyncio.sleep(pause_seconds)
+        await asyncio.sleep(pause)
         try:
             await asyncio.to_thread(_settle, database)
-        except (SQLAlchemyError, LimbeckError) as error:  # away for a moment
-            log.warning("jobs that were left behind cannot be looked for", error=str(error))
+        except Exception as error:  # the boundary: whatever one look met, the next one has to come
+            pause = setbacks.met(error)
+        else:
+            pause = setbacks.over()
 
 
 def _settle(database: Database) -> None:

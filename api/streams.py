@@ -13,16 +13,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-from sqlalchemy.exc import SQLAlchemyError
-
 from api.job_schemas import EventView
-from limbeck.errors import LimbeckError
+from api.setbacks import Setbacks
 from models.db import Database
 from models.repository import overview, telemetry
 from models.repository.overview import JobState
-
-log = structlog.get_logger("limbeck.api")
 
 POLL_SECONDS = 0.25
 COMMENT_SECONDS = 15.0
@@ -143,19 +138,18 @@ class Streams:
             return [EventView.of(event) for event in telemetry.events_after(session, job_id, after, _PAGE)]
 
     async def _poll(self) -> None:
+        setbacks = Setbacks("the database cannot be read for event streams", self._poll_seconds)
         while True:
             await self._somebody.wait()
             known = {job_id: job.state for job_id, job in self._watched.items()}
             try:
                 states, events = await asyncio.to_thread(self._look, known)
-            except (
-                SQLAlchemyError,
-                LimbeckError,
-            ) as error:  # away for a moment; the watchers stay, and so does the poller
-                log.warning("the database cannot be read for event streams", error=str(error))
+            except Exception as error:  # the boundary: the watchers stay, and so does the poller
+                pause = setbacks.met(error)
             else:
+                pause = setbacks.over()
                 self._publish(known, states, events)
-            await asyncio.sleep(self._poll_seconds)
+            await asyncio.sleep(pause)
 
     def _look(self, known: dict[str, JobState | None]) -> tuple[dict[str, JobState], dict[str, list[EventView]]]:
         """The watched jobs as they are now, and the new events of those that have some."""

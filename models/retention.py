@@ -42,7 +42,7 @@ class GcReport:
     orphans: int  #: how many of them no row named
     answers: int  #: how many of them were teachers' answers that had not been used for longest
     bytes: int
-    kept: tuple[str, ...]  #: jobs that were due, but other jobs learn from their models
+    kept: tuple[str, ...]  #: jobs that were due, but other jobs learn from their models, or aliases mean them
     bytes_left: int  #: in the storage afterwards
     dry_run: bool
 

@@ -144,7 +144,8 @@ def delete_job(
     job_id: str,
     keep_models: Annotated[bool, Query(description="Keep the student and the baseline.")] = False,
 ) -> None:
-    """Its events, metrics, log, checkpoints and models go with it."""
+    """Its events, metrics, log, checkpoints and models go with it. 409 also while another job that has not ended names
+    one of these models, or an alias means one, unless they are kept."""
     with house.database.session() as session:
         models = [] if keep_models else [model.id for model in catalogue.models_of_job(session, job_id)]
         keys = jobs.delete(session, job_id, keep_models=keep_models)

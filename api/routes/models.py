@@ -94,7 +94,7 @@ def list_files(house: House, model_id: str) -> Listing[FileView]:
 
 @router.delete("/{model_id}", status_code=204, summary="Delete a model", responses=answers(404, 409, 503))
 def delete_model(house: House, model_id: str) -> None:
-    """409 while a job that has not ended has it as its teacher."""
+    """409 while a job that has not ended names it, and while an alias means it."""
     with house.database.session() as session:
         keys = catalogue.delete_model(session, model_id)
     house.discard(keys)

@@ -248,7 +248,9 @@ def _earlier(session: Session, key: str | None, request_hash: str) -> Job | None
     return job
 
 
-def _once(session: Session, key: str | None, request_hash: str, create: Callable[[], Job]) -> tuple[Job, bool]:
+def _once(
+    session: Session, key: str | None, request_hash: str, create: Callable[[], Job], tries: int = 3
+) -> tuple[Job, bool]:
     """What ``create`` makes, or what the same request under the same key has made before."""
     earlier = _earlier(session, key, request_hash)
     if earlier is not None:
@@ -256,11 +258,10 @@ def _once(session: Session, key: str | None, request_hash: str, create: Callable
     try:
         with session.begin_nested():
             return create(), True
-    except IntegrityError:  # the same request in another process was faster
-        earlier = _earlier(session, key, request_hash)
-        if earlier is None:
+    except IntegrityError:  # the same request in another process was faster; its job may be deleted again by now
+        if tries == 1:
             raise
-        return earlier, False
+    return _once(session, key, request_hash, create, tries - 1)
 
 
 def _create(session: Session, values: Mapping[str, Any], message: str) -> Job:

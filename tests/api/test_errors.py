@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,14 @@ def test_codes_are_not_shared_by_statuses() -> None:
     for kind in ANSWERS:
         statuses.setdefault(kind.code, set()).add(ANSWERS[kind].status)
     assert all(len(found) == 1 for found in statuses.values())
+
+
+def test_every_code_stands_in_the_docs() -> None:
+    """Guards the table that a client's programmer goes by: a code that is not in it is one that nobody handles."""
+    never_leave = {errors.JobFailed, errors.Interrupted, errors.LeaseLost}
+    codes = {kind.code for kind in tree(LimbeckError) if kind not in never_leave}
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    assert {code for code in codes if f"`{code}`" not in page} == set()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.services)])

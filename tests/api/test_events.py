@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event, update
+from sqlalchemy import event, text, update
+from structlog.testing import capture_logs
 
 from api.deps import Services
 from api.streams import Streams
@@ -260,6 +261,28 @@ def test_streams_outlive_a_database_that_is_away_for_a_moment(database: Database
             await asyncio.wait_for(watching, 5)
 
     asyncio.run(scenario())
+
+
+def test_streams_outlive_a_job_that_this_version_cannot_read(database: Database) -> None:
+    """Guards against streams that stay open and tell nothing any more: during an upgrade a newer process may write what
+    this one has no word for. The log has the traceback once."""
+
+    async def scenario() -> list[Any]:
+        job = make_job(database)
+        async with Streams(database, poll_seconds=0.02).running() as streams:
+            seen: list[dict[str, str]] = []
+            watching = asyncio.create_task(collect(streams.watch(job, 0), seen))
+            await until(lambda: any(one["event"] == "progress" for one in seen))
+            with capture_logs() as told:
+                with database.session() as session:
+                    session.execute(text("UPDATE jobs SET status = 'hibernating'"))
+                await asyncio.sleep(0.3)
+                await asyncio.to_thread(move, database, job, JobStatus.FAILED)
+                await asyncio.wait_for(watching, 5)
+            return told
+
+    (line,) = asyncio.run(scenario())
+    assert isinstance(line["exc_info"], LookupError)
 
 
 def test_metrics_are_thinned_and_keep_their_peaks(client: TestClient, house: Services, submit: Submit) -> None:

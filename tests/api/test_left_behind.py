@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from api.deps import Services
 from models.attempt import Attempt
@@ -81,6 +81,23 @@ def test_a_job_whose_worker_dies_later_does_not_keep_its_watchers_waiting(
     while (status := client.get(f"/v1/jobs/{job}").json()["status"]) == held and time.monotonic() < deadline:
         time.sleep(0.05)
     assert status == expected
+
+
+def test_what_one_look_cannot_read_does_not_end_the_looking(
+    client: TestClient, house: Services, submit: Submit
+) -> None:
+    """Guards against an API that looks for such jobs no more, and says nothing of it, until it is started again."""
+    job = submit()["id"]
+    hold(house, job, JobStatus.RUNNING, -1, attempt=3)
+    with house.database.session() as session:
+        session.execute(text("UPDATE jobs SET status = 'cancelling', provenance = 'no JSON'"))
+    time.sleep(0.4)
+    with house.database.session() as session:
+        session.execute(text("UPDATE jobs SET provenance = '{}'"))
+    deadline = time.monotonic() + 10
+    while client.get(f"/v1/jobs/{job}").json()["status"] == "cancelling" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.get(f"/v1/jobs/{job}").json()["status"] == "cancelled"
 
 
 def test_a_job_that_others_may_take_or_that_is_held_is_left_as_it_is(

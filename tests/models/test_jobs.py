@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 from sqlalchemy.orm import Session
 
 from limbeck.errors import Conflict, IdempotencyKeyReused, InvalidInput, NotFound
@@ -206,6 +206,32 @@ def test_a_race_of_the_same_request_makes_one_job(database: Database, submit: Su
     assert len(set(found)) == 1
     with database.reading() as session:
         assert session.scalars(select(Job.id)).all() == [found[0]]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # SQLite lets one write at a time
+def test_a_race_whose_winner_is_deleted_at_once_makes_the_job_again(database: Database, submit: Submit) -> None:
+    """Guards against a 500 for the second of two equal requests, where the first one's job is gone when it looks."""
+    race: list[str] = []
+
+    def be_faster(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO jobs") and not race:
+            race.append("begun")
+            race[0] = submit(idempotency_key="k").id
+
+    def be_gone(context: Any) -> None:
+        with database.session() as session:
+            session.delete(jobs.get(session, race[0]))
+
+    event.listen(database.engine, "before_cursor_execute", be_faster)
+    event.listen(database.engine, "handle_error", be_gone)
+    try:
+        second = submit(idempotency_key="k")
+    finally:
+        event.remove(database.engine, "before_cursor_execute", be_faster)
+        event.remove(database.engine, "handle_error", be_gone)
+    with database.reading() as session:
+        assert session.scalars(select(Job.id)).all() == [second.id]
+    assert second.id != race[0]
 
 
 def test_what_was_submitted_is_what_is_read(database: Database, submit: Submit) -> None:
