@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,11 +43,14 @@ def ready_teachers(run: Run, job: Prepared) -> Teachers:
 
     Raises:
         Diverged, TeacherUnfit: as :func:`ready_teacher`; each has to be fit.
-        InvalidModel: weights cannot be loaded; found before any teacher is fine-tuned.
+        InvalidModel: weights cannot be loaded, ``student.source`` included; found before any teacher is fine-tuned.
     """
     missing = [name for name in job.members if not run.store.has(name)]
     for name in missing[1:]:  # the first is loaded next in any case
         _loaded(run, job.members[name], name)
+    if missing and run.config.student.source is not None:
+        with _told_at("/student/source"):
+            job.student.origin.load_teacher(keep_head=job.student.keep_head)
     found = {name: ready_teacher(run, read, name) for name, read in job.members.items()}
     if len(found) > 1:
         panel_answers(run, job, found)
@@ -145,12 +149,18 @@ def _loaded(run: Run, job: Prepared, name: str) -> PreTrainedModel:
     Raises:
         InvalidModel: its weights do not fit; the field that names it is told.
     """
-    try:
+    number = int(name.partition("-")[2] or 1)
+    with _told_at(f"{run.config.teacher.pointers[number - 1]}/source"):
         return job.blueprint.load_teacher(keep_head=job.keep_head)
+
+
+@contextmanager
+def _told_at(pointer: str) -> Iterator[None]:
+    """Name the field in what is wrong with the model that it names."""
+    try:
+        yield
     except InvalidModel as error:
-        number = int(name.partition("-")[2] or 1)
-        at = f"{run.config.teacher.pointers[number - 1]}/source"
-        raise InvalidModel(f"{at}: {error.message}", [Problem(at, error.message)]) from error
+        raise InvalidModel(f"{pointer}: {error.message}", [Problem(pointer, error.message)]) from error
 
 
 def panel_answers(run: Run, job: Prepared, teachers: Teachers) -> Tensor:

@@ -68,6 +68,18 @@ def test_a_teacher_of_nan_is_refused_before_anything_learns_from_it(place: Place
         distill(place.config(teacher=f"path:{teacher}"), tmp_path / "work")
 
 
+def test_a_student_that_lacks_weights_is_refused_before_its_teacher_is_trained(place: Place, tmp_path: Path) -> None:
+    """Guards an hour of fine-tuning whose end is an error that could have been told at once, and at no field."""
+    student, said = write_tiny_bert(tmp_path / "student"), Recorder()
+    weights = load_file(student / "model.safetensors")
+    whole = {name: value for name, value in weights.items() if "layer.1.output.dense" not in name}
+    save_file(whole, student / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InvalidModel, match=r"layer\.1\.output\.dense") as caught:
+        distill(place.config(student={"source": f"path:{student}"}), tmp_path / "work", callbacks=said)
+    assert [one.pointer for one in caught.value.problems] == ["/student/source"]
+    assert "epoch.finished" not in [kind for kind, _, _ in said.events]
+
+
 def test_a_bare_encoder_has_to_be_fine_tuned(place: Place, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig) as caught:
         distill(place.config(teacher={"source": f"path:{place.teacher}", "finetune": False}), tmp_path)
