@@ -136,7 +136,7 @@ def test_questions_that_came_too_late_take_no_other_with_them(
         one = ask(made, student, WORDS, 0)
         await until(layers.reached[1].is_set)
         expired = Layered(student)
-        made._bring_on(_Line(student, expired), expired, [])
+        made._bring_on(_Line(student, expired, made.tallies.of(student)), expired, [])
         other = ask(made, student, WORDS, 0)
         await until(lambda: made.waiting == 2)
         layers.gates[1].set()
