@@ -39,7 +39,9 @@ _INTRO = (
     "bootstrap over its examples; *over the baseline* is student − baseline in points, retention student / teacher and "
     "gap recovery (student − baseline) / (teacher − baseline), all paired. The baseline is the same student, cut from "
     "the same fine-tuned teacher, trained with as many steps without a teacher. `kd-unlabelled` learns the teacher's "
-    "answers to 32,000 further texts as well; its baseline takes as many steps over the labelled ones. Every cell of a "
+    "answers to 32,000 further texts as well; its baseline takes as many steps over the labelled ones. `kd-t1` is `kd` "
+    "at T = 1; `kd-half` and `noise-half` give half of the weight to the labels, at T = 3, and `kd-skip` does so from "
+    "layers 0, 2 and 4. `theseus-long` and its baseline have 15 epochs. Every cell of a "
     "data set shares one teacher. † marks figures of an earlier version of the method's code, ‡ a teacher whose "
     "weights are not those of the recorded one."
 )
