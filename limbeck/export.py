@@ -118,12 +118,7 @@ def export_onnx(
         try:
             if name != "onnx":
                 write_form(name, whole, path, known)
-            session = _checked_session(name, path)
-            logits = _answer(session, checked.data, checked.feeds, poll)
-            held = None
-            if name != "onnx" and judged is not checked:
-                held = _answer(session, judged.data, judged.feeds, poll), judged.expected, judged.data
-            cards.append(compare(name, path, logits, checked.expected, checked.data, task, seed, held))
+            cards.append(_compared(name, path, checked, judged, task, seed, poll))
         except (ExportFailed, InvalidModel) as error:
             path.unlink(missing_ok=True)
             if name == "onnx":
@@ -132,6 +127,19 @@ def export_onnx(
     if "onnx" not in formats:
         whole.unlink()
     return Exported(tuple(cards), tuple(refused))
+
+
+def _compared(
+    name: Format, path: Path, checked: Checked, judged: Checked, task: Task, seed: int, poll: Callable[[], None]
+) -> ExportCard:
+    """A form's figures on ``checked``; whether it is good enough is decided on ``judged``, but for ``onnx``, which has
+    to answer as torch does."""
+    session = _checked_session(name, path)
+    logits = _answer(session, checked.data, checked.feeds, poll)
+    held = None
+    if name != "onnx" and judged is not checked:
+        held = _answer(session, judged.data, judged.feeds, poll), judged.expected, judged.data
+    return compare(name, path, logits, checked.expected, checked.data, task, seed, held)
 
 
 @dataclass(frozen=True, slots=True)
