@@ -27,13 +27,14 @@ from limbeck.engine import distill
 from limbeck.errors import LimbeckError, TeacherUnfit
 from limbeck.evaluate import SMALLEST_GAP
 from limbeck.scorecard import Scorecard
+from limbeck.shapes import default_start
 
 PAGE = ROOT / "docs" / "methods.md"
 #: Rows of the table, in their order: a name, and what is changed in the configuration.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": {"method": "none"},
     "none, first layers": {"method": "none", "student": {"layers": 3, "init": "first"}},
-    "none, skip": {"method": "none", "student": {"layers": 3, "init": "skip"}},
+    "none, uniform": {"method": "none", "student": {"layers": 3, "init": "uniform"}},
     "kd": {"method": "kd"},
     "auto": {"method": "auto"},
     "minilm": {"method": "minilm"},
@@ -47,12 +48,13 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "dynabert": {"method": "dynabert"},
     "fastbert, 6 layers": {"method": "fastbert", "student": {"layers": 6}},
     "self, 6 layers": {"method": "self", "student": {"layers": 6}},
-    "kd, T = 1, alpha 0.5": {"method": {"type": "kd", "temperature": 1.0, "alpha": 0.5}},
+    "kd, uniform": {"method": "kd", "student": {"layers": 3, "init": "uniform"}},
+    "kd, T = 4, alpha 0.9": {"method": {"type": "kd", "temperature": 4.0, "alpha": 0.9}},
     "kd, focal weights": {"method": "kd", "training": {"sample_weighting": "focal"}},
     "kd, sentence_shuffle": {"method": "kd", "training": {"augmentation": "sentence_shuffle"}},
 }
 #: The baseline of each start, and of students with so many layers.
-BASELINES: Mapping[str, str] = {"uniform": "none", "first": "none, first layers", "skip": "none, skip"}
+BASELINES: Mapping[str, str] = {"skip": "none", "first": "none, first layers", "uniform": "none, uniform"}
 _LAYERS, _TEACHERS_LAYERS = 3, 6
 _LIMIT, _SEED = 2000, 42
 _TRAINING = {"epochs": 3, "batch_size": 32, "learning_rate": 1e-4, "max_length": 64, "seed": _SEED}
@@ -142,7 +144,8 @@ def baseline_of(name: str) -> str | None:
     config = DistillConfig.parse({key: document[key] for key in ("teacher", "dataset", "student", "method")})
     if config.method.type == "none" or config.student.layers != _LAYERS:
         return None
-    return BASELINES.get(config.method.student(config.student, _TEACHERS_LAYERS).init or "uniform")
+    start = config.method.student(config.student, _TEACHERS_LAYERS).init
+    return BASELINES.get(start or default_start(_LAYERS, _TEACHERS_LAYERS))
 
 
 def gap_recovery(name: str, rows: Mapping[str, Any]) -> float | None:

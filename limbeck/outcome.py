@@ -181,7 +181,7 @@ def _each_teacher(run: Run, job: Prepared, cards: Mapping[str, ModelCard]) -> tu
 
 
 def _chosen(run: Run) -> str | None:
-    """The method that won a race (``limbeck/trials.py``), where that was not the job's own."""
+    """The method that trained the student (``limbeck/trials.py``), where that was not the job's own."""
     found: str | None = run.facts.get("provenance", {}).get("method")
     return None if found == run.config.method.type else found
 

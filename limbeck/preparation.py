@@ -231,6 +231,9 @@ def _student_plan(
 ) -> StudentPlan:
     method = run.config.method
     spec = method.begin(method.student(run.config.student, teacher.layers), teacher.task)
+    begun: list[int] | None = run.facts.get("provenance", {}).get("student_layers")
+    if begun and source is None and spec.preset is None:  # a version of other defaults may have begun the run
+        spec = spec.model_copy(update={"layers": tuple(begun), "init": None})
     seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)

@@ -262,7 +262,8 @@ class Scorecard(Spec):
     method: str
     """The one that the job named."""
     chosen_method: str | None = None
-    """The one that trained the student, where a race (``auto``'s ``race``) chose another than ``method``."""
+    """The one that trained the student, where ``method`` took another: by a race (``auto``'s ``race``), or for the task
+    (``auto`` answers questions as ``kd`` does)."""
     main_metric: str
     """The metric that retention and gap recovery are of."""
     seed: int

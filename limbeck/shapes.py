@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.families import FAMILIES, Family
@@ -89,15 +89,21 @@ def student_layers(student: Student, teacher_layers: int, stages: Sequence[int] 
         return wanted
     if stages:
         return blocks_of(stages, wanted, student.init or "uniform")
-    match student.init:
+    match student.init or default_start(wanted, teacher_layers):
         case "first":
             return tuple(range(wanted))
         case "last":
             return tuple(range(teacher_layers - wanted, teacher_layers))
-        case "uniform" | None:
+        case "uniform":
             return tuple((i + 1) * teacher_layers // wanted - 1 for i in range(wanted))
         case "skip":
             return tuple(i * teacher_layers // wanted for i in range(wanted))
+
+
+def default_start(kept: int, of: int) -> Literal["skip", "uniform"]:
+    """What ``student.init`` is where neither user nor method says it (docs/adr/0013): every n-th layer where half of
+    them are kept or more, and evenly spread ones with the last among them where there are fewer."""
+    return "skip" if 2 * kept >= of else "uniform"
 
 
 def depth(student: Student, origin_layers: int, stages: Sequence[int] = ()) -> int:

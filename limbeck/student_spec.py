@@ -43,7 +43,8 @@ class Student(Spec):
     and with ``self`` and ``fastbert``; one for ``bilstm`` and ``bigru``)."""
     init: Literal["first", "last", "uniform", "skip"] | None = None
     """Which teacher layers a count means: the first ones, the last ones, evenly spread with the last layer in, or
-    every n-th from the first on; default: what the method asks for, which is ``uniform`` for most."""
+    every n-th from the first on; default: what the method asks for, which for most is ``skip`` where half of the layers
+    stay or more, and ``uniform`` where fewer do."""
     preset: Literal["T6", "T3", "T3-small", "T4-tiny", "T12-nano"] | None = None
     """A public size (TextBrewer's), as layers × width: 6 × 768, 3 × 768, 3 × 384, 4 × 312, 12 × 256."""
     hidden_size: int | None = Field(default=None, ge=8, le=8192)

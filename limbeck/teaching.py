@@ -225,7 +225,8 @@ def _say_combined(run: Run, job: Prepared, each: Mapping[str, Tensor], together:
 
     score, alone = worth(together), {name: worth(answers) for name, answers in each.items()}
     how = "by how sure each is" if teacher.combine == "confidence" else "as their mean"
-    inside = "; what the method compares inside a teacher is the first one's" * run.config.method.looks_inside
+    method = run.config.method.for_task(job.task)
+    inside = "; what the method compares inside a teacher is the first one's" * method.looks_inside
     shown = ", ".join(f"{name.replace('-', ' ')} {evaluate.shown(metric, value)}" for name, value in alone.items())
     run.event(
         "teachers.combined",

@@ -1,4 +1,5 @@
-"""A race of methods for the one that trains the student, where the job's method asks for it.
+"""The method that trains the student: the job's own, what that one takes in its place for the task, or, where the
+job's method asks for it, the winner of a race.
 
 Each is trained for a short while on the same examples, drawn by the seed, and validation decides; the better half is
 trained for twice as many steps (successive halving; Jamieson and Talwalkar 2016, arXiv:1502.07943), until one is left.
@@ -87,9 +88,13 @@ def settle(run: Run, job: Prepared, teachers: Teachers) -> Method:
             told.append(share)
         candidates = [candidates[place] for place in ahead]
         share *= 2
-    if run.config.method.rivals():
-        run.provenance(method=candidates[0].type)
-    return candidates[0]
+    method, chosen = run.config.method, candidates[0]
+    if not method.rivals() and chosen.type != method.type and "method" not in run.facts.get("provenance", {}):
+        told = f"The student of {method.type!r} is trained by {chosen.type!r}, as the task is {job.task.type}"
+        run.event("method.adapted", told, method=method.type, chosen=chosen.type, task=job.task.type)
+    if method.rivals() or chosen.type != method.type:
+        run.provenance(method=chosen.type)
+    return chosen
 
 
 def _score(run: Run, job: Prepared, method: Method, teachers: Teachers, share: float) -> float:
@@ -132,8 +137,8 @@ def _of(answers: Tensor | None, job: Prepared, examples: np.ndarray) -> Tensor |
 
 def _candidates(run: Run, job: Prepared) -> list[Method]:
     """The method itself, then those that it is raced against and that would be served if they were named instead."""
-    method = run.config.method
-    if not method.rivals() or _length(run, job, _SHARE).seen < _FEWEST_STEPS * run.config.training.batch_size:
+    method, rivals = _own(run, job), run.config.method.rivals()
+    if not rivals or _length(run, job, _SHARE).seen < _FEWEST_STEPS * run.config.training.batch_size:
         return [method]
     source = job.student.origin.config if run.config.student.source is not None else None
     offered = shapes.offers(
@@ -148,13 +153,23 @@ def _candidates(run: Run, job: Prepared) -> list[Method]:
     }
     able = [
         one
-        for one in method.rivals()
-        if serves(one, job.task, offered)
+        for one in rivals
+        if one != method
+        and serves(one, job.task, offered)
         and not [*one.problems(**facts)]
         and not (job.card.unlabelled and method_checks.learns_labels_alone(one))
         and not (job.more and several_teachers.refuses(one))
     ]
     return [method, *able]
+
+
+def _own(run: Run, job: Prepared) -> Method:
+    """The job's method, or what it takes in its place for the task; a training that was begun by a version that took
+    nothing in its place goes on as it is."""
+    method = run.config.method
+    taken: str = run.facts.get("provenance", {}).get("method", method.type)
+    begun = run.store.has("distilling-training") and taken == method.type
+    return method if begun else method.for_task(job.task)
 
 
 def _length(run: Run, job: Prepared, share: float) -> _Length:

@@ -13,6 +13,8 @@ from typing import Any, get_args
 from benchmarks.quality.datasets import DATASETS, DataSet
 from benchmarks.report import ROOT
 from limbeck import config as limbeck_config
+from limbeck.config import DistillConfig
+from limbeck.shapes import default_start
 
 BASICS = ("none", "kd", "auto")
 #: Cells of one method with other options than its own defaults.
@@ -20,34 +22,35 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "theseus-additive": {"type": "theseus", "replacing": "additive"},
     "theseus-constant": {"type": "theseus", "replacing": "constant", "base": 0.5},
 }
-#: ``kd`` without a temperature, where there are many classes: at T = 4 a sure teacher's answer over 70 of them is
+#: What ``kd`` was by its defaults until they were changed (docs/adr/0013): a tenth of the weight on the labels, and
+#: evenly spread layers as the start. ``kd-uniform`` has that start alone.
+SOFT: Mapping[str, Any] = {"type": "kd", "temperature": 4.0, "alpha": 0.9}
+#: ``kd-soft`` without a temperature, where there are many classes: at T = 4 a sure teacher's answer over 70 of them is
 #: nearly even, so that a student has to match the logits of them all.
-UNTEMPERED: Mapping[str, Mapping[str, Any]] = {"kd-t1": {"type": "kd", "temperature": 1.0}}
-MANY = ("snips", "wnut17", "banking77")
-#: As the seed has them: hard and soft labels count alike, at T = 3. Our defaults give a tenth of the weight to labels.
-HALVES: Mapping[str, Mapping[str, Any]] = {
-    f"{name}-half": {"type": name, "temperature": 3.0, "alpha": 0.5} for name in ("kd", "noise")
+EVEN: Mapping[str, Mapping[str, Any]] = {
+    "kd-soft": SOFT,
+    "kd-uniform": {"type": "kd"},
+    "kd-t1": {**SOFT, "temperature": 1.0},
 }
-#: The same from the start that ``auto`` has: what its inside is worth beside the plain answers.
-SKIPPED: Mapping[str, Mapping[str, Any]] = {"kd-skip": HALVES["kd-half"]}
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {**VARIANTS, **UNTEMPERED, **HALVES, **SKIPPED}
+MANY = ("snips", "wnut17")
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {**VARIANTS, **EVEN}
 WIDE = ("mrpc", "sst2", "banking77")
 OTHERS = tuple(name for name in DATASETS if name not in WIDE)
 CURVES = ("sst2", "douban")
 SEEDS = (0, 1, 2)
-#: How baselines are named whose student starts from other layers than most, by what a configuration calls that start.
-STARTS: Mapping[str, str] = {"none-first": "first", "none-last": "last", "none-skip": "skip"}
+#: Baselines whose student starts from other layers than by default, by what a configuration calls that start.
+STARTS: Mapping[str, str] = {f"none-{start}": start for start in ("first", "last", "uniform", "skip")}
 #: As many epochs as a paper has for the same data, where the other cells have three: what a method is otherwise. Its
 #: baseline has as many.
 LONG: Mapping[str, tuple[str, int]] = {f"{name}-long": (name, 15) for name in ("none-first", "theseus")}
-#: ``kd`` that also learns the teacher's answers to so many other texts of train, whose labels it does not see: one
-#: epoch over both, and a baseline of its own that takes as many steps over the labelled ones.
+#: ``kd-soft`` that also learns the teacher's answers to so many other texts of train, whose labels it does not see:
+#: one epoch over both, and a baseline of its own that takes as many steps over the labelled ones.
 UNLABELLED: Mapping[str, int] = {"kd-unlabelled": 32_000}
 #: Another trainer's students (``benchmarks/quality/peers.py``), with the numbers of our ``kd``. Its examples match the
 #: embeddings and every layer by their mean squared error, each with weight 1.
 PEERS: Mapping[str, Mapping[str, Any]] = {
-    "textbrewer-kd": {"trainer": "textbrewer 0.2.1", "temperature": 4.0, "alpha": 0.9},
-    "textbrewer-kd-hidden": {"trainer": "textbrewer 0.2.1", "temperature": 4.0, "alpha": 0.9, "hidden": "hidden_mse"},
+    "textbrewer-kd": {"trainer": "textbrewer 0.2.1", "temperature": 3.0, "alpha": 0.5},
+    "textbrewer-kd-hidden": {"trainer": "textbrewer 0.2.1", "temperature": 3.0, "alpha": 0.5, "hidden": "hidden_mse"},
 }
 #: The teacher's layers, and what a step costs beside those of the student, in student's layers; for the estimate.
 _DEEP = 6
@@ -96,14 +99,35 @@ class Cell:
         """The cell of the same student without a teacher."""
         if self.is_teacher or self.is_baseline or self.has_own_baseline:
             return None
-        names = {start: name for name, start in STARTS.items()}
-        name = names.get(_start(self.plain, self.layers), "none")
+        start = self.start
+        name = "none" if start == default_start(self.layers, _DEEP) else f"none-{start}"
         return Cell(self.dataset, name + "-long" * (self.method in LONG), self.layers, self.seed)
 
     @property
     def plain(self) -> str:
         """The method, however long it is trained."""
         return LONG[self.method][0] if self.method in LONG else self.method
+
+    @property
+    def start(self) -> str:
+        """Which of the teacher's layers the student begins as."""
+        if self.plain in STARTS:
+            return STARTS[self.plain]
+        if self.method in EVEN or self.method in UNLABELLED:
+            return "uniform"
+        if self.is_peer or self.plain == "none":
+            return default_start(self.layers, _DEEP)
+        document = {"teacher": "path:/", "dataset": "path:/", "method": self.options, "student": self.layers}
+        config = DistillConfig.parse(document)
+        return config.method.student(config.student, _DEEP).init or default_start(self.layers, _DEEP)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's, all of them: a default that is changed one day makes another cell of it."""
+        method: Any = SOFT if self.method in UNLABELLED else _OPTIONS.get(self.plain, self.plain)
+        chosen = "none" if self.is_baseline else method
+        document = {"teacher": "path:/", "dataset": "path:/", "method": chosen}
+        return DistillConfig.parse(document).method.model_dump(mode="json")
 
     @property
     def has_own_baseline(self) -> bool:
@@ -131,19 +155,16 @@ class Cell:
         if self.is_peer:
             return {
                 "peer": dict(PEERS[self.method]),
-                "student": {"layers": self.layers},
+                "student": {"layers": self.layers, "init": self.start},
                 "training": {**data.student, "seed": self.seed},
                 "teacher": dict(data.teacher),
             }
-        method: Any = "none" if self.is_baseline else _options(self.plain)
-        student: dict[str, Any] = {"layers": self.layers}
-        if self.plain in STARTS or self.method in SKIPPED:
-            student["init"] = _start(self.plain, self.layers)
+        student = {"layers": self.layers, "init": self.start}
         training = {**self._training, "seed": self.seed}
         if self.method in UNLABELLED:
             texts = {"type": "unlabelled", "limit": UNLABELLED[self.method], "source": f"path:{_ELSEWHERE}"}
             training |= {"epochs": 1, "augmentation": texts}
-        return {"method": method, "student": student, "training": training, "teacher": dict(data.teacher)}
+        return {"method": self.options, "student": student, "training": training, "teacher": dict(data.teacher)}
 
     @property
     def _training(self) -> Mapping[str, Any]:
@@ -169,25 +190,6 @@ class Cell:
             return each * 2 * (1.2 * self.layers + _DEEP / 3) * epochs
         matching = _DEEP / 3 * epochs if self.plain in _MATCHING else _DEEP / 3
         return each * (1.2 * self.layers * epochs + (0 if self.is_baseline else matching))
-
-
-def _options(method: str) -> Any:
-    if method in UNLABELLED:
-        return "kd"
-    return dict(_OPTIONS[method]) if method in _OPTIONS else method
-
-
-def _start(method: str, layers: int) -> str:
-    """Which of the teacher's layers the method's student begins as: where it says nothing, evenly spread ones."""
-    if method in PEERS:
-        return "uniform"
-    if method in STARTS:
-        return STARTS[method]
-    if method in SKIPPED:
-        return "skip"
-    document = {"teacher": "path:/", "dataset": "path:/", "method": _options(method), "student": layers}
-    config = limbeck_config.DistillConfig.parse(document)
-    return config.method.student(config.student, _DEEP).init or "uniform"
 
 
 def teacher_of(dataset: str) -> Cell:
@@ -218,14 +220,12 @@ def cells() -> list[Cell]:
         add(dataset, BASICS)
     for dataset in CURVES:
         wanted.append(Cell(dataset, "fastbert", _DEEP, 0))
-    for dataset in MANY:
-        add(dataset, UNTEMPERED)
-    for dataset in ("sst2", "banking77"):
-        add(dataset, HALVES)
-    for dataset in ("mrpc", "snips", "wnut17", "goemotions"):
-        add(dataset, ("kd-half",))
     for dataset in DATASETS:
-        add(dataset, SKIPPED)
+        add(dataset, ("none-uniform", "kd-soft"))
+    for dataset in (*WIDE, *MANY, "goemotions"):
+        add(dataset, ("kd-uniform",))
+    for dataset in MANY:
+        add(dataset, ("kd-t1",))
     add("mrpc", LONG)
     add("sst2", UNLABELLED, seeds=SEEDS)
     for dataset in WIDE:

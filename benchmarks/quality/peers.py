@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from benchmarks.report import machine
 from limbeck import evaluate
 from limbeck.batches import Encoded
 from limbeck.errors import TeacherUnfit
+from limbeck.matching import uniform_map
 from limbeck.preparation import Prepared
 from limbeck.students import read_config
 
@@ -47,9 +47,10 @@ def measure_peer(bench: Bench, cell: Cell) -> None:
     shutil.rmtree(workdir)
 
 
-def matches(layers: Sequence[int], loss: str, weight: float = 1.0) -> list[dict[str, Any]]:
-    """The embeddings and each of the student's layers, with the teacher's layers that they started from."""
-    pairs = [(0, 0), *((place, layer + 1) for place, layer in enumerate(layers, start=1))]
+def matches(layers: int, of: int, loss: str, weight: float = 1.0) -> list[dict[str, Any]]:
+    """The embeddings, and each of the student's layers with every n-th of the teacher's, the last with the last, as
+    TextBrewer's examples have it."""
+    pairs = [(0, 0), *((place, layer + 1) for place, layer in enumerate(uniform_map(layers, of), start=1))]
     return [{"layer_S": ours, "layer_T": theirs, "loss": loss, "weight": weight} for ours, theirs in pairs]
 
 
@@ -66,7 +67,7 @@ def _order(cell: Cell, job: Prepared, teacher: Path, folder: Path, training: Any
         train=files.pop("train"),
         held=files,
         every_epoch=True,
-        matches=matches(job.layers, options["hidden"]) if "hidden" in options else (),
+        matches=matches(len(job.layers), job.blueprint.layers, options["hidden"]) if "hidden" in options else (),
         fused=True,  # the same steps in less time
         training=Training(
             epochs=training.epochs,

@@ -159,7 +159,7 @@ def _estimate(found: Estimate | None, metric: str = "", interval: bool = True) -
 
 
 def _findings(card: Scorecard) -> list[str]:
-    lines = [f"race          won by {card.chosen_method}"] if card.chosen_method is not None else []
+    lines = [f"method        {card.method}, which chose {card.chosen_method}"] if card.chosen_method is not None else []
     if card.retention is not None:
         lines.append(f"retention     {_estimate(card.retention)} of the teacher's {card.main_metric.replace('_', ' ')}")
     if card.gap_recovery is not None:

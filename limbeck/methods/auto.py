@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from limbeck.batches import Batch
-    from limbeck.config import Student
     from limbeck.criterion import Criterion
     from limbeck.tasks.base import Task
 
@@ -30,13 +29,10 @@ _TEMPERATURE, _ALPHA = 4.0, 0.5
 class Auto(Method):
     """``kd`` at T = 4 with half of the weight on the labels, and in the first third of the steps the relations of the
     last layer (MiniLMv2) and the hidden states on a uniform map (TinyBERT): beside the answers where these are classes,
-    and before them where they are numbers, vectors, places or words.
+    and before them where they are numbers, vectors or words. Where they are places in a text it is ``kd``.
 
     Where a family's attention is not in its projections (ModernBERT) the hidden states are matched alone; a student
-    without layers (BiLSTM, BiGRU) learns the answers alone.
-
-    Where the user does not say from which of the teacher's layers the student starts, it is every n-th, the first among
-    them. What was measured of all that: docs/adr/0012.
+    without layers (BiLSTM, BiGRU) learns the answers alone. What was measured of all that: docs/adr/0012 and 0013.
     """
 
     paper: ClassVar[str | None] = (
@@ -55,10 +51,10 @@ class Auto(Method):
     def rivals(self) -> tuple[Method, ...]:
         if not self.race:
             return ()
-        return KnowledgeDistillation(temperature=4.0, alpha=0.9), Theseus(replacing="additive"), FineTuning()
+        return KnowledgeDistillation(), Theseus(replacing="additive"), FineTuning()
 
-    def student(self, student: Student, teacher_layers: int) -> Student:
-        return student if student.init else student.model_copy(update={"init": "skip"})
+    def for_task(self, task: Task) -> Method:
+        return KnowledgeDistillation() if task.of_places else self
 
     def remarks(self, *, teacher: str, student: str) -> Iterable[str]:
         from limbeck.families import has_states
@@ -147,7 +143,8 @@ class _Inside(_Answers):
 
 def _beside(task: Task) -> bool:
     """Whether the answers are learned beside the inside from the first step on: those that are some of a data set's
-    classes. A number, a vector, a place or a word is learned once the inside is near."""
+    classes. A number, a vector or a word is learned once the inside is near, and so is a place in a run that was
+    begun before :meth:`Auto.for_task` was there."""
     return task.kind in ("categorical", "binary") and not (task.of_words or task.of_places)
 
 

@@ -177,6 +177,10 @@ class Method(Spec, ABC):
         """The methods that this one is raced against before the student is trained; the best of all trains it."""
         return ()
 
+    def for_task(self, task: Task) -> Method:
+        """What trains the student where the answers are this task's: this method, or one that it takes in its place."""
+        return self
+
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
         """What forbids this method for such a teacher and data set; pointers start at ``/method``."""
         return ()

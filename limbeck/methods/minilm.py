@@ -9,7 +9,7 @@ from pydantic import Field
 
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.methods.base import Method, Models, Objective, Part, Term
-from limbeck.methods.kd import TeacherAndLabels
+from limbeck.methods.kd import ALPHA, TEMPERATURE, TeacherAndLabels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,9 @@ class MiniLM(Method):
     upper-middle one of a large teacher."""
     share: float = Field(default=0.5, gt=0, lt=1)
     """Share of the steps that go to the relations; the rest go to the answers."""
-    temperature: float = Field(default=4.0, ge=0.1, le=100)
+    temperature: float = Field(default=TEMPERATURE, ge=0.1, le=100)
     """As for ``kd``."""
-    alpha: float = Field(default=0.9, ge=0, le=1)
+    alpha: float = Field(default=ALPHA, ge=0, le=1)
     """As for ``kd``."""
 
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from limbeck.errors import Problem
 from limbeck.methods.base import Method, Models, Objective, Part
-from limbeck.methods.kd import TeacherAndLabels
+from limbeck.methods.kd import ALPHA, TEMPERATURE, TeacherAndLabels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,9 +36,9 @@ class NoisyLabels(Method):
     """``permuted``: each example gets the teacher's answer to another one, drawn by the seed; together they are as
     before. ``random``: the teacher's answer to the example itself, its classes in a random order; so it is as sure as
     the teacher was, of any class; not of ``question_answering``, whose classes are the places of a text."""
-    temperature: float = Field(default=4.0, ge=0.1, le=100)
+    temperature: float = Field(default=TEMPERATURE, ge=0.1, le=100)
     """T, as in ``kd``."""
-    alpha: float = Field(default=0.9, ge=0, le=1)
+    alpha: float = Field(default=ALPHA, ge=0, le=1)
     """Weight of the soft loss, as in ``kd``; the true labels get ``1 - alpha``."""
 
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from limbeck.errors import InvalidConfig, Problem
 from limbeck.methods.base import Method, Models, Objective, Part, Term, no_deeper
-from limbeck.methods.kd import TeacherAndLabels
+from limbeck.methods.kd import ALPHA, TEMPERATURE, TeacherAndLabels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +33,9 @@ class Patient(Method):
     looks_inside: ClassVar[bool] = True
 
     type: Literal["patient"] = "patient"
-    temperature: float = Field(default=4.0, ge=0.1, le=100)
+    temperature: float = Field(default=TEMPERATURE, ge=0.1, le=100)
     """As for ``kd``."""
-    alpha: float = Field(default=0.7, ge=0, le=1)
+    alpha: float = Field(default=ALPHA, ge=0, le=1)
     """As for ``kd``."""
     beta: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the states. The distance is summed over the width: the paper's 10 to 1000, whose loss is divided by

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from limbeck.errors import Problem
 from limbeck.methods.base import Method, Models, Objective, Part
-from limbeck.methods.kd import TeacherAndLabels
+from limbeck.methods.kd import ALPHA, TEMPERATURE, TeacherAndLabels
 
 if TYPE_CHECKING:
     from limbeck.config import Student
@@ -31,9 +31,9 @@ class SelfDistillation(Method):
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     type: Literal["self"] = "self"
-    temperature: float = Field(default=4.0, ge=0.1, le=100)
+    temperature: float = Field(default=TEMPERATURE, ge=0.1, le=100)
     """T, which softens both distributions, as in ``kd``."""
-    alpha: float = Field(default=0.9, ge=0, le=1)
+    alpha: float = Field(default=ALPHA, ge=0, le=1)
     """Weight of the soft loss, as in ``kd``; the true labels get ``1 - alpha``."""
 
     def student(self, student: Student, teacher_layers: int) -> Student:

@@ -130,7 +130,7 @@ def test_the_scorecard_says_what_answers_at_the_default_speed_are_worth() -> Non
     assert re.search(r"speed 0\.5 \(default\) +82\.0%.* 3\.00 +50% +2\.00 ×", text)
     assert "calls are answered at speed 0.5" in text
     assert "student onnx on 500" in text
-    assert "race          won by none" in text
+    assert "which chose none" in text
     assert "left out      onnx-int8: It answers otherwise." in text
 
 

@@ -45,6 +45,13 @@ def whole(size: int = len(tiny_vocabulary())) -> Vocabulary:
         (6, "uniform", (0, 1, 2, 3, 4, 5)),
         ((0, 5), None, (0, 5)),
         (None, "uniform", (1, 3, 5)),
+        # Where nobody says it: every n-th of half of them or more, and evenly spread ones of fewer.
+        (None, None, (0, 2, 4)),
+        (3, None, (0, 2, 4)),
+        (4, None, (0, 1, 3, 4)),
+        (2, None, (2, 5)),
+        (1, None, (5,)),
+        (6, None, (0, 1, 2, 3, 4, 5)),
     ],
 )
 def test_layers_are_chosen_as_documented(layers: Any, init: Any, expected: tuple[int, ...]) -> None:
