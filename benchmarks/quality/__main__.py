@@ -21,6 +21,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmarks.peers.venv import PeersUnavailable
+from benchmarks.quality.by_method import write_table
 from benchmarks.quality.datasets import DATASETS
 from benchmarks.quality.grid import Cell, cells
 from benchmarks.quality.page import write_page
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         if data.is_dir():
             add_truths(Bench(data, store), DATASETS)
         write_page(store)
+        write_table(store)
         return 0
     if not data.is_dir():
         print(f"No data: LIMBECK_TEST_DATA names {data}, which is not a folder", file=sys.stderr)
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retry", action="store_true", help="measure cells again that failed")
     parser.add_argument("--earlier", action="store_true", help="measure cells again whose method's code has changed")
     parser.add_argument(
-        "--page", action="store_true", help="measure nothing; write docs/results.md from the cells that are there"
+        "--page", action="store_true", help="measure nothing; write the tables of docs/results.md and docs/methods.md"
     )
     parser.add_argument("--results", default=str(FOLDER), help="the folder of finished cells")
     return parser

@@ -132,7 +132,7 @@ class Cell:
     @property
     def has_own_baseline(self) -> bool:
         """Whether the same job trains the baseline: of ``self``, whose student is no cut of the teacher, and where
-        there are more steps than elsewhere."""
+        there are more texts than elsewhere."""
         return self.method == "self" or self.method in UNLABELLED
 
     @property

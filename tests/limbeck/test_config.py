@@ -19,7 +19,7 @@ def test_shorthand_means_the_full_form() -> None:
     full = {
         "teacher": {"source": "builtin:minilm-l6"},
         "dataset": {"source": "builtin:stdlib-docstrings"},
-        "method": {"type": "kd", "temperature": 4.0, "alpha": 0.9},
+        "method": {"type": "kd", "temperature": 3.0, "alpha": 0.5},
         "student": {"layers": 3},
         "task": {"type": "sequence_classification"},
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.quality import by_method
 from benchmarks.quality.aims import aims
 from benchmarks.quality.grid import Cell, teacher_of
 from benchmarks.quality.overview import overview
@@ -17,6 +18,7 @@ from benchmarks.quality.papers import papers
 from benchmarks.quality.running import Bench
 from benchmarks.quality.seeds import fieller, interval, over_seeds
 from benchmarks.quality.store import Store, packed
+from benchmarks.report import RESULTS
 from tests.limbeck.test_quality_grid import HASH, KD, NONE, estimate, result, teacher_result
 
 #: Of 400 examples the baseline gets 320 right.
@@ -218,3 +220,27 @@ def test_nothing_published_is_nothing_found(store: Store) -> None:
         for begin, judged in (("| `kd` | Sun", kd), ("| `noise` | the seed", noise)):
             row = next(line for line in lines if line.startswith(begin))
             assert row.split(" | ")[7] == judged, row
+
+
+def test_methods_md_has_a_row_for_each_method(store: Store, tmp_path: Path) -> None:
+    """Guards a page that recommends methods by figures of other students than the results page has."""
+    store.write(KD, HASH, student(8, 0))
+    store.write(PATIENT, HASH, {"failure": "diverged: NaN", "machine": {}})
+    page = tmp_path / "methods.md"
+    page.write_text("before <!-- methods:begin -->old<!-- methods:end --> after")
+    by_method.write_table(store, page)
+    text = page.read_text()
+    assert "old" not in text
+    assert "| the teacher | 6 | not run | 90.0 | not run |" in text
+    assert "| kd | 3 | not run | 82.0, +2.0 (+" in text
+    assert "| none | 3 | not run | 80.0 | not run |" in text
+    assert "| patient | 3 | not run | failed | not run |" in text
+    assert "| self | 6 | not run | not run | not run |" in text
+    assert "| textbrewer" not in text
+    assert "-long" not in text
+
+
+def test_no_committed_result_says_where_its_machine_had_something() -> None:
+    """Guards cards that are committed as they are, with the folders of whoever measured them."""
+    found = [path.name for path in RESULTS.rglob("*.json") if '"path:/' in path.read_text(encoding="utf-8")]
+    assert found == []

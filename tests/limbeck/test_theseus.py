@@ -166,7 +166,8 @@ def test_once_all_are_replaced_it_is_fine_tuning_without_the_teacher(bench: Benc
     found = built.losses(batch_of(bench), 68, STEPS)["hard_loss"].value
     plain = FineTuning().build(Part(), models, Criterion(TASK)).losses(batch_of(bench), 68, STEPS)["hard_loss"].value
     assert not passes
-    assert torch.equal(found, plain)
+    # Not to the bit: on some processors MKL's roundings hang on where in memory the operands lie.
+    torch.testing.assert_close(found, plain)
 
 
 @pytest.mark.parametrize("replacing", ["linear", "constant", "additive"])
@@ -253,7 +254,7 @@ def test_successor_i_starts_from_layer_i_unless_the_user_says_otherwise() -> Non
     assert start(Student()) == (0, 1, 2)
     assert start(Student(layers=3, init="uniform")) == (1, 3, 5)
     assert start(Student(layers=(0, 3, 5))) == (0, 3, 5)
-    assert student_layers(FineTuning().student(Student(layers=3), 6), 6) == (1, 3, 5)
+    assert student_layers(FineTuning().student(Student(layers=3), 6), 6) == (0, 2, 4)
 
 
 def test_a_student_whose_layers_do_not_divide_the_teachers_is_refused(bench: Bench) -> None:
