@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from benchmarks.report import ROOT
 from limbeck import config as limbeck_config
 from limbeck.config import DistillConfig
 from limbeck.shapes import default_start
+from limbeck.student_spec import Student
 
 BASICS = ("none", "kd", "auto")
 #: Cells of one method with other options than its own defaults.
@@ -115,19 +117,13 @@ class Cell:
             return STARTS[self.plain]
         if self.method in EVEN or self.method in UNLABELLED:
             return "uniform"
-        if self.is_peer or self.plain == "none":
-            return default_start(self.layers, _DEEP)
-        document = {"teacher": "path:/", "dataset": "path:/", "method": self.options, "student": self.layers}
-        config = DistillConfig.parse(document)
-        return config.method.student(config.student, _DEEP).init or default_start(self.layers, _DEEP)
+        own = "none" if self.is_peer else self.plain
+        return _start(own, self.layers) or default_start(self.layers, _DEEP)
 
     @property
     def options(self) -> dict[str, Any]:
         """The method's, all of them: a default that is changed one day makes another cell of it."""
-        method: Any = SOFT if self.method in UNLABELLED else _OPTIONS.get(self.plain, self.plain)
-        chosen = "none" if self.is_baseline else method
-        document = {"teacher": "path:/", "dataset": "path:/", "method": chosen}
-        return DistillConfig.parse(document).method.model_dump(mode="json")
+        return _options("none" if self.is_baseline else self.method if self.method in UNLABELLED else self.plain)
 
     @property
     def has_own_baseline(self) -> bool:
@@ -190,6 +186,25 @@ class Cell:
             return each * 2 * (1.2 * self.layers + _DEEP / 3) * epochs
         matching = _DEEP / 3 * epochs if self.plain in _MATCHING else _DEEP / 3
         return each * (1.2 * self.layers * epochs + (0 if self.is_baseline else matching))
+
+
+@cache
+def _chosen(method: str) -> Any:
+    """The method as a configuration has it."""
+    named = SOFT if method in UNLABELLED else _OPTIONS.get(method, method)
+    return DistillConfig.parse({"teacher": "path:/", "dataset": "path:/", "method": named}).method
+
+
+def _options(method: str) -> dict[str, Any]:
+    found: dict[str, Any] = _chosen(method).model_dump(mode="json")
+    return found
+
+
+@cache
+def _start(method: str, layers: int) -> str | None:
+    """The start that the method itself asks for."""
+    start: str | None = _chosen(method).student(Student(layers=layers), _DEEP).init
+    return start
 
 
 def teacher_of(dataset: str) -> Cell:

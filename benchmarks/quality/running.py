@@ -183,7 +183,12 @@ def kept_unless_failed(workdir: Path) -> Iterator[None]:
 
 
 def ensure_teacher(bench: Bench, cell: Cell) -> Path:
-    """The fine-tuned teacher of a cell's data set as a folder; trained where it is not there, and then recorded."""
+    """The fine-tuned teacher of a cell's data set as a folder; trained where it is not there, and then recorded.
+
+    One that was recorded before stays: where the new one answers every reported example as it does (another processor
+    rounds otherwise, in the last bits), its hash is added to the record as ``alike``; where it does not, it takes its
+    place, and the students of the other are marked.
+    """
     teacher = teacher_of(cell.dataset)
     folder = bench.teacher_folder(teacher)
     if (folder / "truth.json").exists() and bench.store.read(teacher, bench.hash_of(teacher)) is not None:
@@ -201,22 +206,19 @@ def ensure_teacher(bench: Bench, cell: Cell) -> Path:
         minutes = sum(run.meter.state()["seconds"].values()) / 60  # of all attempts
         estimate = evaluate.bootstrap(metric, found.predictions, truth, seed=0)
         as_json = truth.tolist() if hasattr(truth, "tolist") else [list(one) for one in truth]
-        bench.store.write(
-            teacher,
-            bench.hash_of(teacher),
-            {
-                "metric": metric,
-                "teacher": estimate.model_dump(),
-                "validation": found.validation[metric],
-                "majority": job.card.majority,
-                "examples": {"train": job.card.train, "validation": job.card.validation, "test": job.card.test},
-                "sha256": sha256_of(folder / "model.safetensors"),
-                "total_minutes": round(minutes, 2),
-                "machine": machine(),
-                "predictions": packed(found.predictions),
-                "truth": packed(as_json),
-            },
-        )
+        record = {
+            "metric": metric,
+            "teacher": estimate.model_dump(),
+            "validation": found.validation[metric],
+            "majority": job.card.majority,
+            "examples": {"train": job.card.train, "validation": job.card.validation, "test": job.card.test},
+            "sha256": sha256_of(folder / "model.safetensors"),
+            "total_minutes": round(minutes, 2),
+            "machine": machine(),
+            "predictions": packed(found.predictions),
+            "truth": packed(as_json),
+        }
+        bench.store.write_teacher(teacher, bench.hash_of(teacher), record)
     (folder / "truth.json").write_text(json.dumps(as_json, ensure_ascii=False))
     shutil.rmtree(workdir)
     return folder

@@ -307,11 +307,23 @@ def test_the_page_shows_what_is_there_what_failed_and_what_was_not_run(tmp_path:
 
 
 def test_another_teachers_figures_are_marked(tmp_path: Path) -> None:
-    """After a lost cache the teacher is trained anew; students of the old one do not quite belong to it."""
-    store = Store(tmp_path)
-    store.write(teacher_of("sst2"), HASH, teacher_result(sha256="new"))
+    """After a lost cache the teacher is trained anew; students of the old one do not quite belong to it. Where both
+    answer alike they do: another processor's roundings are no other teacher."""
+    store, teacher = Store(tmp_path), teacher_of("sst2")
+    store.write_teacher(teacher, HASH, teacher_result(predictions=packed([0, 1])))
     store.write(KD, HASH, result(0.87))
+    store.write(Cell("sst2", "auto", 3, 0), HASH, result(0.88, teacher_sha256="again"))
+    assert "| kd | 3 |" in generated(store)
+    assert "| auto‡ | 3 |" in generated(store)
+    for _ in range(2):
+        store.write_teacher(teacher, HASH, teacher_result(predictions=packed([0, 1]), sha256="again", majority=0.4))
+    found = store.read(teacher)
+    assert found is not None
+    assert (found["sha256"], found["alike"], found["majority"]) == ("t", ["again"], 0.5)
+    assert "| auto | 3 |" in generated(store)
+    store.write_teacher(teacher, HASH, teacher_result(predictions=packed([1, 1]), sha256="new"))
     assert "| kd‡ | 3 |" in generated(store)
+    assert "| auto‡ | 3 |" in generated(store)
 
 
 def test_splits_are_the_same_each_time_and_share_no_group(tmp_path: Path) -> None:
