@@ -84,6 +84,13 @@ def alone(config: DistillConfig, task: Task) -> Iterator[Problem]:
         )
 
 
+def taken(method: Method, task: Task | None) -> Iterator[str]:
+    """A sentence about the method that trains in this one's place, where one does."""
+    other = method if task is None else method.for_task(task)
+    if task is not None and other.type != method.type:
+        yield f"The student of {method.type!r} is trained by {other.type!r}, as the task is {task.type}."
+
+
 def unread(config: DistillConfig, task: Task | None, *, written: bool = False) -> Iterator[str]:
     """Sentences about what the user chose of the method and this job never looks at.
 

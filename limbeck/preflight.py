@@ -100,7 +100,8 @@ def notes(
     """
     chosen = _chosen(config, task, pair)
     unread = method_checks.unread(config, chosen, written=True)
-    return (*unread, *_placed(config, chosen or TASKS["sequence_classification"](), teachers, labels or ()))
+    taken = method_checks.taken(config.method, chosen)
+    return (*unread, *taken, *_placed(config, chosen or TASKS["sequence_classification"](), teachers, labels or ()))
 
 
 def _placed(

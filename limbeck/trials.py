@@ -90,7 +90,7 @@ def settle(run: Run, job: Prepared, teachers: Teachers) -> Method:
         share *= 2
     method, chosen = run.config.method, candidates[0]
     if not method.rivals() and chosen.type != method.type and "method" not in run.facts.get("provenance", {}):
-        told = f"The student of {method.type!r} is trained by {chosen.type!r}, as the task is {job.task.type}"
+        (told,) = method_checks.taken(method, job.task)
         run.event("method.adapted", told, method=method.type, chosen=chosen.type, task=job.task.type)
     if method.rivals() or chosen.type != method.type:
         run.provenance(method=chosen.type)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from limbeck import shapes
+from limbeck import preflight, shapes
 from limbeck.config import DistillConfig
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted
@@ -80,8 +80,10 @@ def test_what_is_taken_in_its_place_is_told_once(place: Path, tmp_path: Path) ->
     first, second = (
         [message for kind, message, _ in one.events if kind == "method.adapted"] for one in (stopped, said)
     )
-    assert first == ["The student of 'auto' is trained by 'kd', as the task is question_answering"]
+    assert first == ["The student of 'auto' is trained by 'kd', as the task is question_answering."]
     assert second == []
+    for method, told in (("auto", first), ("minilm", [])):  # whoever validates a job is told as well
+        assert list(preflight.notes(config(place, method), "question_answering", None)) == told
 
 
 def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(
