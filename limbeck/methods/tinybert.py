@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from limbeck.batches import Batch
     from limbeck.capture import Captured
+    from limbeck.config import Student
     from limbeck.criterion import Criterion
 
 
@@ -38,6 +39,10 @@ class TinyBERT(Method):
     """Share of the steps that go to the inside; the rest go to the answers."""
     inside_learning_rate: float = Field(default=1.0, gt=0, le=100)
     """Factor on the learning rate while the inside is matched; the paper has 5e-5 there and 1e-5 to 3e-5 behind it."""
+
+    def student(self, student: Student, teacher_layers: int) -> Student:
+        """Each layer begins as the one whose scores and states it is to have (docs/adr/0013)."""
+        return student if student.init else student.model_copy(update={"init": "uniform"})
 
     def problems(self, *, classes: int, teacher_layers: int, student_layers: int) -> Iterable[Problem]:
         return no_deeper(self.type, teacher_layers=teacher_layers, student_layers=student_layers)
