@@ -24,6 +24,7 @@ fastbert     part one is fine-tuning; part two attaches the branches to the stud
 dynabert     ``losses`` runs the sub-networks one after the other and returns a term for each; ``module`` is the network
              that they are parts of, ``student`` one of them whose weights look into it (``limbeck/elastic.py``)
 auto         relations and hidden states for a third of the steps, beside answers that are classes; then a kd part
+             (``for_task``: where answers are places in a text, kd takes its place)
 ===========  ==========================================================================================================
 """
 
