@@ -26,7 +26,7 @@ from limbeck.reading import SPLITS, read_data, require_fit
 from limbeck.run import Run
 from limbeck.scorecard import DatasetCard
 from limbeck.student_plan import StudentPlan
-from limbeck.students import Blueprint, read_config
+from limbeck.students import Blueprint, config_facts_of, read_config, student_layers
 from limbeck.tasks.base import Task
 from limbeck.teachers import TeacherFolder, find_teachers, labels_agree
 from limbeck.tokenizing import load_tokenizer
@@ -35,7 +35,7 @@ from limbeck.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from limbeck.config import FineTune
+    from limbeck.config import FineTune, Student
     from limbeck.model_folder import ModelFacts
     from limbeck.sources import LocalModel
 
@@ -231,9 +231,8 @@ def _student_plan(
 ) -> StudentPlan:
     method = run.config.method
     spec = method.begin(method.student(run.config.student, teacher.layers), teacher.task)
-    begun: list[int] | None = run.facts.get("provenance", {}).get("student_layers")
-    if begun and source is None and spec.preset is None:  # a version of other defaults may have begun the run
-        spec = spec.model_copy(update={"layers": tuple(begun), "init": None})
+    if source is None:
+        spec = _as_begun(run, spec, config_facts_of(teacher.config))
     seed = run.config.training.seed
     if source is None or about is None:
         return StudentPlan.of(spec, teacher, seed=seed)
@@ -248,6 +247,16 @@ def _student_plan(
     own = Blueprint.read(source.path, teacher.task, labels, vocabulary)
     keep = about.has_head_for(teacher.task) and labels_agree(source.path, teacher.task, labels, must=False)
     return StudentPlan.of(spec, teacher, source=own, keep_head=keep, seed=seed)
+
+
+def _as_begun(run: Run, spec: Student, teacher: ModelFacts) -> Student:
+    """With the start of the layers that the run has begun with: a version of other defaults may have begun it."""
+    begun = tuple(run.facts.get("provenance", {}).get("student_layers", ()))
+    for init in ("skip", "uniform"):
+        named = spec.model_copy(update={"init": init})
+        if begun and spec.init is None and student_layers(named, teacher.layers, teacher.stages) == begun:
+            return named
+    return spec
 
 
 def _full_size(folder: Path) -> int:

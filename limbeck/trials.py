@@ -168,8 +168,8 @@ def _own(run: Run, job: Prepared) -> Method:
     nothing in its place goes on as it is."""
     method = run.config.method
     taken: str = run.facts.get("provenance", {}).get("method", method.type)
-    begun = run.store.has("distilling-training") and taken == method.type
-    return method if begun else method.for_task(job.task)
+    begun = run.store.has("distilling-training") or run.store.has("distilling")
+    return method if begun and taken == method.type else method.for_task(job.task)
 
 
 def _length(run: Run, job: Prepared, share: float) -> _Length:

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from limbeck import preflight, shapes
+from limbeck.callbacks import Stage
 from limbeck.config import DistillConfig
 from limbeck.engine import DistillResult, distill
 from limbeck.errors import Interrupted
@@ -16,6 +17,17 @@ from limbeck.methods.auto import Auto
 from tests.limbeck.bench import Recorder
 from tests.limbeck.task_data import write
 from tests.tiny import write_tiny_bert
+
+
+class StopsAt(Recorder):
+    """Stops the run once a stage has begun."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def should_stop(self) -> bool:
+        return self.stage in self.stages
 
 
 class StopsIn(Recorder):
@@ -56,20 +68,25 @@ def assert_same(ours: DistillResult, theirs: DistillResult) -> None:
     assert all(one[name].equal(other[name]) for name in one)
 
 
-@pytest.mark.parametrize("race", [False, True])
-def test_auto_answers_questions_as_kd_does_and_says_so(place: Path, tmp_path: Path, race: bool) -> None:
+def test_auto_answers_questions_as_kd_does_and_says_so(place: Path, tmp_path: Path) -> None:
     """Matching the inside costs a third of the steps, and places are learned no better for it (docs/adr/0013)."""
-    said = Recorder()
-    if race:  # too short for trials: what is taken in auto's place is not raced against itself either
-        result = distill(config(place, {"type": "auto", "race": True}), tmp_path / "auto", callbacks=said)
-    else:
-        with pytest.raises(Interrupted):
-            distill(config(place, "auto"), tmp_path / "auto", callbacks=StopsIn(9))
-        result = distill(config(place, "auto"), tmp_path / "auto", callbacks=said)
+    with pytest.raises(Interrupted):
+        distill(config(place, "auto"), tmp_path / "auto", callbacks=StopsIn(9))
+    result = distill(config(place, "auto"), tmp_path / "auto")
     assert_same(result, distill(config(place, "kd"), tmp_path / "kd"))
     assert (result.scorecard.method, result.scorecard.chosen_method) == ("auto", "kd")
     assert result.provenance["method"] == "kd"
     assert "with the method `auto`, which chose `kd`." in (result.student / "README.md").read_text()
+
+
+def test_what_is_taken_in_its_place_is_not_raced_against_itself(place: Path, tmp_path: Path) -> None:
+    """Two trials of the same method would cost a round, and leave a better one out."""
+    said = Recorder()
+    document = config(place, {"type": "auto", "race": True}).model_dump(mode="json")
+    document["training"] |= {"epochs": 5, "batch_size": 3}
+    distill(DistillConfig.parse(document), tmp_path, callbacks=said)
+    rounds = [set(data["scores"]) for kind, _, data in said.events if kind == "trials.compared"]
+    assert rounds[0] == {"method 'kd'", "method 'theseus'", "method 'none'"}
 
 
 def test_what_is_taken_in_its_place_is_told_once(place: Path, tmp_path: Path) -> None:
@@ -86,17 +103,18 @@ def test_what_is_taken_in_its_place_is_told_once(place: Path, tmp_path: Path) ->
         assert list(preflight.notes(config(place, method), "question_answering", None)) == told
 
 
+@pytest.mark.parametrize("stopped", [StopsIn(20), StopsAt(Stage.EVALUATING)], ids=["training", "evaluating"])
 def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Recorder
 ) -> None:
     """Guards jobs through an upgrade: the earlier version matched the inside for questions too, in a part of its own,
-    and started from other layers. Its student has to end as if nothing had changed."""
+    and started from other layers. Its student has to end as if nothing had changed, and its card to tell of that."""
     with monkeypatch.context() as earlier:
         earlier.setattr(Auto, "for_task", lambda self, task: self)
         earlier.setattr(shapes, "default_start", lambda kept, of: "uniform")
         whole = distill(config(place, "auto"), tmp_path / "whole")
         with pytest.raises(Interrupted):
-            distill(config(place, "auto"), tmp_path / "job", callbacks=(stopped := StopsIn(20)))
+            distill(config(place, "auto"), tmp_path / "job", callbacks=stopped)
         assert any(kind == "epoch.finished" for kind, _, _ in stopped.events)
     result = distill(config(place, "auto"), tmp_path / "job")
     assert_same(result, whole)
