@@ -29,8 +29,12 @@ def write_table(store: Store, page: Path = PAGE) -> None:
 
 def table(store: Store) -> str:
     """A row for each method, and one for the teachers."""
-    shown = {(cell.method, cell.layers): None for cell in cells() if _stands(cell)}
-    rows = [[method, str(layers), *(_found(store, name, method, layers) for name in WIDE)] for method, layers in shown]
+    standing = {cell for cell in cells() if _stands(cell)}
+    shown = dict.fromkeys((cell.method, cell.layers) for cell in cells() if cell in standing)
+    rows = [
+        [method, str(layers), *(_found(store, cell) if cell in standing else "" for cell in _each(method, layers))]
+        for method, layers in shown
+    ]
     teachers = [finished(store, teacher_of(name)) for name in WIDE]
     first = [
         "the teacher",
@@ -47,12 +51,14 @@ def _stands(cell: Cell) -> bool:
     return cell.method not in {*PEERS, *LONG, *UNLABELLED}
 
 
-def _found(store: Store, dataset: str, method: str, layers: int) -> str:
-    cell = Cell(dataset, method, layers, 0)
-    if cell not in cells():
-        return ""
+def _each(method: str, layers: int) -> list[Cell]:
+    return [Cell(name, method, layers, 0) for name in WIDE]
+
+
+def _found(store: Store, cell: Cell) -> str:
     found = finished(store, cell)
     if found is None:
         return "not run" if store.read(cell) is None else "failed"
     over = paired.shown(store, cell, found)
-    return f"{100 * found['student']['value']:.1f}" + (f", {over}" if over else "")
+    value = f"{100 * found['student']['value']:.1f}{store.marks(cell, found)}"
+    return f"{value}, {over}" if over else value

@@ -123,7 +123,7 @@ class Cell:
     @property
     def options(self) -> dict[str, Any]:
         """The method's, all of them: a default that is changed one day makes another cell of it."""
-        return _options("none" if self.is_baseline else self.method if self.method in UNLABELLED else self.plain)
+        return _options("none" if self.is_baseline else self.plain)
 
     @property
     def has_own_baseline(self) -> bool:

@@ -14,7 +14,7 @@ from benchmarks.quality.overview import overview
 from benchmarks.quality.papers import papers
 from benchmarks.quality.seeds import over_seeds
 from benchmarks.quality.side_by_side import side_by_side
-from benchmarks.quality.store import Store, is_of
+from benchmarks.quality.store import Store
 from benchmarks.report import ROOT, markdown_table, replace_part
 
 PAGE = ROOT / "docs" / "results.md"
@@ -108,18 +108,15 @@ def _table(store: Store, chosen: Sequence[Cell]) -> str:
 
 def _row(store: Store, cell: Cell) -> list[str]:
     method = cell.method + (f", seed {cell.seed}" if cell.seed else "")
-    found, state = store.read(cell), store.state(cell)
+    found = store.read(cell)
     if found is None:
         return [method, str(cell.layers), "not run", *[""] * 7]
     if "failure" in found:
         reason = " ".join(found["failure"].split()).replace("|", "\\|")
         return [method, str(cell.layers), f"failed: {reason}", *[""] * 7]
-    teacher = store.read(teacher_of(cell.dataset))
-    marks = "†" * (state == "earlier code")
-    marks += "‡" * (teacher is not None and not is_of(teacher, found["teacher_sha256"]) and cell.method != "self")
     speed = found["speedup"]
     return [
-        method + marks,
+        method + store.marks(cell, found),
         str(cell.layers),
         f"{100 * found['teacher']['value']:.1f}",
         _estimate(found["baseline"]) if found["baseline"] else "",

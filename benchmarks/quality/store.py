@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from benchmarks.quality.grid import Cell, content_key, method_version
+from benchmarks.quality.grid import Cell, content_key, method_version, teacher_of
 from benchmarks.report import RESULTS
 
 FOLDER = RESULTS / "quality"
@@ -61,6 +61,13 @@ class Store:
             "method_version": method_version(cell.method),
         }
         self._put(cell, {**head, **found})
+
+    def marks(self, cell: Cell, found: dict[str, Any]) -> str:
+        """What a page puts behind a student's figures: † of an earlier version's code, ‡ of another teacher than the
+        one on record."""
+        teacher = self.read(teacher_of(cell.dataset))
+        other = teacher is not None and not is_of(teacher, found["teacher_sha256"]) and cell.method != "self"
+        return "†" * (self.state(cell) == "earlier code") + "‡" * other
 
     def write_teacher(self, cell: Cell, data: str, found: dict[str, Any]) -> None:
         """Record a teacher, or, where the one on record gives the very same answers, that this one is alike."""

@@ -235,6 +235,9 @@ def test_methods_md_has_a_row_for_each_method(store: Store, tmp_path: Path) -> N
     assert "| kd | 3 | not run | 82.0, +2.0 (+" in text
     assert "| none | 3 | not run | 80.0 | not run |" in text
     assert "| patient | 3 | not run | failed | not run |" in text
+    store.write(KD, HASH, student(8, 0) | {"teacher_sha256": "another"})
+    by_method.write_table(store, page)
+    assert "| kd | 3 | not run | 82.0‡, +2.0 (+" in page.read_text()
     assert "| self | 6 | not run | not run | not run |" in text
     assert "| textbrewer" not in text
     assert "-long" not in text
