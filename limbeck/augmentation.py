@@ -19,9 +19,9 @@ from pydantic import Field
 from limbeck.errors import Problem
 from limbeck.spec import Spec
 
-#: Tasks whose label is of a text as a whole, so that it still fits when words are replaced or sentences change places;
-#: those of several labels and of numbers are left out until copies carry such labels.
-WHOLE_TEXT = ("sequence_classification",)
+#: Tasks whose label is of a text, or a pair, as a whole, so that it still fits when words are replaced or sentences
+#: change places.
+WHOLE_TEXT = ("sequence_classification", "multi_label", "regression")
 
 
 class BaseAugmentation(Spec, ABC):
@@ -32,6 +32,11 @@ class BaseAugmentation(Spec, ABC):
     tasks: ClassVar[tuple[str, ...]] = WHOLE_TEXT
 
     type: Any
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its texts have labels; the student learns the teacher's answers alone to those that have none."""
+        return True
 
     def problems(self, *, at: str, task: str, labels_alone: bool, method: str) -> Iterator[Problem]:
         """What forbids this augmentation for such a task and method.
@@ -45,6 +50,12 @@ class BaseAugmentation(Spec, ABC):
                 at,
                 f"found {self.type!r}, whose texts would not fit the labels of {task!r}; allowed for "
                 f"{', '.join(self.tasks)}",
+            )
+        if labels_alone and not self.has_labels:
+            yield Problem(
+                at,
+                f"found {self.type!r}, whose texts have no label; the method {method!r} with these options learns, in "
+                "one part at least, from labels alone",
             )
 
 
@@ -64,7 +75,7 @@ class MaskReplace(BaseAugmentation):
 
     Jiao et al. 2020 (TinyBERT, arXiv:1909.10351), whose 20 copies cost 20 times the steps of an epoch. Words are those
     of a single token, in Chinese and Japanese all of its tokens. A neighbour may be the opposite: the teacher's answers
-    know that, the copied label does not.
+    know that, the copied label does not (``keep_labels``).
     """
 
     type: Literal["mask_replace"] = "mask_replace"
@@ -74,3 +85,10 @@ class MaskReplace(BaseAugmentation):
     """Chance of a word to be replaced."""
     candidates: int = Field(default=15, ge=1, le=200)
     """So many words share the chance to take its place."""
+    keep_labels: bool = True
+    """Whether a copy has its text's label. Where it has none the student learns the teacher's answer to it alone, and
+    the baseline, which has no teacher, takes as many steps over the other texts."""
+
+    @property
+    def has_labels(self) -> bool:
+        return self.keep_labels

@@ -165,7 +165,7 @@ class Encoded:
 
     @classmethod
     def join(cls, parts: Sequence[Encoded]) -> Encoded:
-        """The examples of all parts, in order; several parts only where every example is one row with one label."""
+        """The examples of all parts, in order; several only where an example is one row with a label of its own."""
         if len(parts) == 1:
             return parts[0]
         segments = None

@@ -21,6 +21,7 @@ from limbeck.students import read_config
 if TYPE_CHECKING:
     from limbeck.data import Corpus, Split
     from limbeck.run import Run
+    from limbeck.tasks.base import Task
 
 #: Behind a mark that ends a sentence: at once in Chinese and Japanese, where a space follows elsewhere (3.14 is whole).
 _BORDER = re.compile(r"(?<=[。！？；])(?![。！？；”’」』）])|(?<=[.!?;])\s+|(?<=[.!?;][\"')\]])\s+|\s*\n\s*")
@@ -30,7 +31,7 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class Enlarged:
-    """A training split: the data set's own examples, their copies, and texts without labels, in this order."""
+    """A training split: the data set's own examples, their copies with labels, and what has none, in this order."""
 
     train: Encoded
     originals: int
@@ -42,7 +43,13 @@ class Enlarged:
 
 
 def enlarge(
-    run: Run, corpus: Corpus, whole: Mapping[str, Encoded], teacher: Path, tokenizer: Any, given: Mapping[str, Path]
+    run: Run,
+    corpus: Corpus,
+    task: Task,
+    whole: Mapping[str, Encoded],
+    teacher: Path,
+    tokenizer: Any,
+    given: Mapping[str, Path],
 ) -> Enlarged:
     """Add what the configuration asks for to the encoded training split.
 
@@ -60,10 +67,11 @@ def enlarge(
     wanted = list(enumerate(run.config.training.augmentation))
     copies, extra, counts, left_out = [own], list[Encoded](), dict[str, int](), 0
     sources: dict[str, dict[str, str | None]] = {}
-    for index, spec in sorted(wanted, key=lambda one: isinstance(one[1], Unlabelled)):
+    for index, spec in sorted(wanted, key=lambda one: not one[1].has_labels):
         seed = [run.config.training.seed, index]
         if isinstance(spec, SentenceShuffle):
-            found = encode(tokenizer, shuffled(corpus.train, spec, seed), run.config.training.max_length, run.poll)
+            copied = shuffled(corpus.train, spec, seed)
+            found = task.encode(tokenizer, copied, corpus.labels, run.config.training.max_length, run.poll)
         elif isinstance(spec, MaskReplace):
             found = _replaced(spec, seed, own, run, corpus, teacher, tokenizer)
         else:
@@ -71,9 +79,12 @@ def enlarge(
             found, sources[at] = _unlabelled(spec, f"/{at}", run, corpus, tokenizer, given)
             found = _without(found, set(_keys(own)))
         kept = _without(found, held_out)
+        if not spec.has_labels:
+            # Of the shape of the others' labels; nobody reads them (``Collator.labelled``).
+            kept = replace(kept, labels=np.full((len(kept), *own.labels.shape[1:]), -1, dtype=own.labels.dtype))
         left_out += len(found) - len(kept)
         counts[spec.type] = counts.get(spec.type, 0) + len(kept)
-        (extra if isinstance(spec, Unlabelled) else copies).append(kept)
+        (copies if spec.has_labels else extra).append(kept)
     labelled = sum(map(len, copies))
     return Enlarged(Encoded.join([*copies, *extra]), len(own), labelled, left_out, counts, sources)
 

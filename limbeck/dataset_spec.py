@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from limbeck.augmentation import BaseAugmentation
-from limbeck.errors import Problem
 from limbeck.source_names import BUILTIN_DATASETS, BUILTIN_TEXTS, require_hub, source_name
 from limbeck.spec import Spec, is_stored
 
@@ -97,8 +95,6 @@ class Unlabelled(BaseAugmentation):
     without them; its epochs are more by as much, the last one cut off, so that it takes the same number of steps.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("sequence_classification",)
-
     type: Literal["unlabelled"] = "unlabelled"
     source: str
     """As a data set's: a hub name, ``builtin:stdlib-docstrings``, ``dataset:ds_…``, or (library only)
@@ -127,11 +123,6 @@ class Unlabelled(BaseAugmentation):
             raise ValueError(f"{name} cannot be chosen of {self.source!r}, which has its own: leave it out")
         return self
 
-    def problems(self, *, at: str, task: str, labels_alone: bool, method: str) -> Iterator[Problem]:
-        yield from super().problems(at=at, task=task, labels_alone=labels_alone, method=method)
-        if labels_alone:
-            yield Problem(
-                at,
-                f"found 'unlabelled'; the method {method!r} with these options learns, in one part at least, "
-                "from labels alone, which these texts have none of",
-            )
+    @property
+    def has_labels(self) -> bool:
+        return False

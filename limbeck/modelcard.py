@@ -97,7 +97,7 @@ def _more(card: Scorecard, is_student: bool) -> str:
     """What augmentation added."""
     parts = [f"{card.dataset.copies:,} altered copies of them"] if card.dataset.copies else []
     if card.dataset.unlabelled and is_student:
-        parts.append(f"{card.dataset.unlabelled:,} other texts, to which the teacher alone gave the answers")
+        parts.append(f"{card.dataset.unlabelled:,} texts without a label, to which the teacher alone gave the answers")
     return "".join(f", and {part}" for part in parts)
 
 

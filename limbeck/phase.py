@@ -54,6 +54,11 @@ class Phase:
             raise ValueError(f"step {self.cut} is not in epoch {self.epochs} of {self.steps_per_epoch} steps each")
 
     @property
+    def with_labels(self) -> Encoded:
+        """The training examples that have a label."""
+        return self.train if self.labelled is None else self.train.take(np.arange(self.labelled))
+
+    @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch if self.cut is None else self.cut
 

@@ -297,7 +297,7 @@ def _begin_head(run: Run, job: Prepared, student: PreTrainedModel) -> None:
     if job.student.new_head or (job.student.options.source is None and renewed):
         recurrent = job.student.options.recurrent
         name = "classifier" if recurrent else job.task.output_layer(student.config.model_type)
-        job.task.begin_head(student.get_submodule(name), job.train)
+        job.task.begin_head(student.get_submodule(name), job.own)
 
 
 def _weighting(run: Run, name: str) -> SampleWeighting | None:

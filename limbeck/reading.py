@@ -101,7 +101,7 @@ def _read_texts(
     other = None if source is None else other_tokenizer(run.config, tokenizer, source, corpus, task)
     whole = reader.splits(tokenizer)
     card, cut = card_of(corpus, task, whole["test"]), float(np.mean(whole["train"].lengths >= reader.length))
-    enlarged = copies.enlarge(run, corpus, whole, teachers[0].path, tokenizer, given)
+    enlarged = copies.enlarge(run, corpus, task, whole, teachers[0].path, tokenizer, given)
     whole["train"] = enlarged.train
     sharing = [one.facts for one in teachers if further.get(one.pointer) is None]
     vocabulary = _shared(run, task, whole, tokenizer, teachers[0].path, [one for one in (*sharing, about) if one])

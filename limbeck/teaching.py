@@ -83,7 +83,7 @@ def ready_teacher(run: Run, job: Prepared, name: str = "teacher") -> Weights:
         )
     if not job.keep_head:
         layer = model.get_submodule(job.task.output_layer(job.blueprint.config.model_type))
-        job.task.begin_head(layer, job.train)
+        job.task.begin_head(layer, job.own)
     fitted = train(_teacher_phase(run, job, name, job.finetune, model), run) if job.finetune else None
     if fitted is not None:
         model, score, epoch = fitted.model, fitted.score, fitted.epoch

@@ -74,14 +74,15 @@ class Training(Spec):
 
     @model_validator(mode="after")
     def _labels_where_needed(self) -> Training:
-        if not any(one.type == "unlabelled" for one in self.augmentation):
+        without = [one.type for one in self.augmentation if not one.has_labels]
+        if not without:
             return self
         weighting = self.sample_weighting
         found = [f"loss {self.loss.type!r}"] if self.loss.needs_labels else []
         found += [f"sample_weighting {weighting.type!r}"] if weighting is not None and weighting.needs_labels else []
         if found:
             raise ValueError(
-                f"augmentation 'unlabelled' brings texts without labels, which {' and '.join(found)} would need"
+                f"augmentation {without[0]!r} brings texts without labels, which {' and '.join(found)} would need"
             )
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.quality import paired
-from benchmarks.quality.grid import LONG, PEERS, UNLABELLED, WIDE, Cell, cells, teacher_of
+from benchmarks.quality.grid import LONG, PEERS, REPLACED, UNLABELLED, WIDE, Cell, cells, teacher_of
 from benchmarks.quality.seeds import finished
 from benchmarks.quality.store import Store
 from benchmarks.report import ROOT, markdown_table, replace_part
@@ -48,7 +48,7 @@ def _stands(cell: Cell) -> bool:
     """Whether it is of a size and length that its method is compared at, and no baseline of another start."""
     if cell.dataset not in WIDE or cell.seed or cell.is_teacher or cell.layers == 2:
         return False
-    return cell.method not in {*PEERS, *LONG, *UNLABELLED}
+    return cell.method not in {*PEERS, *LONG, *REPLACED, *UNLABELLED}
 
 
 def _each(method: str, layers: int) -> list[Cell]:

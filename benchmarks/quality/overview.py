@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 
 from benchmarks.quality.datasets import DATASETS
-from benchmarks.quality.grid import LONG, UNLABELLED, WIDE, Cell, cells, teacher_of
+from benchmarks.quality.grid import LONG, REPLACED, UNLABELLED, WIDE, Cell, cells, teacher_of
 from benchmarks.quality.seeds import finished, pairs, seeds_of
 from benchmarks.quality.store import Store
 from benchmarks.report import markdown_table
@@ -88,5 +88,5 @@ def _best(store: Store, dataset: str, layers: int) -> str:
 
 def _counts(cell: Cell, dataset: str, layers: int) -> bool:
     """Whether it is a student of ours that was trained for as long as the others."""
-    other = cell.is_teacher or cell.is_peer or cell.method in UNLABELLED or cell.method in LONG
+    other = cell.is_teacher or cell.is_peer or cell.method in {*UNLABELLED, *REPLACED, *LONG}
     return not other and (cell.dataset, cell.layers) == (dataset, layers)

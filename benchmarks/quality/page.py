@@ -43,10 +43,12 @@ _INTRO = (
     "`none-uniform` and `none-skip` start from the teacher's first layers, from evenly spread ones (1, 3 and 5) and "
     "from every n-th (0, 2 and 4), the others as their methods do by default. `kd-uniform` is `kd` from layers 1, 3 "
     "and 5, `kd-soft` that at T = 4 with a tenth of the weight on the labels, `kd-t1` the same at T = 1, and "
-    "`kd-unlabelled` is otherwise as `kd-soft`. `theseus-long` and its baseline have 15 epochs. Every cell of a "
-    "data set shares one teacher. † marks figures of an earlier version of the method's code, ‡ a teacher "
-    "other than the recorded one (one that was fine-tuned again, on another machine, and answers every reported "
-    "example alike counts as the same)."
+    "`kd-unlabelled` is otherwise as `kd-soft`. What ends in `-ten` has ten epochs, in `-long` 15, as its "
+    "baseline has; in `-replaced` as many steps as ten epochs have, over each text and four copies with other words, "
+    "to which the teacher alone gives the answers (`mask_replace` without `keep_labels`), beside ten epochs of "
+    "fine-tuning alone. Every cell of a data set shares one teacher. † marks figures of an earlier version of the "
+    "method's code, ‡ a teacher other than the recorded one (one that was fine-tuned again, on another machine, and "
+    "answers every reported example alike, numbers to a ten-thousandth of their range, counts as the same)."
 )
 
 _ABOUT_TAKEN = (

@@ -27,6 +27,7 @@ from limbeck.mask_replace import by_neighbours, filler, makes, replaceable, repl
 from limbeck.preparation import prepare
 from limbeck.reading import read_data
 from limbeck.run import Run
+from limbeck.tasks.sequence_classification import SequenceClassification
 from limbeck.teachers import find_teachers
 from tests.limbeck.bench import Recorder
 from tests.tiny import docstrings, vocabulary, write_tiny_bert, write_tiny_dataset
@@ -195,7 +196,8 @@ def test_no_copy_is_a_held_out_text(place: Path, tmp_path: Path) -> None:
     corpus = load(config.dataset, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(place / "teacher")
     whole = {name: encode(tokenizer, getattr(corpus, name), 32) for name in ("train", "validation", "test")}
-    found = enlarge(Run(config, tmp_path / "run", Callbacks(), 60), corpus, whole, place / "teacher", tokenizer, {})
+    run = Run(config, tmp_path / "run", Callbacks(), 60)
+    found = enlarge(run, corpus, SequenceClassification(), whole, place / "teacher", tokenizer, {})
     assert (found.held_out, len(found.train), found.counts) == (16, 16, {"sentence_shuffle": 0})
 
 
@@ -289,9 +291,9 @@ def test_the_student_learns_from_all_of_it_and_the_rest_from_what_they_can_use(p
     assert pyarrow.parquet.read_table(result.hard_samples[0]).num_rows == 96 + 24
     card = (result.student / "README.md").read_text(encoding="utf-8")
     assert "96 altered copies" in card
-    assert "48 other texts" in card
+    assert "48 texts without a label" in card
     assert result.baseline is not None
-    assert "other texts" not in (result.baseline / "README.md").read_text(encoding="utf-8")
+    assert "without a label" not in (result.baseline / "README.md").read_text(encoding="utf-8")
 
 
 def test_one_augmentation_needs_no_list() -> None:
