@@ -114,7 +114,8 @@ CLAIMS = (
         61.07,
         None,
         _cells("self", _SST2, _MRPC, _BANKING, layers=6),
-        "a teacher of 60 % there leaves more to gain",
+        "a teacher of 60 % there leaves more to gain; MRPC's was fine-tuned at half of the student's learning rate, "
+        "and six layers that are not held to it come further",
     ),
     Claim(
         "noise",

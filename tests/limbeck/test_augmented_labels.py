@@ -13,7 +13,7 @@ import pytest
 from limbeck.augmentation import SentenceShuffle
 from limbeck.callbacks import Callbacks
 from limbeck.checkpoint import CheckpointStore
-from limbeck.config import DistillConfig, Training
+from limbeck.config import Training
 from limbeck.copies import shuffled
 from limbeck.data import load
 from limbeck.engine import distill
@@ -24,6 +24,7 @@ from limbeck.tasks.regression import Regression
 from limbeck.teachers import find_teachers
 from tests.limbeck import task_data
 from tests.limbeck.bench import Recorder
+from tests.limbeck.test_augmentation import job
 from tests.tiny import docstrings, write_tiny_bert, write_tiny_dataset
 
 
@@ -33,18 +34,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_bert(folder / "teacher")
     write_tiny_dataset(folder / "data", rows=96)
     return folder
-
-
-def job(place: Path, augmentation: Any, **changes: Any) -> DistillConfig:
-    document: dict[str, Any] = {
-        "teacher": {"source": f"path:{place / 'teacher'}", "finetune": {"epochs": 2, "learning_rate": 3e-3}},
-        "dataset": f"path:{place / 'data'}",
-        "student": [1, 3],
-        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32},
-        "export": [],
-    }
-    document["training"]["augmentation"] = augmentation
-    return DistillConfig.parse({**document, **changes})
 
 
 def all_kinds(tmp_path: Path, task: str) -> list[dict[str, Any]]:
