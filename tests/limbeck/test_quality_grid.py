@@ -353,6 +353,22 @@ def test_our_students_stand_beside_theirs(tmp_path: Path) -> None:
     assert "| textbrewer-kd | 3 |" not in generated(store)
 
 
+def test_what_each_seed_leaves_open_all_of_them_may_not(tmp_path: Path) -> None:
+    """Guards against "reached" three times over a student that is a point under with each of three seeds."""
+    store, truth = Store(tmp_path), [0, 1] * 50
+    for seed, ours in enumerate((0.78, 0.79, 0.77)):
+        for method, value in (("kd", ours), ("auto", 0.8 - (seed - 1) / 50), ("textbrewer-kd", ours + 0.01)):
+            wrong = round(100 * (1 - value))
+            answers = packed([1 - one for one in truth[:wrong]] + truth[wrong:])
+            found = result(value, predictions=answers, truth=packed(truth))
+            store.write(Cell("sst2", method, 3, seed), HASH, found)
+    text = side_by_side(store)
+    assert "| sst2 | 2 | textbrewer-kd | 78.0 | kd | 77.0 | -1.0 (-3.0 to +0.0) | yes |" in text
+    assert "| sst2 | all 3 | textbrewer-kd | 79.0 | kd | 78.0 | -1.0 ± 0.0 | **no** |" in text
+    # By hand: 3, 0 and 0 above, mean 1 and 4.303 · 1.732 / 1.732 on either side.
+    assert "| sst2 | all 3 | textbrewer-kd | 79.0 | auto | 80.0 | +1.0 ± 4.3 | yes |" in text
+
+
 def test_a_cell_of_more_epochs_is_held_against_a_baseline_of_as_many() -> None:
     """Guards against a recipe of 15 epochs that is praised for being longer than its baseline's three."""
     long = Cell("mrpc", "theseus-long", 3, 0)
