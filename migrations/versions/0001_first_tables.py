@@ -15,6 +15,13 @@ JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
 
 def upgrade() -> None:
+    _datasets()
+    _jobs()
+    _what_jobs_tell()
+    _models()
+
+
+def _datasets() -> None:
     op.create_table(
         "datasets",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -26,6 +33,9 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
     )
+
+
+def _jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -63,6 +73,10 @@ def upgrade() -> None:
     op.create_index("ix_jobs_claim", "jobs", ["status", "priority", "created_at"])
     op.create_index("ix_jobs_created", "jobs", ["created_at", "id"])
     op.create_index("ix_jobs_owner_status", "jobs", ["owner", "status"])
+
+
+def _what_jobs_tell() -> None:
+    """Their attempts, events, log and metrics."""
     op.create_table(
         "attempts",
         sa.Column("job_id", sa.String(length=64), nullable=False),
@@ -113,6 +127,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_metric_points_job_id_jobs"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "series", "step", name=op.f("pk_metric_points")),
     )
+
+
+def _models() -> None:
     op.create_table(
         "models",
         sa.Column("id", sa.String(length=64), nullable=False),
