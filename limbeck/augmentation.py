@@ -2,8 +2,8 @@
 
 (The third, ``unlabelled``, names another source of texts and stands in ``limbeck/dataset_spec.py``.) Copies are made
 once, while a job prepares, by the training seed, so that the teacher's kept answers serve every epoch. They carry the
-label of the text that they are made from, come from the training split alone, and none that is a held-out text stays
-in.
+label of the text that they are made from, or none, come from the training split alone, and none that is a held-out text
+stays in.
 
 Imports no torch: the API process reads these options.
 """

@@ -205,7 +205,7 @@ def _build(phase: Phase, index: int, part: Part, models: Models, criterion: Crit
 
 
 def _criterion(phase: Phase, part: Part, run: Run) -> Criterion:
-    teacher, unit = phase.panel or phase.models.teacher, phase.task.loss_unit(phase.with_labels)
+    teacher, unit = phase.panel or phase.models.teacher, phase.task.loss_unit(phase.labels)
     return Criterion(phase.task, phase.loss, _weighting(phase, part), phase.ensemble, run.ranks, teacher, unit)
 
 

@@ -27,7 +27,7 @@ def adamw(objective: Objective, phase: Phase, position: Position) -> torch.optim
     """
     learned, student = trainable(objective.module), objective.student
     table = student.get_input_embeddings().weight if has_words(student) else None
-    spread = math.sqrt(phase.task.loss_unit(phase.with_labels)) if position.scaled else 1.0
+    spread = math.sqrt(phase.task.loss_unit(phase.labels)) if position.scaled else 1.0
     head = _head(objective, phase) if spread != 1 else []
     of_head = {id(p) for p in head}
     rest = [p for p in learned if id(p) not in of_head]

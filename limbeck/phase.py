@@ -6,9 +6,10 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.batches import Encoded
@@ -54,9 +55,9 @@ class Phase:
             raise ValueError(f"step {self.cut} is not in epoch {self.epochs} of {self.steps_per_epoch} steps each")
 
     @property
-    def with_labels(self) -> Encoded:
-        """The training examples that have a label."""
-        return self.train if self.labelled is None else self.train.take(np.arange(self.labelled))
+    def labels(self) -> NDArray[Any]:
+        """Those of the training examples that have one, as ``train.labels``."""
+        return self.train.labels[: self.labelled]
 
     @property
     def steps(self) -> int:

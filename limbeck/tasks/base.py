@@ -98,7 +98,7 @@ class Task(Spec, ABC):
     def begin_head(self, layer: Any, train: Encoded) -> None:
         """Set a new head's last linear layer, which is random, to where training should start."""
 
-    def loss_unit(self, train: Encoded) -> float:
+    def loss_unit(self, labels: NDArray[Any]) -> float:
         """What both losses are divided by, so that no weight beside other losses hangs on the labels' unit."""
         return 1.0
 

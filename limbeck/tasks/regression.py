@@ -51,8 +51,8 @@ class Regression(Task):
             layer.weight.mul_(float(train.labels.std()))
             layer.bias.fill_(float(train.labels.mean()))
 
-    def loss_unit(self, train: Encoded) -> float:
-        return float(train.labels.var(dtype="float64")) or 1.0  # labels that are all the same have no spread
+    def loss_unit(self, labels: NDArray[Any]) -> float:
+        return float(labels.var(dtype="float64")) or 1.0  # labels that are all the same have no spread
 
     def encode(
         self, tokenizer: Any, split: Split, labels: Sequence[str], max_length: int, poll: Callable[[], None]

@@ -79,7 +79,7 @@ def test_a_number_that_nobody_knows_counts_for_nothing(
         plain = getattr(Regression, name)
 
         def spied(task: Regression, *given: Any, plain: Any = plain, lowest: set[float] = lowest) -> Any:
-            lowest.add(float(given[-1].labels.min()))
+            lowest.add(float(getattr(given[-1], "labels", given[-1]).min()))
             return plain(task, *given)
 
         monkeypatch.setattr(Regression, name, spied)
